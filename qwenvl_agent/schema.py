@@ -1,0 +1,281 @@
+"""The one schema: what a tool, a turn, a step and an episode are. Frozen and torch-free.
+
+Every source (recorded files, chat files, environments, people) becomes these classes at the door; nothing behind the
+door knows where data came from. The door is the constructor: it normalises text to Unicode NFC (the tokenizer does so
+anyway), escapes the spellings of control tokens in text that the model reads (`clean`), and refuses them in text that
+the model is to write (`check_written`), because there an escaped spelling would be taught.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Every added token of the Qwen3-VL tokenizer is spelled one of these two ways; the second kind is not "special", so
+# split_special_tokens would not protect against it.
+CONTROL_SPELLING = re.compile(r"<(?=\|[A-Za-z0-9_]+\|>|/?(?:tool_call|tool_response|tools|think)>)")
+# A line that starts like this is structure in the plain and hybrid formats.
+MARKER_LINE = re.compile(r"(?m)^[ \t]*(?:Thought|Action):")
+TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+
+
+def clean(text: str) -> str:
+    """NFC, with a backslash after the `<` of every control token's spelling: `<|im_end|>` reads `<\\|im_end|>`.
+
+    Idempotent: what was escaped no longer matches.
+    """
+    return CONTROL_SPELLING.sub(r"<\\", unicodedata.normalize("NFC", text))
+
+
+def clean_json(value: object) -> object:
+    """`clean` applied to every string in a JSON value, keys included."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {clean(str(key)): clean_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean_json(item) for item in value]
+    return value
+
+
+def check_written(text: str, what: str) -> str:
+    """NFC text that the model is taught to write; ValueError if it holds a control token's spelling."""
+    text = unicodedata.normalize("NFC", text)
+    found = CONTROL_SPELLING.search(text)
+    if found:
+        spelling = text[found.start() : text.index(">", found.start()) + 1]
+        raise ValueError(
+            f"{what} holds the control token {spelling!r}: trained on, it would break the turn's structure; "
+            "remove it from the data"
+        )
+    return text
+
+
+def check_written_json(value: object, what: str) -> object:
+    """`check_written` applied to every string in a JSON value; ValueError for what JSON cannot hold."""
+    if isinstance(value, str):
+        return check_written(value, what)
+    if isinstance(value, Mapping):
+        return {check_written(key, what): check_written_json(item, f"{what}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [check_written_json(item, f"{what}[{i}]") for i, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float) and value == value and abs(value) != float("inf"):
+        return value
+    raise ValueError(f"{what} is {value!r}: JSON has no such value, so no format could write it; use a finite number")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the agent may call; `parameters` is a JSON schema of type object."""
+
+    name: str
+    description: str
+    parameters: dict
+
+    def to_json(self) -> dict:
+        """The form that chat templates take as one entry of `tools`."""
+        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call; `arguments` is always an object, never a JSON string (templates would print that verbatim)."""
+
+    name: str
+    arguments: dict
+
+    def __post_init__(self):
+        if not TOOL_NAME.fullmatch(self.name):
+            raise ValueError(f"tool name {self.name!r} cannot be written as a call; use letters, digits, '_', '-', '.'")
+        if not isinstance(self.arguments, Mapping):
+            raise ValueError(
+                f"arguments of {self.name} are {self.arguments!r}, not an object: no schema could check them; "
+                'give {"argument": value}'
+            )
+        for key in self.arguments:
+            if not isinstance(key, str) or not TOOL_NAME.fullmatch(key):
+                raise ValueError(f"argument name {key!r} of {self.name} cannot be written as name=value; rename it")
+        object.__setattr__(self, "arguments", check_written_json(self.arguments, f"{self.name} arguments"))
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What the world answered to one call; read by the model, so it is cleaned."""
+
+    name: str
+    content: dict
+
+    def __post_init__(self):
+        object.__setattr__(self, "content", clean_json(self.content))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the assistant says in one step: a thought and calls, or free text that is taken as it stands.
+
+    A turn has either at least one call (and then perhaps a thought) or `text`; a thought that leads to nothing is
+    text. A parser that found neither gives `Turn()`, which environments answer with no_tool_call.
+    """
+
+    thought: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    text: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "tool_calls", tuple(self.tool_calls))
+        object.__setattr__(self, "thought", check_written(self.thought, "thought").strip())
+        object.__setattr__(self, "text", check_written(self.text, "assistant text").strip())
+        marker = MARKER_LINE.search(self.thought)
+        if marker:
+            raise ValueError(
+                f"thought has a line that starts with {marker.group().strip()!r}: plain and hybrid turns could not "
+                "be read back; reword the line"
+            )
+        if self.text and (self.thought or self.tool_calls):
+            raise ValueError("a turn is either free text or thought and calls: put the words into the thought")
+        if self.thought and not self.tool_calls:
+            raise ValueError(f"thought {self.thought!r} has no call after it: give it as the turn's text")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture whose size is known before its pixels are: a file, or an image in memory."""
+
+    width: int
+    height: int
+    path: str = ""
+    image: "Image.Image | None" = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def from_image(cls, image: "Image.Image") -> "Picture":
+        return cls(image.width, image.height, image=image)
+
+    def open(self) -> "Image.Image":
+        """RGB image of exactly (width, height); ValueError if the file has another size than was recorded."""
+        if self.image is not None:
+            return self.image.convert("RGB")
+        from PIL import Image
+
+        with Image.open(self.path) as image:
+            if image.size != (self.width, self.height):
+                raise ValueError(
+                    f"{self.path} is {image.size}, recorded as {(self.width, self.height)}: token counts would be "
+                    "wrong; read the dataset again"
+                )
+            return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the agent sees in one step: pictures first, then text."""
+
+    text: str
+    pictures: tuple[Picture, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "text", clean(self.text))
+        object.__setattr__(self, "pictures", tuple(self.pictures))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One observation, the turn taken on it, and the world's result for each call (fewer if the episode ended)."""
+
+    observation: Observation
+    turn: Turn
+    results: tuple[ToolResult, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "results", tuple(self.results))
+        if len(self.results) > max(1, len(self.turn.tool_calls)):
+            raise ValueError(
+                f"{len(self.results)} tool results for {len(self.turn.tool_calls)} calls: "
+                "a result without its call cannot be placed; drop it or add the call"
+            )
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that a decision may rest on: what a policy gets, and what the prompt is built from."""
+
+    system_prompt: str
+    tools: tuple[Tool, ...]
+    history: tuple[Step, ...]
+    observation: Observation
+
+    def __post_init__(self):
+        object.__setattr__(self, "system_prompt", clean(self.system_prompt))
+        object.__setattr__(self, "tools", tuple(self.tools))
+        object.__setattr__(self, "history", tuple(self.history))
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A task's whole run. `source` is `file:line` of its first step, for error messages; `task` is the mission."""
+
+    id: str
+    task: str
+    system_prompt: str
+    tools: tuple[Tool, ...]
+    steps: tuple[Step, ...]
+    source: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "tools", tuple(self.tools))
+        object.__setattr__(self, "steps", tuple(self.steps))
+
+    def request(self, index: int, history_steps: int) -> Request:
+        """The request that step `index` answered, with at most `history_steps` steps before it."""
+        first = max(0, index - history_steps)
+        return Request(self.system_prompt, self.tools, self.steps[first:index], self.steps[index].observation)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a policy returned: the turn, and for a model its raw text and how that was read.
+
+    `error` names why no turn could be read (then `turn` is empty); `repairs` names what had to be mended, in order.
+    """
+
+    turn: Turn
+    text: str = ""
+    error: str = ""
+    repairs: tuple[str, ...] = ()
+
+
+class Policy(Protocol):
+    """Decides for many episodes at once, so that a model can batch; answer i belongs to request i."""
+
+    def act(self, requests: Sequence[Request]) -> list[Answer]: ...
+
+
+class Env(Protocol):
+    """Gymnasium's interface over turns. `info["results"]` holds the last turn's ToolResults."""
+
+    system_prompt: str
+    tools: tuple[Tool, ...]
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Observation, dict]: ...
+
+    def step(self, turn: Turn) -> tuple[Observation, float, bool, bool, dict]: ...
+
+
+def tool_named(tools: Iterable[Tool], name: str) -> Tool | None:
+    """The tool of that name, or None."""
+    return next((tool for tool in tools if tool.name == name), None)
+
+
+def confined_path(root: Path, relative: str) -> Path:
+    """`root / relative`, ValueError if that leaves `root` (by `..`, an absolute path or a link)."""
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise ValueError(f"path {relative!r} leaves the dataset folder {root}: it is not read; copy the file inside")
+    return path
