@@ -239,6 +239,17 @@ class Episode:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One training row: a request and the turn to learn. `source` is `file:line`; `weight` scales its loss."""
+
+    id: str
+    request: Request
+    turn: Turn
+    source: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a policy returned: the turn, and for a model its raw text and how that was read.
 
