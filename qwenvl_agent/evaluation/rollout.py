@@ -1,0 +1,271 @@
+"""Episodes played to records. A record holds all that a metric or a report needs, so both can be redone without a model.
+
+All running episodes act in one policy call, so that a model can batch; a finished episode makes room for the next
+seed. Every started episode gives a record: one that a time limit or a crash of the world ends is a failure with that
+end reason, never a gap.
+
+Besides `results`, a world's info holds mission, targets, found, success, progress and false_declarations; at the end
+end_reason; and where the world knows them optimal_turns, position, and `calls`: for each call of the turn a dict with
+legal, effective and optimal.
+"""
+
+import dataclasses
+import json
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jsonschema
+
+from qwenvl_agent.schema import Answer, Env, Observation, Policy, Request, Step, Tool, ToolCall, Turn, tool_named
+
+
+@dataclass(kw_only=True)
+class CallRecord:
+    """One call of a turn. What the world does not tell is None and stays out of the rates."""
+
+    name: str
+    arguments: dict
+    result: dict | None = None
+    """None: the episode ended before this call."""
+    name_ok: bool = True
+    """The tool exists."""
+    schema_ok: bool = True
+    """The tool exists and its schema allows the arguments."""
+    legal: bool | None = None
+    """The state allows it: no walk into a tree, no declaration of what was not found."""
+    effective: bool | None = None
+    """It changed the state."""
+    optimal: bool | None = None
+    """It is among the best calls in that state."""
+
+
+@dataclass(kw_only=True)
+class StepRecord:
+    """One observation, what the policy wrote, how it was read, and what came of it."""
+
+    picture: str = ""
+    """File name relative to the records' folder; empty if pictures were not kept."""
+    context: str
+    text: str = ""
+    thought: str = ""
+    calls: list[CallRecord] = field(default_factory=list)
+    results: list[dict] = field(default_factory=list)
+    """{name, content} for each result, the answer to a turn without a call included."""
+    expected: list[dict] | None = None
+    """The reference policy's calls on the same observation; None: no reference played along."""
+    error: str = ""
+    repairs: list[str] = field(default_factory=list)
+    position: list[int] | None = None
+    """Before the turn."""
+
+
+@dataclass(kw_only=True)
+class EpisodeRecord:
+    """One mission, from its seed to its end."""
+
+    seed: int
+    mission: str = ""
+    targets: list[str] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)
+    success: bool = False
+    progress: float = 0.0
+    """Share of the targets found."""
+    turns: int = 0
+    optimal_turns: int | None = None
+    false_declarations: int = 0
+    end_reason: str = ""
+    """The world's own (done_ok, done_early, step_cap ...), or parse_abort, time_limit, error."""
+    error: str = ""
+    """The world's traceback if it crashed."""
+    steps: list[StepRecord] = field(default_factory=list)
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "EpisodeRecord":
+        steps = [
+            StepRecord(**{**step, "calls": [CallRecord(**call) for call in step["calls"]]}) for step in values["steps"]
+        ]
+        return cls(**{**values, "steps": steps})
+
+
+def rollout(
+    make_env: Callable[[], Env],
+    policy: Policy,
+    seeds: Sequence[int],
+    *,
+    batch_size: int = 32,
+    history_steps: int = 0,
+    max_parse_errors: int = 3,
+    time_limit_s: float | None = None,
+    reference: Policy | None = None,
+    picture_dir: str | Path | None = None,
+    on_progress: Callable[[EpisodeRecord], None] | None = None,
+) -> list[EpisodeRecord]:
+    """Play one episode per seed, up to `batch_size` at a time; records in the order of `seeds`.
+
+    An answer that could not be read is an empty turn, which the world answers; `max_parse_errors` of them in a row end
+    the episode. After `time_limit_s` no further step begins: running episodes fail, seeds not yet started get no
+    record. `reference` is asked at every step too and its calls are recorded beside the policy's; it never acts.
+    Pictures are kept under `picture_dir`. `on_progress` gets each record as its episode ends.
+    """
+    seed, uses = Counter(seeds).most_common(1)[0] if seeds else (0, 0)
+    if uses > 1:
+        raise ValueError(f"seed {seed} twice: the same world would count as two samples; give each seed once")
+    deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+    waiting, running, records = deque(seeds), [], {}
+
+    def settle() -> None:
+        for episode in [e for e in running if e.record.end_reason]:
+            running.remove(episode)
+            records[episode.record.seed] = episode.record
+            if on_progress:
+                on_progress(episode.record)
+
+    while waiting or running:
+        if deadline is not None and time.monotonic() >= deadline:
+            for episode in running:
+                episode.record.end_reason = "time_limit"
+            settle()
+            break
+        while waiting and len(running) < batch_size:
+            running.append(_RunningEpisode(make_env, waiting.popleft(), history_steps, max_parse_errors, picture_dir))
+        settle()  # a world may crash at reset
+        if running:
+            _play_one_turn(running, policy, reference)
+            settle()
+    return [records[seed] for seed in seeds if seed in records]
+
+
+def write_records(path: str | Path, records: Iterable[EpisodeRecord]) -> None:
+    """One JSON line per episode."""
+    lines = (json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records)
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+def read_records(path: str | Path) -> list[EpisodeRecord]:
+    """The episodes of a records.jsonl; ValueError with file:line for a line that is none."""
+    records = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                records.append(EpisodeRecord.from_json(json.loads(line)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}:{number}: not an episode record ({error}): no metric can rest on it; evaluate again"
+                ) from None
+    return records
+
+
+def check_call(call: ToolCall, tools: Sequence[Tool]) -> tuple[bool, bool]:
+    """(the tool exists, its schema allows the arguments)."""
+    tool = tool_named(tools, call.name)
+    if tool is None:
+        return False, False
+    return True, jsonschema.Draft202012Validator(tool.parameters).is_valid(call.arguments)
+
+
+class _RunningEpisode:
+    """An episode in play: its world, what the policy sees now, and the record as it grows."""
+
+    def __init__(self, make_env, seed: int, history_steps: int, max_parse_errors: int, picture_dir):
+        self.record = EpisodeRecord(seed=seed)
+        self.history: deque[Step] = deque(maxlen=history_steps)
+        self.max_parse_errors = max_parse_errors
+        self.parse_errors_in_a_row = 0
+        self.picture_dir = None if picture_dir is None else Path(picture_dir)
+        try:
+            self.env: Env = make_env()
+            self.observation, info = self.env.reset(seed=seed)
+        except Exception:  # a world's crash is an outcome of that episode, kept in its record
+            self._crash()
+        else:
+            self._read(info)
+
+    def request(self) -> Request:
+        return Request(self.env.system_prompt, self.env.tools, tuple(self.history), self.observation)
+
+    def take(self, answer: Answer, expected: Answer | None) -> None:
+        """Play the answer's turn and record all of it."""
+        step = self._step_record(answer, expected)
+        self.record.steps.append(step)
+        self.record.turns += 1
+        try:
+            observation, _, terminated, truncated, info = self.env.step(answer.turn)
+        except Exception:
+            self._crash()
+            return
+        results = tuple(info["results"])
+        step.results = [{"name": result.name, "content": result.content} for result in results]
+        for call, result in zip(step.calls, results, strict=False):
+            call.result = result.content
+        for call, flags in zip(step.calls, info.get("calls", ()), strict=False):
+            call.legal, call.effective, call.optimal = (flags.get(key) for key in ("legal", "effective", "optimal"))
+        self.history.append(Step(self.observation, answer.turn, results))
+        self.observation = observation
+        self._read(info)
+        self.parse_errors_in_a_row = self.parse_errors_in_a_row + 1 if answer.error else 0
+        if terminated or truncated:
+            self.record.end_reason = info["end_reason"]
+        elif self.parse_errors_in_a_row >= self.max_parse_errors:
+            self.record.end_reason = "parse_abort"
+
+    def _step_record(self, answer: Answer, expected: Answer | None) -> StepRecord:
+        calls = []
+        for call in answer.turn.tool_calls:
+            name_ok, schema_ok = check_call(call, self.env.tools)
+            calls.append(CallRecord(name=call.name, arguments=call.arguments, name_ok=name_ok, schema_ok=schema_ok))
+        return StepRecord(
+            picture=self._keep_picture(self.observation),
+            context=self.observation.text,
+            text=answer.text,
+            thought=answer.turn.thought or answer.turn.text,
+            calls=calls,
+            expected=None if expected is None else calls_json(expected.turn),
+            error=answer.error,
+            repairs=list(answer.repairs),
+            position=self.position,
+        )
+
+    def _read(self, info: dict) -> None:
+        """Copy the state of the mission from the world's info into the record."""
+        record = self.record
+        record.mission = info["mission"]
+        record.targets, record.found = list(info["targets"]), list(info["found"])
+        record.success, record.progress = bool(info["success"]), float(info["progress"])
+        record.false_declarations = info["false_declarations"]
+        record.optimal_turns = info.get("optimal_turns", record.optimal_turns)
+        self.position = list(info["position"]) if "position" in info else None
+
+    def _crash(self) -> None:
+        self.record.end_reason, self.record.success = "error", False
+        self.record.error = traceback.format_exc()
+
+    def _keep_picture(self, observation: Observation) -> str:
+        if self.picture_dir is None or not observation.pictures:
+            return ""
+        self.picture_dir.mkdir(parents=True, exist_ok=True)
+        name = f"seed_{self.record.seed}_turn_{self.record.turns:03d}.png"
+        # 64 colours are enough to judge a drawn world by eye, at a quarter of the size.
+        observation.pictures[-1].open().quantize(64).save(self.picture_dir / name)
+        return f"{self.picture_dir.name}/{name}"
+
+
+def calls_json(turn: Turn) -> list[dict]:
+    """A turn's calls as plain JSON values."""
+    return [{"name": call.name, "arguments": call.arguments} for call in turn.tool_calls]
+
+
+def _play_one_turn(running: list[_RunningEpisode], policy: Policy, reference: Policy | None) -> None:
+    requests = [episode.request() for episode in running]
+    answers = policy.act(requests)
+    expected = [None] * len(requests) if reference is None else reference.act(requests)
+    assert len(answers) == len(requests), f"{len(answers)} answers to {len(requests)} requests"
+    for episode, answer, label in zip(running, answers, expected, strict=True):
+        episode.take(answer, label)
