@@ -1,0 +1,435 @@
+"""Models and processors from a config: `build_model` loads, attaches adapters, and says what trains.
+
+One decision: a model computes in the same precision wherever it is called, because `build_model` binds autocast (and
+no_grad for a frozen vision tower) to the forward functions themselves. Training, held-out loss and generation cannot
+differ by a context that somebody forgot.
+"""
+
+import importlib.util
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qwenvl_agent.config import Config, ModelConfig, VisionConfig, build_config
+from qwenvl_agent.vision import Geometry, num_image_tokens
+
+TINY_DIR = Path(__file__).parent / "assets" / "tiny"
+
+# Sizes of the tiny family: the same classes as the published models, so every code path is the real one.
+PRESETS = {
+    "tiny": {"hidden_size": 192, "num_layers": 4, "num_heads": 6, "vision_hidden_size": 128, "vision_depth": 2},
+    "test": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "vision_hidden_size": 64, "vision_depth": 1},
+}
+# Qwen3-VL's added tokens in the order of their ids, and whether the tokenizer calls them special.
+ADDED_TOKENS = {
+    "<|endoftext|>": True,
+    "<|im_start|>": True,
+    "<|im_end|>": True,
+    "<|object_ref_start|>": True,
+    "<|object_ref_end|>": True,
+    "<|box_start|>": True,
+    "<|box_end|>": True,
+    "<|quad_start|>": True,
+    "<|quad_end|>": True,
+    "<|vision_start|>": True,
+    "<|vision_end|>": True,
+    "<|vision_pad|>": True,
+    "<|image_pad|>": True,
+    "<|video_pad|>": True,
+    "<tool_call>": False,
+    "</tool_call>": False,
+    "<|fim_prefix|>": False,
+    "<|fim_middle|>": False,
+    "<|fim_suffix|>": False,
+    "<|fim_pad|>": False,
+    "<|repo_name|>": False,
+    "<|file_sep|>": False,
+    "<tool_response>": False,
+    "</tool_response>": False,
+    "<think>": False,
+    "</think>": False,
+}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What turns rows into tensors; `geometry` is what the image processor was verified to do."""
+
+    tokenizer: object
+    image_processor: object
+    geometry: Geometry
+    name: str
+
+
+def build_processor(model_cfg: ModelConfig, vision_cfg: VisionConfig) -> Processor:
+    """Tokenizer and image processor with the vision budget set, and proved by probe pictures."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    path = checkpoint_path(model_cfg.path)
+    vision = load_model_config(path).vision_config
+    token_px = vision.patch_size * vision.spatial_merge_size
+    geometry = Geometry(
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        min_pixels=vision_cfg.min_tokens_per_image * token_px**2,
+        max_pixels=vision_cfg.max_tokens_per_image * token_px**2,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    refuse_thinking(path, tokenizer.chat_template)
+    # `min_pixels` and `max_pixels` would be accepted and ignored here: only `size` sets the budget.
+    size = {"shortest_edge": geometry.min_pixels, "longest_edge": geometry.max_pixels}
+    image_processor = AutoImageProcessor.from_pretrained(path, size=size)
+    check_probe_pictures(image_processor, geometry)
+    return Processor(tokenizer, image_processor, geometry, model_cfg.path)
+
+
+def check_probe_pictures(image_processor, geometry: Geometry) -> None:
+    """Assert that pictures below, inside and above the budget take the number of tokens that the planner says."""
+    from PIL import Image
+
+    side = math.isqrt(geometry.max_pixels)
+    for width, height in ((geometry.token_px, geometry.token_px), (side // 2 + 5, side // 2), (side + 99, side + 33)):
+        grid = image_processor(images=[Image.new("RGB", (width, height))], return_tensors="pt")["image_grid_thw"]
+        num_tokens = int(grid.prod()) // geometry.merge_size**2
+        planned = num_image_tokens(height, width, geometry)
+        assert num_tokens == planned, f"{width}x{height} px: image processor {num_tokens} tokens, planner {planned}"
+
+
+def checkpoint_path(path: str) -> str:
+    """`tiny` names the base that the package ships; anything else is transformers' business."""
+    return str(TINY_DIR) if path == "tiny" else path
+
+
+def load_model_config(path: str):
+    """The checkpoint's config; ValueError, before any weight is read, for what is not Qwen3-VL Instruct."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(f"model.path {path!r} cannot be read ({error}); give a hub id or a local folder") from None
+    if config.model_type == "qwen3_vl_moe":
+        raise ValueError(
+            f"model.path {path!r} is a mixture of experts: adapters and memory plans here are for dense layers, its "
+            "experts would not train; use a dense Qwen3-VL Instruct checkpoint"
+        )
+    if config.model_type != "qwen3_vl":
+        raise ValueError(
+            f"model.path {path!r} is of the family {config.model_type!r}: its template, positions and vision tokens "
+            "differ; use a Qwen3-VL Instruct checkpoint"
+        )
+    refuse_thinking(path, None)
+    return config
+
+
+def refuse_thinking(path: str, chat_template: str | None) -> None:
+    if "thinking" in Path(path).name.lower() or "<think>" in (chat_template or ""):
+        raise ValueError(
+            f"model.path {path!r} is a Thinking checkpoint: its template drops the thoughts of earlier turns, so "
+            "training and inference prompts would differ; use the Instruct checkpoint"
+        )
+
+
+def build_model(
+    model_cfg: ModelConfig, device: torch.device | str | None = None, weights_dir: Path | None = None
+) -> nn.Module:
+    """The model that `model_cfg` asks for, on `device`, in eval mode; with `weights_dir`, as `save_weights` left it."""
+    model = load_base(model_cfg, device, weights_dir)
+    if model_cfg.method != "full":
+        model = attach_adapters(model, model_cfg, weights_dir)
+    set_trainable(model, model_cfg)
+    bind_precision(model, model_cfg, device)
+    if model_cfg.gradient_checkpointing:
+        # After the adapters: peft would otherwise make the embeddings' output require gradients, which only the
+        # reentrant kind needs.
+        base_of(model).activation_checkpointing_enable({"use_reentrant": False})
+    check_manifest(model, model_cfg)
+    return model.eval()
+
+
+def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Module:
+    """Stage 1: weights, in 4 bit for qlora; what will train in full is loaded as float32 masters."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    path = checkpoint_path(model_cfg.path)
+    load_model_config(path)
+    is_full = model_cfg.method == "full"
+    options = {"quantization_config": nf4_config(model_cfg)} if model_cfg.method == "qlora" else {}
+    if device is not None:
+        options["device_map"] = {"": torch.device(device)}
+    model = Qwen3VLForConditionalGeneration.from_pretrained(
+        weights_dir if is_full and weights_dir else path,
+        dtype=torch.float32 if is_full else getattr(torch, model_cfg.dtype),
+        attn_implementation=choose_attention(model_cfg.attention, device),
+        **options,
+    )
+    model.model.visual.patch_embed.proj.__class__ = PatchProjection
+    return model
+
+
+def nf4_config(model_cfg: ModelConfig):
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if model_cfg.autocast else getattr(torch, model_cfg.dtype),
+        # The whole prefix: with "visual" alone the tower's blocks come out quantised (transformers 5.23).
+        llm_int8_skip_modules=["model.visual", "lm_head"],
+    )
+
+
+def choose_attention(name: str, device) -> str:
+    """`auto` by device: on a CPU, eager is faster than sdpa, whose backward dominates at our lengths."""
+    if name != "auto":
+        return name
+    if device_type(device) != "cuda":
+        return "eager"
+    return "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
+
+
+def device_type(device) -> str:
+    if device is not None:
+        return torch.device(device).type
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class PatchProjection(nn.Conv3d):
+    """A Conv3d whose stride is its kernel is one matrix product; cuDNN and oneDNN can be 10 times slower at it."""
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+
+
+def attach_adapters(model: nn.Module, model_cfg: ModelConfig, weights_dir: Path | None) -> nn.Module:
+    """Stage 2: LoRA on the language model's projections, float32; from `weights_dir` if given."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if weights_dir:
+        return PeftModel.from_pretrained(model, weights_dir, is_trainable=True)
+    lora = LoraConfig(
+        r=model_cfg.lora_rank,
+        lora_alpha=model_cfg.lora_alpha,
+        lora_dropout=model_cfg.lora_dropout,
+        target_modules=rf"model\.language_model\.layers\.\d+\.\w+\.({'|'.join(model_cfg.lora_targets)})",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora)
+
+
+def set_trainable(model: nn.Module, model_cfg: ModelConfig) -> None:
+    """Stage 3: requires_grad by name; frozen parts of a float32 model go to `model.dtype`."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(should_train(name, model_cfg))
+    if model_cfg.method == "full" and not model_cfg.train_vision:
+        base_of(model).model.visual.to(getattr(torch, model_cfg.dtype))
+
+
+def should_train(name: str, model_cfg: ModelConfig) -> bool:
+    if model_cfg.method != "full":
+        return ".lora_" in name
+    return model_cfg.train_vision or not is_vision(name)
+
+
+def is_vision(name: str) -> bool:
+    return "model.visual." in name
+
+
+def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
+    """Run a frozen vision tower without autograd and, if asked, the whole forward under bfloat16 autocast."""
+    base = base_of(model)
+    if not model_cfg.train_vision:
+        base.model.visual.forward = torch.no_grad()(base.model.visual.forward)
+    if model_cfg.autocast:
+        base.forward = torch.autocast(device_type(device), torch.bfloat16)(base.forward)
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The transformers model inside adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def manifest(model: nn.Module) -> list[dict]:
+    """Name, shape, dtype and trainable of every parameter; a 4-bit weight has its packed shape."""
+    return [
+        {"name": n, "shape": list(p.shape), "dtype": str(p.dtype).removeprefix("torch."), "trainable": p.requires_grad}
+        for n, p in model.named_parameters()
+    ]
+
+
+def check_manifest(model: nn.Module, model_cfg: ModelConfig) -> None:
+    """Assert that the trainable parameters are those asked for, as float32 masters, and the frozen kept their dtype."""
+    packed = [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
+    in_tower = [name for name in packed if is_vision(name)]
+    assert not in_tower, f"4-bit layers in the vision tower: {in_tower[:3]}"
+    assert bool(packed) == (model_cfg.method == "qlora"), f"method {model_cfg.method}, {len(packed)} 4-bit layers"
+    entries = manifest(model)
+    assert any(entry["trainable"] for entry in entries), "nothing is trainable"
+    packed_weights = {f"{name}.weight" for name in packed} | {f"{name}.base_layer.weight" for name in packed}
+    for entry in entries:
+        assert entry["trainable"] == should_train(entry["name"], model_cfg), f"trainable is wrong: {entry}"
+        dtype = "float32" if entry["trainable"] else model_cfg.dtype
+        assert entry["dtype"] == dtype or entry["name"] in packed_weights, f"dtype is not {dtype}: {entry}"
+
+
+def check_gradients(model: nn.Module, should_all_be_nonzero: bool) -> None:
+    """Assert a gradient in every trainable parameter and none in a frozen one.
+
+    At the first step LoRA's A has a gradient of exactly zero, because B is zero; from the second on none should be.
+    """
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, (
+            f"{name}: requires_grad {parameter.requires_grad}, gradient {'present' if parameter.requires_grad else ''}"
+        )
+        if should_all_be_nonzero and parameter.requires_grad:
+            assert parameter.grad.any(), f"{name}: the gradient is zero everywhere, so it does not train"
+
+
+def describe_parameters(model: nn.Module) -> str:
+    """Trainable and total parameters by part, one line; 4-bit weights count as unpacked."""
+    totals: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        part = "vision" if is_vision(name) else "adapters" if ".lora_" in name else "language"
+        shape = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
+        trainable, total = totals.setdefault(part, [0, 0])
+        totals[part] = [trainable + math.prod(shape) * parameter.requires_grad, total + math.prod(shape)]
+    return ", ".join(f"{part} {trainable:,} of {total:,}" for part, (trainable, total) in totals.items())
+
+
+def save_weights(model: nn.Module, directory: Path, state_dict: dict | None = None) -> None:
+    """The adapter, or for full the whole model, as safetensors; `build_model(weights_dir=...)` reads it back."""
+    options = {"save_embedding_layers": False} if hasattr(model, "get_base_model") else {}
+    model.save_pretrained(directory, state_dict=state_dict, **options)
+
+
+def load_run(path: str | Path, device: torch.device | str | None = None) -> tuple[Config, nn.Module, Processor]:
+    """Config, model (eval mode) and processor of a checkpoint, or of a run's `best` (else `last`) one."""
+    directory = find_checkpoint(Path(path))
+    config = build_config(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    processor = build_processor(config.model, config.vision)
+    # Evaluation recomputes nothing, and adapters need no gradient.
+    model = build_model(replace(config.model, gradient_checkpointing=False), device, directory / "model")
+    return config, model.requires_grad_(False), processor
+
+
+def find_checkpoint(path: Path) -> Path:
+    for directory in (path, path / "checkpoints" / "best", path / "checkpoints" / "last"):
+        if (directory / "model").is_dir():
+            return directory
+    raise ValueError(f"{path} holds no checkpoint: there is nothing to load; give runs/NAME of a run that has saved")
+
+
+def build_tiny_config(
+    tokenizer,
+    *,
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    vision_hidden_size: int,
+    vision_depth: int,
+    num_kv_heads: int = 2,
+    merge_size: int = 2,
+    max_grid: int = 32,
+):
+    """Config of a small Qwen3-VL for `tokenizer`: `build_tiny_config(tokenizer, **PRESETS["tiny"])`.
+
+    `max_grid` is the side of the learned grid of vision positions, in patches.
+    """
+    from transformers import Qwen3VLConfig
+
+    head_dim = hidden_size // num_heads
+    section = head_dim // 2 * 20 // 64  # the published 24:20:20 of 64
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
+    return Qwen3VLConfig(
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        tie_word_embeddings=True,
+        text_config={
+            "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
+            "hidden_size": hidden_size,
+            "intermediate_size": hidden_size * 3,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": num_heads,
+            "num_key_value_heads": num_kv_heads,
+            "head_dim": head_dim,
+            "max_position_embeddings": 32768,
+            # No pad_token_id: under ZeRO-3 its row would be initialised in an empty shard.
+            "eos_token_id": tokenizer.eos_token_id,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_interleaved": True,
+                "mrope_section": [head_dim // 2 - 2 * section, section, section],
+            },
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": vision_depth,
+            "hidden_size": vision_hidden_size,
+            "intermediate_size": vision_hidden_size * 4,
+            "num_heads": max(1, vision_hidden_size // 32),
+            "out_hidden_size": hidden_size,
+            "patch_size": 16,
+            "spatial_merge_size": merge_size,
+            "temporal_patch_size": 2,
+            "num_position_embeddings": max_grid**2,
+            "deepstack_visual_indexes": [0],
+        },
+    )
+
+
+def build_tiny_tokenizer(texts: Iterable[str], vocab_size: int, chat_template: str | None = None):
+    """A byte-level BPE tokenizer trained on `texts`, with Qwen3-VL's pre-tokenizer and added tokens."""
+    from tokenizers import AddedToken, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    backend = Qwen2Tokenizer(vocab={}, merges=[]).backend_tokenizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(ADDED_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    trained = json.loads(backend.to_str())["model"]
+    vocab = {token: i for token, i in trained["vocab"].items() if token not in ADDED_TOKENS}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[tuple(pair) for pair in trained["merges"]])
+    tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t, special in ADDED_TOKENS.items()])
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def save_tiny(directory: Path, tokenizer, model: nn.Module) -> None:
+    """Model, tokenizer and image processor as a folder that `from_pretrained` reads like a published one."""
+    from transformers import GenerationConfig, Qwen2VLImageProcessor
+
+    vision = model.config.vision_config
+    model.generation_config = GenerationConfig(
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    Qwen2VLImageProcessor(
+        size={"shortest_edge": 65536, "longest_edge": 16777216},
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(directory)
+
+
+def build_tiny_model(tokenizer, preset: str, seed: int = 0, **sizes) -> nn.Module:
+    """A randomly initialised member of the tiny family, float32."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Qwen3VLForConditionalGeneration(build_tiny_config(tokenizer, **(PRESETS[preset] | sizes)))

@@ -1,0 +1,69 @@
+"""The loss: a mean over the weighted supervised tokens of a whole optimizer step, whatever its micro-batches and ranks.
+
+B rows, T tokens, N supervised positions, V vocabulary. Labels are not shifted: the logit at position t predicts
+labels[:, t + 1]. Logits are made at supervised positions only; the boolean mask goes through the wrapped forward, so
+that the language-model head stays inside DDP and ZeRO-3.
+
+With w the weights, R ranks and A micro-batches a step, each micro-batch is given the loss
+
+    sum(w * ce) * R * A / W        W = the sum of w over all micro-batches of all ranks
+
+because backward divides by A and the gradient average over ranks by R: what remains is the mean over W.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+IGNORE_INDEX = -100
+MODEL_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "mm_token_type_ids",
+    "pixel_values",
+    "image_grid_thw",
+)
+
+
+class TokenLosses(NamedTuple):
+    """One entry a supervised token, (N,) each; only `losses` carries a gradient."""
+
+    losses: torch.Tensor
+    weights: torch.Tensor
+    parts: torch.Tensor
+    rows: torch.Tensor
+    """Index of the token's row in the batch."""
+
+    @property
+    def weighted_sum(self) -> torch.Tensor:
+        return (self.losses * self.weights).sum()
+
+
+def supervised_positions(labels: torch.Tensor) -> torch.Tensor:
+    """(B, T) bool: where the next token is supervised."""
+    return nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
+
+
+def token_losses(model: nn.Module, batch: dict) -> TokenLosses:
+    """Cross-entropy of every supervised token, in float32 and unweighted."""
+    keep = supervised_positions(batch["labels"])  # (B, T)
+    inputs = {key: batch[key] for key in MODEL_INPUTS if batch.get(key) is not None}
+    logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits  # (N, V)
+    targets = batch["labels"][:, 1:][keep[:, :-1]]
+    return TokenLosses(
+        losses=nn.functional.cross_entropy(logits.float(), targets, reduction="none"),
+        weights=batch["loss_weights"][:, 1:][keep[:, :-1]],
+        parts=batch["parts"][:, 1:][keep[:, :-1]],
+        rows=keep.nonzero()[:, 0],
+    )
+
+
+def supervised_weight(micro_batches: Sequence[dict]) -> float:
+    """Sum of the weights of this rank's supervised tokens, over the micro-batches of one optimizer step."""
+    return sum(
+        batch["loss_weights"][:, 1:][supervised_positions(batch["labels"])[:, :-1]].double().sum().item()
+        for batch in micro_batches
+    )
