@@ -1,0 +1,28 @@
+"""Action formats: four ways to write a turn as text, each with a parser that never raises.
+
+A parser gives `Answer(turn)`, with `repairs` naming what had to be mended (none: the text was strictly right), or
+`Answer(Turn(), error=name)`. Text without any call is a turn of free text, not an error. An unknown tool's name is
+not an error here: the environment answers it.
+
+| error | the answer |
+|---|---|
+| empty | holds nothing but white space |
+| control_token | holds the spelling of a control token, such as <|im_start|> or <think> |
+| no_call | has a Thought or Action marker but no call |
+| unclosed_call | ends inside a call |
+| json_error | has a call whose arguments are no JSON, even mended |
+| bad_name | has a call without a name, or with one that no tool can have |
+| bad_arguments | has arguments that are no object, or values that no call can carry (NaN, control tokens) |
+
+The repairs are listed in `repair`.
+"""
+
+from .format import Format, Span
+from .hybrid import Hybrid
+from .native import Native
+from .no_thought import NoThought
+from .plain import Plain
+
+FORMATS: dict[str, Format] = {f.name: f for f in (Plain(), Native(), Hybrid(), NoThought())}
+
+__all__ = ["FORMATS", "Format", "Span"]

@@ -1,0 +1,284 @@
+"""The two ways to write calls, `name(argument=json)` and `<tool_call>` blocks; and the frame of all parsers."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+from ..schema import CONTROL_SPELLING, MARKER_LINE, TOOL_NAME, Answer, Tool, ToolCall, ToolResult, Turn, tool_named
+from .repair import ParseError, Repairs, fit_arguments, only_required, read_json, skip_space
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+END = "<|im_end|>"
+ACTION = re.compile(r"(?m)^[ \t]*Action:[ \t]*")
+THOUGHT = re.compile(r"[ \t]*Thought:")
+FENCE = re.compile(r"(?m)^[ \t]*```\w*[ \t]*\n?|```[ \t]*$")
+MARKERS = re.compile(r"(?m)^(?:[^\S\n]*(?:Thought|Action):)+")
+BARE_CALL = re.compile(r"""\{\s*["']name["']\s*:""")
+LINE_CALL = re.compile(rf"(?m)^[ \t]*({TOOL_NAME.pattern})\(")
+NEXT_CALL = re.compile(rf"[,;]?\s*({TOOL_NAME.pattern})\(")
+KEY = re.compile(rf"({TOOL_NAME.pattern})[ \t]*=")
+CLOSERS = re.compile(r"[\s}\])]*")
+
+# A reader gives (thought, calls), or None where the text is free text. It mends what it can, under names.
+Reader = Callable[[str, Sequence[Tool], Repairs], tuple[str, list[ToolCall]] | None]
+
+
+def json_text(value: object) -> str:
+    """JSON as chat templates write it, except where that would not survive the tokenizer.
+
+    A combining mark right after an escape (`\\n` + U+0303) would be composed by NFC into another letter (`\\ñ`), which
+    is no JSON: such a value is written in ASCII.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return text if unicodedata.is_normalized("NFC", text) else json.dumps(value)
+
+
+def write_plain(call: ToolCall) -> str:
+    return f"{call.name}({', '.join(f'{key}={json_text(value)}' for key, value in call.arguments.items())})"
+
+
+def write_blocks(calls: Iterable[ToolCall]) -> str:
+    return "\n".join(
+        f'{OPEN}\n{{"name": "{call.name}", "arguments": {json_text(call.arguments)}}}\n{CLOSE}' for call in calls
+    )
+
+
+def tool_calls_json(calls: Iterable[ToolCall]) -> list[dict]:
+    """Calls as chat templates take them."""
+    return [{"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in calls]
+
+
+def tool_messages(results: Sequence[ToolResult]) -> list[dict]:
+    """Results as messages of role `tool`, in the order of the calls."""
+    return [{"role": "tool", "name": result.name, "content": json_text(result.content)} for result in results]
+
+
+def parse_answer(text: str, tools: Sequence[Tool], read: Reader) -> Answer:
+    """`read` inside the frame that all formats share: the end token, emptiness, control tokens, code fences."""
+    answer = _attempt(text, tools, read)
+    is_strict = answer.turn.tool_calls and not answer.repairs
+    unfenced = text if is_strict else FENCE.sub("", text)
+    if unfenced == text:
+        return answer
+    mended = _attempt(unfenced, tools, read)
+    return Answer(mended.turn, text, repairs=("code_fence", *mended.repairs)) if mended.turn.tool_calls else answer
+
+
+def _attempt(text: str, tools: Sequence[Tool], read: Reader) -> Answer:
+    body = text.strip().removesuffix(END).strip()
+    repairs = Repairs()
+    try:
+        turn = _read_turn(body, tools, read, repairs)
+    except ParseError as error:
+        return Answer(Turn(), text, error=error.name)
+    return Answer(turn, text, repairs=tuple(repairs))
+
+
+def _read_turn(body: str, tools: Sequence[Tool], read: Reader, repairs: Repairs) -> Turn:
+    if not body:
+        raise ParseError("empty")
+    if CONTROL_SPELLING.search(body.replace(OPEN, " ").replace(CLOSE, " ")):
+        raise ParseError("control_token")
+    found = read(body, tools, repairs)
+    if found is None:
+        if OPEN in body or CLOSE in body:
+            raise ParseError("no_call")
+        return Turn(text=body)
+    thought, calls = found
+    if MARKER_LINE.search(thought):
+        repairs.add("marker_in_thought")
+        while MARKER_LINE.search(thought):
+            thought = MARKERS.sub("", thought).strip()
+    if OPEN in thought or CLOSE in thought:
+        raise ParseError("control_token")
+    return Turn(thought, tuple(calls))
+
+
+def read_blocks(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]]:
+    """The text before the first `<tool_call>`, and the calls of all blocks."""
+    head, *blocks = text.split(OPEN)
+    calls: list[ToolCall] = []
+    for i, block in enumerate(blocks):
+        body, tag, rest = block.partition(CLOSE)
+        if not tag:
+            repairs.add("missing_close_tag")
+        calls += _read_block(body, bool(tag), tools, repairs)
+        if rest.strip():
+            repairs.add("text_after_call" if i == len(blocks) - 1 else "text_between_calls")
+    return head.strip(), calls
+
+
+def _read_block(body: str, is_closed: bool, tools: Sequence[Tool], repairs: Repairs) -> list[ToolCall]:
+    calls: list[ToolCall] = []
+    at = skip_space(body, 0)
+    while not calls or body[at : at + 1] == "{":
+        if calls:
+            repairs.add("missing_close_tag")
+        try:
+            value, at = read_json(body, at, repairs)
+        except ParseError as error:
+            # Inside a closed block it is the JSON that is broken, not the answer that ends too early.
+            raise ParseError("json_error" if is_closed and error.name == "unclosed_call" else error.name) from None
+        calls.append(call_from_json(value, tools, repairs))
+        closers = CLOSERS.match(body, at)
+        if closers.group().strip():
+            repairs.add("extra_brace")
+        at = closers.end()
+    if body[at:].strip():
+        repairs.add("text_after_call")
+    return calls
+
+
+def call_from_json(value: object, tools: Sequence[Tool], repairs: Repairs) -> ToolCall:
+    """The call of `{"name": ..., "arguments": {...}}`."""
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
+        raise ParseError("bad_name")
+    if "arguments" not in value:
+        repairs.add("missing_arguments")
+    return make_call(name, value.get("arguments", {}), tools, repairs)
+
+
+def make_call(name: str, arguments: object, tools: Sequence[Tool], repairs: Repairs) -> ToolCall:
+    """A call with its arguments fitted to the tool's schema; ParseError if no call can carry them."""
+    arguments = fit_arguments(arguments, tool_named(tools, name), repairs)
+    try:
+        json_text(arguments).encode()  # refuses lone surrogates, which no tokenizer takes
+        return ToolCall(name, arguments)
+    except (ValueError, RecursionError):
+        raise ParseError("bad_arguments") from None
+
+
+def read_plain(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]] | None:
+    """The text before the first `Action:`, and the calls; None without any."""
+    first = ACTION.search(text)
+    if not first:
+        first = _find_line_call(text, tools)
+        if not first:
+            return None
+        repairs.add("missing_action_marker")
+        return text[: first.start()].strip(), _read_actions(text, first.start(1), tools, repairs)
+    return text[: first.start()].strip(), _read_actions(text, first.end(), tools, repairs)
+
+
+def _find_line_call(text: str, tools: Sequence[Tool]) -> re.Match | None:
+    return next((match for match in LINE_CALL.finditer(text) if tool_named(tools, match.group(1))), None)
+
+
+def _read_actions(text: str, at: int, tools: Sequence[Tool], repairs: Repairs) -> list[ToolCall]:
+    calls: list[ToolCall] = []
+    while True:
+        call, at = _read_plain_call(text, at, tools, repairs)
+        calls.append(call)
+        at = skip_space(text, at)
+        if at == len(text):
+            return calls
+        line_start = text.rfind("\n", 0, at) + 1
+        marker = ACTION.match(text, line_start) if not text[line_start:at].strip() else None
+        unmarked = NEXT_CALL.match(text, at)
+        if marker:
+            at = marker.end()
+        elif unmarked and tool_named(tools, unmarked.group(1)):
+            repairs.add("missing_action_marker")
+            at = unmarked.start(1)
+        else:
+            marker = ACTION.search(text, at)
+            repairs.add("text_between_calls" if marker else "text_after_call")
+            if not marker:
+                return calls
+            at = marker.end()
+
+
+def _read_plain_call(text: str, at: int, tools: Sequence[Tool], repairs: Repairs) -> tuple[ToolCall, int]:
+    if text[at : at + 1] == "{":
+        repairs.add("native_call_in_plain")
+        value, at = read_json(text, at, repairs)
+        return call_from_json(value, tools, repairs), at
+    name = TOOL_NAME.match(text, at)
+    if not name:
+        raise ParseError("bad_name" if skip_space(text, at) < len(text) else "no_call")
+    at = name.end()
+    if text[at : at + 1] == "(":
+        arguments, at = _read_arguments(text, at + 1, tool_named(tools, name.group()), repairs)
+        return make_call(name.group(), arguments, tools, repairs), at
+    line_end = text.find("\n", at) % (len(text) + 1)
+    if text[at:line_end].strip():
+        raise ParseError("json_error")
+    repairs.add("missing_parentheses")
+    return make_call(name.group(), {}, tools, repairs), at
+
+
+def _read_arguments(text: str, at: int, tool: Tool | None, repairs: Repairs) -> tuple[object, int]:
+    """What stands between the parentheses, and the place after them."""
+    arguments: dict = {}
+    while True:
+        at = skip_space(text, at)
+        if arguments and text[at : at + 1] == ",":
+            at = skip_space(text, at + 1)
+            if text[at : at + 1] == ")":
+                repairs.add("trailing_comma")
+        elif arguments and text[at : at + 1] not in (")", "}", "]", ""):
+            raise ParseError("json_error")
+        if at == len(text):
+            if not arguments:
+                raise ParseError("unclosed_call")
+            repairs.add("missing_brace")
+            return arguments, at
+        if text[at] in "}]" and arguments:
+            repairs.add("extra_brace")
+            at += 1
+            continue
+        if text[at] == ")":
+            return arguments, at + 1
+        key = KEY.match(text, at)
+        if not key:
+            value, at = read_json(text, at, repairs)
+            if arguments:
+                raise ParseError("json_error")
+            arguments = _name_positional(value, tool, repairs)
+            at = skip_space(text, at)
+            if text[at : at + 1] != ")":
+                raise ParseError("json_error" if at < len(text) else "unclosed_call")
+            return arguments, at + 1
+        if key.group(1) in arguments:
+            raise ParseError("json_error")
+        arguments[key.group(1)], at = read_json(text, key.end(), repairs)
+
+
+def _name_positional(value: object, tool: Tool | None, repairs: Repairs) -> object:
+    if isinstance(value, list):
+        return value
+    repairs.add("positional_argument")
+    if isinstance(value, dict):
+        return value
+    name = only_required(tool.parameters) if tool else ""
+    if not name:
+        raise ParseError("bad_arguments")
+    return {name: value}
+
+
+def split_thought(head: str, repairs: Repairs) -> str:
+    """The thought after its marker."""
+    marker = THOUGHT.match(head)
+    if marker:
+        return head[marker.end() :].strip()
+    if head:
+        repairs.add("missing_thought_marker")
+    return head
+
+
+def read_unmarked(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]] | None:
+    """Calls of a text without `<tool_call>`: bare JSON, or the plain syntax; None if there are none."""
+    bare = BARE_CALL.search(text)
+    if bare:
+        repairs.add("missing_open_tag")
+        body, tag, rest = text[bare.start() :].partition(CLOSE)
+        if rest.strip():
+            repairs.add("text_after_call")
+        return text[: bare.start()].strip(), _read_block(body, bool(tag), tools, repairs)
+    action = re.search(rf"{ACTION.pattern}{TOOL_NAME.pattern}\(", text)
+    if not action and not _find_line_call(text, tools):
+        return None
+    repairs.add("plain_call_in_native")
+    return read_plain(text, tools, repairs)

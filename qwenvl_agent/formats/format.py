@@ -1,0 +1,42 @@
+"""What a format is: one way to write a turn as text, and to read it back."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from ..schema import Answer, Tool, ToolResult, Turn
+
+
+class Span(NamedTuple):
+    """A piece of text and what it is: prompt | thought | call | text | end."""
+
+    part: str
+    text: str
+
+
+class Format(Protocol):
+    """`parse(join(render(turn)), tools)` is `Answer(project(turn))` without repairs, whatever the language or quotes.
+
+    The law holds for every turn with calls, and for free text that has none of the format's own delimiters.
+    """
+
+    name: str
+    uses_template_tools: bool
+    """Whether the tools stand in the chat template's "# Tools" block; if not, `instructions` lists them."""
+
+    def instructions(self, tools: Sequence[Tool]) -> str:
+        """What follows the system prompt after a blank line; "" without tools."""
+
+    def render(self, turn: Turn) -> list[Span]:
+        """The assistant's text without its end token."""
+
+    def to_message(self, turn: Turn) -> dict:
+        """The chat message of which the model's own template makes the text of `render`."""
+
+    def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
+        """Read a model's answer. Never raises."""
+
+    def project(self, turn: Turn) -> Turn:
+        """What is left of a turn that was written in this format."""
+
+    def render_results(self, results: Sequence[ToolResult]) -> list[dict]:
+        """Chat messages that tell the model what its calls led to."""

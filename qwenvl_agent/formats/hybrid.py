@@ -1,0 +1,91 @@
+"""`hybrid`: Thought and Action lines before the `<tool_call>` blocks, the style of Qwen's own agent examples.
+
+    Thought: The tiger is two tiles to the right.
+    Action: "move"
+    <tool_call>
+    {"name": "move", "arguments": {"actions": [{"direction": "RIGHT", "steps": 2}]}}
+    </tool_call>
+
+The Action line names the calls; what a model writes there instead is read over.
+"""
+
+from collections.abc import Sequence
+
+from ..schema import Answer, Tool, ToolCall, ToolResult, Turn
+from .calls import (
+    ACTION,
+    OPEN,
+    THOUGHT,
+    parse_answer,
+    read_blocks,
+    read_unmarked,
+    split_thought,
+    tool_calls_json,
+    tool_messages,
+    write_blocks,
+)
+from .format import Span
+from .repair import ParseError, Repairs
+
+INSTRUCTIONS = """Answer in this form:
+Thought: <what you see and plan, short>
+Action: "<the names of the functions that you call>"
+Then call the functions."""
+
+
+class Hybrid:
+    name = "hybrid"
+    uses_template_tools = True
+
+    def instructions(self, tools: Sequence[Tool]) -> str:
+        return INSTRUCTIONS if tools else ""
+
+    def render(self, turn: Turn) -> list[Span]:
+        if turn.text:
+            return [Span("text", turn.text)]
+        thought = [Span("thought", f"Thought: {turn.thought}\n")] if turn.thought else []
+        if not turn.tool_calls:
+            return thought
+        return [*thought, Span("call", f"{_action_line(turn)}\n{write_blocks(turn.tool_calls)}")]
+
+    def to_message(self, turn: Turn) -> dict:
+        if not turn.tool_calls:
+            return {"role": "assistant", "content": turn.text}
+        thought = f"Thought: {turn.thought}\n" if turn.thought else ""
+        content = thought + _action_line(turn)
+        return {"role": "assistant", "content": content, "tool_calls": tool_calls_json(turn.tool_calls)}
+
+    def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
+        return parse_answer(text, tools, _read)
+
+    def project(self, turn: Turn) -> Turn:
+        return turn
+
+    def render_results(self, results: Sequence[ToolResult]) -> list[dict]:
+        return tool_messages(results)
+
+
+def _action_line(turn: Turn) -> str:
+    return f'Action: "{", ".join(call.name for call in turn.tool_calls)}"'
+
+
+def _read(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]] | None:
+    if OPEN not in text:
+        return _read_without_tags(text, tools, repairs)
+    head, calls = read_blocks(text, tools, repairs)
+    action = ACTION.search(head)
+    if not action:
+        repairs.add("missing_action_marker")
+        return split_thought(head, repairs), calls
+    if "\n" in head[action.end() :]:
+        repairs.add("text_before_call")
+    return split_thought(head[: action.start()].strip(), repairs), calls
+
+
+def _read_without_tags(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]] | None:
+    found = read_unmarked(text, tools, repairs)
+    if found:
+        return split_thought(found[0], repairs), found[1]
+    if THOUGHT.match(text) or ACTION.search(text):
+        raise ParseError("no_call")
+    return None

@@ -1,0 +1,47 @@
+"""`native`: the model's own tool calling, byte for byte what its chat template writes.
+
+The tiger is two tiles to the right.
+<tool_call>
+{"name": "move", "arguments": {"actions": [{"direction": "RIGHT", "steps": 2}]}}
+</tool_call>
+"""
+
+from collections.abc import Sequence
+
+from ..schema import Answer, Tool, ToolCall, ToolResult, Turn
+from .calls import OPEN, parse_answer, read_blocks, read_unmarked, tool_calls_json, tool_messages, write_blocks
+from .format import Span
+from .repair import Repairs
+
+INSTRUCTIONS = "Write a short thought first: what you see and plan. Then call one or more functions."
+
+
+class Native:
+    name = "native"
+    uses_template_tools = True
+
+    def instructions(self, tools: Sequence[Tool]) -> str:
+        return INSTRUCTIONS if tools else ""
+
+    def render(self, turn: Turn) -> list[Span]:
+        if turn.text:
+            return [Span("text", turn.text)]
+        thought = [Span("thought", f"{turn.thought}\n")] if turn.thought else []
+        return thought + ([Span("call", write_blocks(turn.tool_calls))] if turn.tool_calls else [])
+
+    def to_message(self, turn: Turn) -> dict:
+        message = {"role": "assistant", "content": turn.text or turn.thought}
+        return message | ({"tool_calls": tool_calls_json(turn.tool_calls)} if turn.tool_calls else {})
+
+    def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
+        return parse_answer(text, tools, read)
+
+    def project(self, turn: Turn) -> Turn:
+        return turn
+
+    def render_results(self, results: Sequence[ToolResult]) -> list[dict]:
+        return tool_messages(results)
+
+
+def read(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]] | None:
+    return read_blocks(text, tools, repairs) if OPEN in text else read_unmarked(text, tools, repairs)

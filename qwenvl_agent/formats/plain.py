@@ -1,0 +1,66 @@
+"""`plain`: thought and calls as lines of text, arguments as JSON values.
+
+Thought: The tiger is two tiles to the right.
+Action: update_notepad(content="plan: right")
+Action: move(actions=[{"direction": "RIGHT", "steps": 2}])
+"""
+
+from collections.abc import Sequence
+
+from ..schema import Answer, Tool, ToolCall, ToolResult, Turn
+from .calls import OPEN, THOUGHT, json_text, parse_answer, read_blocks, read_plain, split_thought, write_plain
+from .format import Span
+from .repair import ParseError, Repairs
+
+INSTRUCTIONS = """# Tools
+
+You may call one or more functions to assist with the user query. Their signatures, one a line:
+{tools}
+
+Answer in this form, every argument as name=<json value>, one line for each call:
+Thought: <what you see and plan, short>
+Action: <function-name>(<argument>=<json value>, <argument>=<json value>)"""
+
+
+class Plain:
+    name = "plain"
+    uses_template_tools = False
+
+    def instructions(self, tools: Sequence[Tool]) -> str:
+        return INSTRUCTIONS.format(tools="\n".join(json_text(tool.to_json()) for tool in tools)) if tools else ""
+
+    def render(self, turn: Turn) -> list[Span]:
+        if turn.text:
+            return [Span("text", turn.text)]
+        thought = [Span("thought", f"Thought: {turn.thought}\n")] if turn.thought else []
+        actions = "\n".join(f"Action: {write_plain(call)}" for call in turn.tool_calls)
+        return thought + ([Span("call", actions)] if actions else [])
+
+    def to_message(self, turn: Turn) -> dict:
+        return {"role": "assistant", "content": "".join(span.text for span in self.render(turn))}
+
+    def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
+        return parse_answer(text, tools, _read)
+
+    def project(self, turn: Turn) -> Turn:
+        return turn
+
+    def render_results(self, results: Sequence[ToolResult]) -> list[dict]:
+        if not results:
+            return []
+        lines = "\n".join(f"Result of {result.name}: {json_text(result.content)}" for result in results)
+        return [{"role": "user", "content": lines}]
+
+
+def _read(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]] | None:
+    if OPEN in text:
+        repairs.add("native_call_in_plain")
+        head, calls = read_blocks(text, tools, repairs)
+        return split_thought(head, repairs), calls
+    found = read_plain(text, tools, repairs)
+    if not found:
+        if THOUGHT.match(text):
+            raise ParseError("no_call")
+        return None
+    head, calls = found
+    return split_thought(head, repairs), calls

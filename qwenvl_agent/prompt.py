@@ -1,0 +1,123 @@
+"""The one prompt builder: training, evaluation, rollouts and predict all get their text here.
+
+The text equals what the model's own chat template makes of `to_messages`, byte for byte; it is built in Python so
+that every piece keeps its label (`Span`), from which masks and weights follow. An inference prompt is the training
+text up to the assistant's turn, because `render_row` is `render_prompt` and more.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .formats import Format, Span
+from .schema import Observation, Picture, Request, Tool, Turn
+
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+IMAGE_PAD = "<|image_pad|>"
+END = "<|im_end|>"
+ASSISTANT = "<|im_start|>assistant\n"
+
+TOOLS_HEAD = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>"""
+TOOLS_TAIL = """
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call>"""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A text in labelled pieces, one `<|image_pad|>` for each of `pictures`, in order."""
+
+    spans: tuple[Span, ...]
+    pictures: tuple[Picture, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(span.text for span in self.spans)
+
+
+def render_prompt(request: Request, fmt: Format) -> Rendered:
+    """Everything up to and including `<|im_start|>assistant` and its newline."""
+    return _render(request, fmt, supervise_history=False)
+
+
+def render_row(request: Request, turn: Turn, fmt: Format, supervise_history: bool = False) -> Rendered:
+    """The prompt and the turn to learn, its end token, and the newline that the template puts after it.
+
+    The turns of the history are prompt, unless `supervise_history`.
+    """
+    prompt = _render(request, fmt, supervise_history)
+    return Rendered(prompt.spans + (*fmt.render(turn), Span("end", END), Span("prompt", "\n")), prompt.pictures)
+
+
+def _render(request: Request, fmt: Format, supervise_history: bool) -> Rendered:
+    spans = [Span("prompt", _system(request, fmt))]
+    pictures: list[Picture] = []
+    for step in request.history:
+        spans.append(Span("prompt", _user(step.observation) + ASSISTANT))
+        spans += [*fmt.render(step.turn), Span("end", END)] if supervise_history else _as_prompt(step.turn, fmt)
+        spans.append(Span("prompt", "\n" + _results(fmt.render_results(step.results))))
+        pictures += step.observation.pictures
+    spans.append(Span("prompt", _user(request.observation) + ASSISTANT))
+    pictures += request.observation.pictures
+    return Rendered(tuple(spans), tuple(pictures))
+
+
+def _as_prompt(turn: Turn, fmt: Format) -> list[Span]:
+    return [Span("prompt", "".join(span.text for span in fmt.render(turn)) + END)]
+
+
+def system_text(request: Request, fmt: Format) -> str:
+    """The system prompt with the format's instructions after a blank line."""
+    return "\n\n".join(part for part in (request.system_prompt, fmt.instructions(request.tools)) if part)
+
+
+def _system(request: Request, fmt: Format) -> str:
+    text = system_text(request, fmt)
+    if fmt.uses_template_tools and request.tools:
+        text = (f"{text}\n\n" if text else "") + TOOLS_HEAD + _tool_lines(request.tools) + TOOLS_TAIL
+    return f"<|im_start|>system\n{text}{END}\n" if text else ""
+
+
+def _tool_lines(tools: Sequence[Tool]) -> str:
+    return "".join("\n" + json.dumps(tool.to_json(), ensure_ascii=False) for tool in tools)
+
+
+def _user(observation: Observation) -> str:
+    return f"<|im_start|>user\n{IMAGE * len(observation.pictures)}{observation.text}{END}\n"
+
+
+def _results(messages: Sequence[dict]) -> str:
+    """Result messages as the template writes them: consecutive ones of role `tool` share one user turn."""
+    responses = [f"\n<tool_response>\n{m['content']}\n</tool_response>" for m in messages if m["role"] == "tool"]
+    users = [f"<|im_start|>user\n{m['content']}{END}\n" for m in messages if m["role"] == "user"]
+    return (f"<|im_start|>user{''.join(responses)}{END}\n" if responses else "") + "".join(users)
+
+
+def to_messages(request: Request, turn: Turn | None, fmt: Format) -> tuple[list[dict], list[dict] | None]:
+    """Messages and tools of which `apply_chat_template` makes the text of `render_prompt` (turn None) or `render_row`.
+
+    Images stand as `{"type": "image"}`; their pictures are those of the rendered prompt, in order.
+    """
+    system = system_text(request, fmt)
+    messages = [{"role": "system", "content": system}] if system else []
+    for step in request.history:
+        messages += [_user_message(step.observation), fmt.to_message(step.turn), *fmt.render_results(step.results)]
+    messages.append(_user_message(request.observation))
+    if turn is not None:
+        messages.append(fmt.to_message(turn))
+    tools = [tool.to_json() for tool in request.tools] if fmt.uses_template_tools and request.tools else None
+    return messages, tools
+
+
+def _user_message(observation: Observation) -> dict:
+    text = [{"type": "text", "text": observation.text}] if observation.text else []
+    return {"role": "user", "content": [{"type": "image"} for _ in observation.pictures] + text}
