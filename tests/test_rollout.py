@@ -44,7 +44,7 @@ class Corridor:
                 results.append(ToolResult("walk", {"x": self.x}))
                 flags.append({"legal": True, "effective": True, "optimal": self.x <= self.goal})
             elif call.name == "stop":
-                self.end_reason = "done_ok" if self.x == self.goal else "done_early"
+                self.end_reason = "done"
                 results.append(ToolResult("stop", {}))
                 flags.append({"legal": True, "effective": True})
                 break
@@ -54,8 +54,8 @@ class Corridor:
         if not turn.tool_calls:
             results.append(ToolResult("", {"status": "no_tool_call"}))
         if not self.end_reason and self.turns == self.max_turns:
-            self.end_reason = "step_cap"
-        terminated, truncated = self.end_reason.startswith("done"), self.end_reason == "step_cap"
+            self.end_reason = "max_turns"
+        terminated, truncated = self.end_reason == "done", self.end_reason == "max_turns"
         return self.observation(), 0.0, terminated, truncated, self.info(results, flags)
 
     def observation(self):
@@ -63,7 +63,7 @@ class Corridor:
         return Observation(f"x={self.x} goal={self.goal}", (Picture.from_image(image),))
 
     def info(self, results, flags=()):
-        success = self.end_reason == "done_ok"
+        success = self.end_reason == "done" and self.x == self.goal
         return {
             "results": list(results),
             "calls": list(flags),
@@ -71,7 +71,6 @@ class Corridor:
             "targets": [str(self.goal)],
             "found": [str(self.goal)] * success,
             "success": success,
-            "progress": float(success),
             "false_declarations": 0,
             "end_reason": self.end_reason,
             "optimal_turns": max(1, -(-self.goal // 3)),
@@ -115,7 +114,7 @@ def test_finished_episodes_make_room_for_the_next_seeds():
     policy = Walker()
     records = rollout(Corridor, policy, [1, 9, 2, 12], batch_size=2)
     assert [record.seed for record in records] == [1, 9, 2, 12]
-    assert all(record.success and record.end_reason == "done_ok" for record in records)
+    assert all(record.success and record.end_reason == "done" for record in records)
     assert [record.turns for record in records] == [1, 3, 1, 4]
     # 1 and 9; 9 and 2; 9 and 12; then 12 alone.
     assert policy.batch_sizes == [2, 2, 2, 1, 1, 1]
@@ -147,6 +146,12 @@ def test_three_unreadable_answers_in_a_row_end_an_episode():
     assert record.steps[0].error == "no_call" and record.steps[0].text == "???"
 
 
+def test_free_text_is_no_call_either():
+    record = rollout(Corridor, Walker(Answer(Turn(text="Hello!"), text="Hello!")), [1])[0]
+    assert (record.end_reason, record.turns) == ("parse_abort", 3)
+    assert {(step.error, step.thought) for step in record.steps} == {("free_text", "Hello!")}
+
+
 def test_a_readable_answer_restarts_the_count():
     class Stammerer(Walker):
         def decide(self, request):
@@ -159,7 +164,7 @@ def test_a_readable_answer_restarts_the_count():
 
 def test_a_crash_of_the_world_is_a_failed_episode():
     records = rollout(Corridor, Walker(), [1, 13, 2])
-    assert [record.end_reason for record in records] == ["done_ok", "error", "done_ok"]
+    assert [record.end_reason for record in records] == ["done", "error", "done"]
     assert "no such corridor" in records[1].error and records[1].turns == 0
 
 
@@ -172,7 +177,7 @@ def test_a_crash_in_a_step_keeps_what_was_called():
 
 def test_the_worlds_own_limit_ends_an_episode():
     record = rollout(Corridor, Walker(Answer(Turn("", [WALK_1]))), [30])[0]
-    assert (record.end_reason, record.turns, record.success) == ("step_cap", 6, False)
+    assert (record.end_reason, record.turns, record.success) == ("max_turns", 6, False)
 
 
 def test_time_limit_fails_what_was_started_and_only_that():
@@ -185,7 +190,7 @@ def test_time_limit_fails_what_was_started_and_only_that():
             return super().act(requests)
 
     records = rollout(Corridor, Slow(), [1, 9, 2, 5], batch_size=2, time_limit_s=0.04)
-    assert [(record.seed, record.end_reason) for record in records] == [(1, "done_ok"), (9, "time_limit")]
+    assert [(record.seed, record.end_reason) for record in records] == [(1, "done"), (9, "time_limit")]
 
 
 @pytest.mark.parametrize(("history_steps", "lengths"), [(0, [0, 0, 0]), (2, [0, 1, 2]), (1, [0, 1, 1])])
@@ -213,7 +218,7 @@ def test_a_broken_record_is_named(tmp_path):
     path = tmp_path / "records.jsonl"
     write_records(path, rollout(Corridor, Walker(), [1]))
     path.write_text(path.read_text() + json.dumps({"seed": 1, "speed": 2}) + "\n")
-    with pytest.raises(ValueError, match=r"records.jsonl:2: not an episode record"):
+    with pytest.raises(ValueError, match=r"records.jsonl:2: not a record of an evaluation"):
         read_records(path)
 
 

@@ -4,9 +4,9 @@ All running episodes act in one policy call, so that a model can batch; a finish
 seed. Every started episode gives a record: one that a time limit or a crash of the world ends is a failure with that
 end reason, never a gap.
 
-Besides `results`, a world's info holds mission, targets, found, success, progress and false_declarations; at the end
-end_reason; and where the world knows them optimal_turns, position, and `calls`: for each call of the turn a dict with
-legal, effective and optimal.
+Besides `results`, a world's info holds mission, targets, found, success and false_declarations; at the end end_reason;
+and where the world knows them optimal_turns, position, and `calls`: for each call of the turn a dict with legal,
+effective and optimal.
 """
 
 import dataclasses
@@ -56,11 +56,17 @@ class StepRecord:
     results: list[dict] = field(default_factory=list)
     """{name, content} for each result, the answer to a turn without a call included."""
     expected: list[dict] | None = None
-    """The reference policy's calls on the same observation; None: no reference played along."""
+    """The calls of the label, or of the reference policy on the same observation; None: there is neither."""
+    expected_thought: str = ""
     error: str = ""
+    """Why no call could be read: one of the format's errors, or free_text."""
     repairs: list[str] = field(default_factory=list)
     position: list[int] | None = None
     """Before the turn."""
+
+    @classmethod
+    def from_json(cls, values: dict) -> "StepRecord":
+        return cls(**{**values, "calls": [CallRecord(**call) for call in values["calls"]]})
 
 
 @dataclass(kw_only=True)
@@ -78,7 +84,7 @@ class EpisodeRecord:
     optimal_turns: int | None = None
     false_declarations: int = 0
     end_reason: str = ""
-    """The world's own (done_ok, done_early, step_cap ...), or parse_abort, time_limit, error."""
+    """The world's own (done, max_turns ...), or parse_abort, time_limit, error."""
     error: str = ""
     """The world's traceback if it crashed."""
     steps: list[StepRecord] = field(default_factory=list)
@@ -88,10 +94,7 @@ class EpisodeRecord:
 
     @classmethod
     def from_json(cls, values: dict) -> "EpisodeRecord":
-        steps = [
-            StepRecord(**{**step, "calls": [CallRecord(**call) for call in step["calls"]]}) for step in values["steps"]
-        ]
-        return cls(**{**values, "steps": steps})
+        return cls(**{**values, "steps": [StepRecord.from_json(step) for step in values["steps"]]})
 
 
 def rollout(
@@ -109,8 +112,8 @@ def rollout(
 ) -> list[EpisodeRecord]:
     """Play one episode per seed, up to `batch_size` at a time; records in the order of `seeds`.
 
-    An answer that could not be read is an empty turn, which the world answers; `max_parse_errors` of them in a row end
-    the episode. After `time_limit_s` no further step begins: running episodes fail, seeds not yet started get no
+    The world answers a turn without a call too; `max_parse_errors` in a row from which no call could be read end the
+    episode. After `time_limit_s` no further step begins: running episodes fail, seeds not yet started get no
     record. `reference` is asked at every step too and its calls are recorded beside the policy's; it never acts.
     Pictures are kept under `picture_dir`. `on_progress` gets each record as its episode ends.
     """
@@ -142,25 +145,43 @@ def rollout(
     return [records[seed] for seed in seeds if seed in records]
 
 
-def write_records(path: str | Path, records: Iterable[EpisodeRecord]) -> None:
-    """One JSON line per episode."""
+def write_records(path: str | Path, records: Iterable) -> None:
+    """One JSON line per record."""
     lines = (json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records)
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(lines)
 
 
-def read_records(path: str | Path) -> list[EpisodeRecord]:
-    """The episodes of a records.jsonl; ValueError with file:line for a line that is none."""
+def read_records(path: str | Path, kind: type = EpisodeRecord) -> list:
+    """The records of a records.jsonl; ValueError with file:line for a line that is none."""
     records = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                records.append(EpisodeRecord.from_json(json.loads(line)))
+                records.append(kind.from_json(json.loads(line)))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{path}:{number}: not an episode record ({error}): no metric can rest on it; evaluate again"
+                    f"{path}:{number}: not a record of an evaluation ({error}): no metric can rest on it; evaluate again"
                 ) from None
     return records
+
+
+def step_record(observation: Observation, answer: Answer, tools: Sequence[Tool], expected: Turn | None) -> StepRecord:
+    """What was seen, written and wanted; what the world makes of it is filled in later."""
+    calls = []
+    for call in answer.turn.tool_calls:
+        name_ok, schema_ok = check_call(call, tools)
+        calls.append(CallRecord(name=call.name, arguments=call.arguments, name_ok=name_ok, schema_ok=schema_ok))
+    return StepRecord(
+        context=observation.text,
+        text=answer.text,
+        thought=answer.turn.thought or answer.turn.text,
+        calls=calls,
+        expected=None if expected is None else calls_json(expected),
+        expected_thought="" if expected is None else expected.thought,
+        error=answer.error or ("" if calls else "free_text"),
+        repairs=list(answer.repairs),
+    )
 
 
 def check_call(call: ToolCall, tools: Sequence[Tool]) -> tuple[bool, bool]:
@@ -191,9 +212,11 @@ class _RunningEpisode:
     def request(self) -> Request:
         return Request(self.env.system_prompt, self.env.tools, tuple(self.history), self.observation)
 
-    def take(self, answer: Answer, expected: Answer | None) -> None:
+    def take(self, answer: Answer, expected: Turn | None) -> None:
         """Play the answer's turn and record all of it."""
-        step = self._step_record(answer, expected)
+        step = step_record(self.observation, answer, self.env.tools, expected)
+        step.picture = self._keep_picture(self.observation)
+        step.position = self.position
         self.record.steps.append(step)
         self.record.turns += 1
         try:
@@ -210,35 +233,19 @@ class _RunningEpisode:
         self.history.append(Step(self.observation, answer.turn, results))
         self.observation = observation
         self._read(info)
-        self.parse_errors_in_a_row = self.parse_errors_in_a_row + 1 if answer.error else 0
+        self.parse_errors_in_a_row = self.parse_errors_in_a_row + 1 if step.error else 0
         if terminated or truncated:
             self.record.end_reason = info["end_reason"]
         elif self.parse_errors_in_a_row >= self.max_parse_errors:
             self.record.end_reason = "parse_abort"
-
-    def _step_record(self, answer: Answer, expected: Answer | None) -> StepRecord:
-        calls = []
-        for call in answer.turn.tool_calls:
-            name_ok, schema_ok = check_call(call, self.env.tools)
-            calls.append(CallRecord(name=call.name, arguments=call.arguments, name_ok=name_ok, schema_ok=schema_ok))
-        return StepRecord(
-            picture=self._keep_picture(self.observation),
-            context=self.observation.text,
-            text=answer.text,
-            thought=answer.turn.thought or answer.turn.text,
-            calls=calls,
-            expected=None if expected is None else calls_json(expected.turn),
-            error=answer.error,
-            repairs=list(answer.repairs),
-            position=self.position,
-        )
 
     def _read(self, info: dict) -> None:
         """Copy the state of the mission from the world's info into the record."""
         record = self.record
         record.mission = info["mission"]
         record.targets, record.found = list(info["targets"]), list(info["found"])
-        record.success, record.progress = bool(info["success"]), float(info["progress"])
+        record.success = bool(info["success"])
+        record.progress = len(record.found) / len(record.targets)
         record.false_declarations = info["false_declarations"]
         record.optimal_turns = info.get("optimal_turns", record.optimal_turns)
         self.position = list(info["position"]) if "position" in info else None
@@ -265,7 +272,7 @@ def calls_json(turn: Turn) -> list[dict]:
 def _play_one_turn(running: list[_RunningEpisode], policy: Policy, reference: Policy | None) -> None:
     requests = [episode.request() for episode in running]
     answers = policy.act(requests)
-    expected = [None] * len(requests) if reference is None else reference.act(requests)
+    expected = [None] * len(requests) if reference is None else [label.turn for label in reference.act(requests)]
     assert len(answers) == len(requests), f"{len(answers)} answers to {len(requests)} requests"
     for episode, answer, label in zip(running, answers, expected, strict=True):
         episode.take(answer, label)
