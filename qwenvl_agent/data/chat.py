@@ -1,0 +1,416 @@
+"""Reader of chat-style JSONL, the common form of other trainers: one conversation a line, one step an assistant turn.
+
+Both spellings are read, `messages` (role, content) and ShareGPT's `conversations` (from, value). A conversation is
+taken whole or rejected whole: a step whose history has a hole would be learned from a prompt that never was.
+"""
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from jsonschema import Draft202012Validator, SchemaError
+from jsonschema.exceptions import best_match
+from PIL import Image, UnidentifiedImageError
+
+from qwenvl_agent.data.source import Reject, SourceRow
+from qwenvl_agent.schema import (
+    Observation,
+    Picture,
+    Step,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Turn,
+    clean,
+    clean_json,
+    confined_path,
+    tool_named,
+)
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+}
+TOOL_CALL_TEXT = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+PLACEHOLDER = re.compile(r" ?<image>")
+IMAGE_PART_KEYS = ("image", "image_url", "path", "url")
+
+
+def read_rows(path: Path) -> Iterator[SourceRow | Reject]:
+    """Every step of every conversation in the file, in order; blank lines are skipped."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            source = f"{path}:{number}"
+            try:
+                # A list, not a generator: rows of a conversation that turns out bad must not have been yielded.
+                rows = list(read_conversation(line, path.parent, source))
+            except (ValueError, RecursionError) as error:
+                yield Reject(source, str(error))
+            else:
+                yield from rows
+
+
+def read_conversation(line: bytes, root: Path, source: str) -> Iterator[SourceRow]:
+    """The rows of one line; ValueError says what is wrong with it."""
+    record = parse_line(line)
+    for key in ("videos", "video", "audios", "audio"):
+        if record.get(key):
+            raise ValueError(f"{key} is given: only text and pictures can be shown; take the row out or give frames")
+    messages = _normal_messages(record)
+    system_prompt, messages = _split_system(record, messages)
+    tools = build_tools(json.dumps(_decoded(record.get("tools") or [], "tools"), sort_keys=True))
+    pictures = _Pictures(root, record.get("images") or record.get("image") or [])
+    steps = _build_steps(messages, tools, pictures)
+    pictures.check_all_used()
+    name = record.get("id")
+    key = str(name) if isinstance(name, str | int) else hashlib.sha256(line.strip()).hexdigest()[:16]
+    episode_id = f"{key}#{source.rpartition(':')[2]}"
+    for index, (step, weight, notes) in enumerate(steps):
+        yield SourceRow(episode_id, index, key, system_prompt, tools, step, source, weight, notes)
+
+
+def parse_line(line: bytes) -> dict:
+    """The JSON object on one line; ValueError if there is none."""
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"byte {error.start} is not UTF-8: the line cannot be read; convert the file to UTF-8"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg}, column {error.colno}): the line is skipped; correct it") from None
+    except RecursionError:
+        raise ValueError("JSON is nested too deep: the line is skipped; flatten it") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"a {type(record).__name__}, not an object: nothing to read; write one {{...}} a line")
+    return record
+
+
+def _normal_messages(record: dict) -> list[dict]:
+    """`messages` in one spelling: role (system, user, assistant, tool), content, and the rest as it was."""
+    key = "messages" if "messages" in record else "conversations"
+    messages = record.get(key)
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{key} is {messages!r}: there is no conversation; give a list of messages")
+    return [_normal_message(message, f"{key}[{i}]") for i, message in enumerate(messages)]
+
+
+def _normal_message(message: object, place: str) -> dict:
+    if not isinstance(message, dict):
+        raise ValueError(f"{place} is {message!r}: not a message; give an object with role and content")
+    role = message.get("role", message.get("from"))
+    if not isinstance(role, str) or role not in ROLES:
+        raise ValueError(f"{place} role is {role!r}: nobody known speaks; use one of {', '.join(ROLES)}")
+    if message.get("images"):
+        raise ValueError(f"{place} has images of its own: list them in the row's images, with <image> in the content")
+    normal = {**message, "place": place, "role": ROLES[role]}
+    normal["content"] = message.get("content", message.get("value"))
+    if role == "function_call":
+        normal["tool_calls"] = _decoded(normal["content"], f"{place} value")
+        normal["content"] = None
+    if normal["content"] is not None and not isinstance(normal["content"], str | list):
+        raise ValueError(f"{place} content is {normal['content']!r}: it cannot be read; give text or a list of parts")
+    return normal
+
+
+def _split_system(record: dict, messages: list[dict]) -> tuple[str, list[dict]]:
+    prompts = [record["system"]] if record.get("system") else []
+    if messages[0]["role"] == "system":
+        prompts.append(_text_only(messages[0]))
+        messages = messages[1:]
+    if len(prompts) > 1:
+        raise ValueError("both 'system' and a system message: which one holds is unknown; keep one")
+    for message in messages:
+        if message["role"] == "system":
+            raise ValueError(f"{message['place']} is a system message after the start: no prompt has a place for it")
+    if prompts and not isinstance(prompts[0], str):
+        raise ValueError(f"system is {prompts[0]!r}: it cannot be read; give text")
+    return (prompts[0] if prompts else ""), messages
+
+
+def _decoded(value: object, place: str) -> object:
+    """JSON given as a string is decoded; anything else is returned as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is a string but not JSON ({error.msg}): it cannot be read; correct it") from None
+
+
+@lru_cache(maxsize=64)
+def build_tools(tools_json: str) -> tuple[Tool, ...]:
+    """Tools from OpenAI's or the flat form, as JSON text (so that the many rows with the same tools share them)."""
+    entries = json.loads(tools_json)
+    if not isinstance(entries, list):
+        raise ValueError(f"tools is {entries!r}: no tool can be read; give a list")
+    return tuple(_build_tool(entry, f"tools[{i}]") for i, entry in enumerate(entries))
+
+
+def _build_tool(entry: object, place: str) -> Tool:
+    function = entry.get("function", entry) if isinstance(entry, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"{place} is {entry!r}: a tool without a name cannot be called; give name and parameters")
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    try:
+        Draft202012Validator.check_schema(parameters)
+    except SchemaError as error:
+        raise ValueError(
+            f"{place} parameters are not a JSON schema ({error.message}): no arguments could be checked; correct them"
+        ) from None
+    return Tool(function["name"], clean(str(function.get("description") or "")), clean_json(parameters))
+
+
+class _Pictures:
+    """Hands out the pictures of a record: a part's own path, or else the next entry of `images`."""
+
+    def __init__(self, root: Path, listed: object):
+        self.root = root
+        self.listed = listed if isinstance(listed, list) else [listed]
+        self.num_used = 0
+
+    def take(self, own: object, place: str) -> Picture:
+        if own is not None:
+            return self._open(own, place)
+        if self.num_used == len(self.listed):
+            raise ValueError(
+                f"{place} is placeholder {self.num_used + 1} for {len(self.listed)} images: it has no picture; "
+                "give one image for each placeholder"
+            )
+        self.num_used += 1
+        return self._open(self.listed[self.num_used - 1], f"images[{self.num_used - 1}]")
+
+    def check_all_used(self) -> None:
+        if self.num_used != len(self.listed):
+            raise ValueError(
+                f"{len(self.listed)} images for {self.num_used} placeholders: where the rest belong is unknown; "
+                "write <image> where each stands"
+            )
+
+    def _open(self, value: object, place: str) -> Picture:
+        for key in ("path", "url"):
+            if isinstance(value, dict) and key in value:
+                value = value[key]
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{place} is {str(value)[:80]!r}: not a file's path; save the picture and name its file")
+        if re.match(r"(https?|data):", value):
+            raise ValueError(
+                f"{place} is {value[:80]!r}: nothing is downloaded or decoded here; save the picture and name its file"
+            )
+        return read_picture(confined_path(self.root, value.removeprefix("file://")), place)
+
+
+def read_picture(path: Path, place: str) -> Picture:
+    """The picture with its size from the file's header; no pixel is decoded. `place` names it in errors."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns between its limit and twice its limit; here both are refused.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return Picture(*image.size, path=str(path))
+    except FileNotFoundError:
+        raise ValueError(f"{place} {str(path)!r} does not exist: there is nothing to look at; add the file") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(
+            f"{place} {str(path)!r} has more than {Image.MAX_IMAGE_PIXELS} pixels: decoding it could fill the memory; "
+            "make it smaller"
+        ) from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{place} {str(path)!r} is not a readable picture ({error}): save it again") from None
+
+
+def _build_steps(messages: list[dict], tools: tuple[Tool, ...], pictures: _Pictures) -> list[tuple]:
+    """(step, weight, notes) of each assistant message."""
+    exchanges, tail = _exchanges(messages)
+    observations = [_build_observation(before, pictures) for before, _ in exchanges]
+    # What follows the last answer teaches nothing, but its placeholders still take their pictures.
+    _build_observation(tail, pictures)
+    following = [before for before, _ in exchanges[1:]] + [tail]
+    steps = []
+    for (observation, notes), (_, message), after in zip(observations, exchanges, following, strict=True):
+        turn, ids = _build_turn(message, tools)
+        results = _build_results([m for m in after if m["role"] == "tool"], turn.tool_calls, ids)
+        steps.append((Step(observation, turn, results), _weight(message), notes))
+    if any(message["role"] == "user" for message in tail):
+        step, weight, notes = steps[-1]
+        steps[-1] = (step, weight, (*notes, "user_message_unanswered"))
+    return steps
+
+
+def _exchanges(messages: list[dict]) -> tuple[list[tuple[list[dict], dict]], list[dict]]:
+    """Each assistant message with the messages that it answers, and what is left after the last one."""
+    exchanges: list[tuple[list[dict], dict]] = []
+    before: list[dict] = []
+    for message in messages:
+        if message["role"] != "assistant":
+            before.append(message)
+            continue
+        if not before and exchanges:
+            raise ValueError(f"{message['place']} follows another assistant message: two turns in one; merge them")
+        if not exchanges and not any(m["role"] == "user" for m in before):
+            raise ValueError(f"{message['place']} speaks before any user: it answers nothing; remove it")
+        exchanges.append((before, message))
+        before = []
+    if not exchanges:
+        raise ValueError("no assistant message: there is nothing to learn; add the answer")
+    orphan = next((m for m in exchanges[0][0] if m["role"] == "tool"), None)
+    if orphan:
+        raise ValueError(f"{orphan['place']} is a tool result without a call: it cannot be placed; add the call")
+    return exchanges, before
+
+
+def _build_observation(messages: list[dict], pictures: _Pictures) -> tuple[Observation, tuple[str, ...]]:
+    """Pictures first, then the users' text: a picture that stood after text is moved to the front, and noted."""
+    texts, shown, is_moved = [], [], False
+    for message in messages:
+        text, has_moved = "", message["role"] == "tool"
+        for kind, value in _parts(message):
+            if kind == "image":
+                is_moved |= has_moved or bool(text.strip()) or bool(texts)
+                shown.append(pictures.take(value, f"{message['place']} image"))
+            else:
+                text += value
+        if message["role"] == "user" and text.strip():
+            texts.append(text.strip())
+    return Observation("\n".join(texts), tuple(shown)), ("image_moved",) if is_moved else ()
+
+
+def _parts(message: dict) -> Iterator[tuple[str, object]]:
+    """("text", str) and ("image", own path or None), in the order of the message."""
+    content = message["content"] or ""
+    if isinstance(content, str):
+        first, *rest = PLACEHOLDER.split(content)
+        yield "text", first
+        for text in rest:
+            yield "image", None
+            yield "text", text
+        return
+    for i, part in enumerate(content):
+        place = f"{message['place']} content[{i}]"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            yield "text", part["text"]
+        elif kind in ("image", "image_url"):
+            yield "image", next((part[key] for key in IMAGE_PART_KEYS if part.get(key)), None)
+        else:
+            raise ValueError(f"{place} is {str(part)[:80]!r}: only text and image parts can be shown; remove it")
+
+
+def _text_only(message: dict) -> str:
+    """A message's text; ValueError if it holds a picture."""
+    text = ""
+    for kind, value in _parts(message):
+        if kind == "image":
+            raise ValueError(f"{message['place']} ({message['role']}) holds a picture: only users show pictures")
+        text += value
+    return text
+
+
+def _build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str | None]]:
+    """The turn of an assistant message, and the id of each of its calls."""
+    place = message["place"]
+    # An assistant's words are supervised as they stand: `<image>` in them is text, not a placeholder.
+    content = message["content"]
+    text = content if isinstance(content, str) else _text_only(message)
+    listed = message.get("tool_calls") or message.get("function_call") or []
+    calls = [_build_call(call, f"{place} tool_calls[{i}]") for i, call in enumerate(_as_list(listed))]
+    # Split by a pattern with one group: text, call, text, call, text.
+    pieces = TOOL_CALL_TEXT.split(text)
+    (text, *after), written = pieces[::2], pieces[1::2]
+    if written and calls:
+        raise ValueError(f"{place} has both tool_calls and <tool_call> text: the calls would double; keep one")
+    if any(piece.strip() for piece in after):
+        raise ValueError(f"{place} has text after a call: no format writes it there; move it to the front")
+    calls += [_build_call(_decoded(call, f"{place} <tool_call>"), f"{place} <tool_call>") for call in written]
+    for call, _ in calls:
+        _check_call(call, tools, place)
+    thought = "\n".join(part.strip() for part in (message.get("reasoning_content") or "", text) if part.strip())
+    if calls:
+        return Turn(thought=thought, tool_calls=tuple(call for call, _ in calls)), [call_id for _, call_id in calls]
+    if not text.strip():
+        raise ValueError(f"{place} says nothing: there is nothing to learn; remove the message or write the answer")
+    if message.get("reasoning_content"):
+        raise ValueError(f"{place} has reasoning_content without a call: no format writes it; put it into content")
+    return Turn(text=text), []
+
+
+def _as_list(value: object) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def _build_call(value: object, place: str) -> tuple[ToolCall, str | None]:
+    function = value.get("function", value) if isinstance(value, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"{place} is {str(value)[:80]!r}: a call without a name; give name and arguments")
+    arguments = _decoded(function.get("arguments", {}), f"{place} arguments")
+    return ToolCall(function["name"], arguments), value.get("id")
+
+
+def _check_call(call: ToolCall, tools: tuple[Tool, ...], place: str) -> None:
+    """ValueError if the row's own tools do not allow the call; a row without tools describes them in its prompt."""
+    if not tools:
+        return
+    tool = tool_named(tools, call.name)
+    if tool is None:
+        names = ", ".join(tool.name for tool in tools)
+        raise ValueError(f"{place} calls {call.name!r}, which is not one of the row's tools: use one of {names}")
+    error = best_match(Draft202012Validator(tool.parameters).iter_errors(call.arguments))
+    if error:
+        raise ValueError(
+            f"{place} arguments of {call.name} do not fit its schema ({error.message}): the agent would learn calls "
+            "that fail; correct them"
+        )
+
+
+def _build_results(
+    messages: Sequence[dict], calls: Sequence[ToolCall], ids: Sequence[str | None]
+) -> tuple[ToolResult, ...]:
+    """One result a call, in the order of the calls: placed by tool_call_id, or else in the order given."""
+    results: dict[int, ToolResult] = {}
+    for message in messages:
+        call_id = message.get("tool_call_id")
+        index = ids.index(call_id) if call_id in ids else len(results)
+        has_stray_id = call_id is not None and call_id not in ids and any(ids)
+        if has_stray_id or index >= len(calls) or index in results:
+            raise ValueError(f"{message['place']} is a tool result without a call: it cannot be placed; add the call")
+        name = message.get("name") or calls[index].name
+        if name != calls[index].name:
+            raise ValueError(f"{message['place']} is a result of {name!r}, but the call was {calls[index].name!r}")
+        results[index] = ToolResult(name, _result_content(message))
+    if sorted(results) != list(range(len(results))):
+        raise ValueError(f"{messages[0]['place']}: an earlier call has no result though a later one has; add it")
+    return tuple(results[index] for index in range(len(results)))
+
+
+def _result_content(message: dict) -> dict:
+    """A JSON object as it is, anything else as {"result": value}."""
+    text = "".join(value for kind, value in _parts(message) if kind == "text").strip()
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        value = text
+    return value if isinstance(value, dict) else {"result": value}
+
+
+def _weight(message: dict) -> float:
+    """Of the turn's loss: `weight` (a number) or `loss` (a boolean), 1 if neither is given."""
+    weight = message.get("weight", message.get("loss"))
+    if weight is None:
+        return 1.0
+    if not isinstance(weight, bool | int | float) or not 0 <= weight < float("inf"):
+        raise ValueError(f"{message['place']} weight is {weight!r}: a loss cannot be scaled by it; give a number >= 0")
+    return float(weight)
