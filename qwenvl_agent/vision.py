@@ -49,13 +49,13 @@ def resized_size(height: int, width: int, geometry: Geometry) -> tuple[int, int]
 
 
 def grid_thw(height: int, width: int, geometry: Geometry) -> tuple[int, int, int]:
-    """Patches in time, down and across of a picture of fitted size."""
-    assert height % geometry.token_px == 0 and width % geometry.token_px == 0, (height, width, geometry)
+    """Patches in time, down and across of a picture of any size, once resized."""
+    height, width = resized_size(height, width, geometry)
     return 1, height // geometry.patch_size, width // geometry.patch_size
 
 
 def num_image_tokens(height: int, width: int, geometry: Geometry) -> int:
-    """Tokens of a picture of fitted size, without `<|vision_start|>` and `<|vision_end|>`."""
+    """Tokens of a picture of any size, without `<|vision_start|>` and `<|vision_end|>`."""
     t, h, w = grid_thw(height, width, geometry)
     return t * h * w // geometry.merge_size**2
 

@@ -1,0 +1,205 @@
+"""Rows to a batch: one text, one tokenizer call, labels by spans, pictures within the budget.
+
+Training rows and generation prompts go through the same `encode`, so that a prompt's ids are the first ids of its row.
+A row over budget loses whole pictures or whole steps by the stated policy, or is an error: ids are never cut.
+
+Legend: B rows, T tokens, P patches, M pictures.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..config import PromptConfig, TrainConfig, VisionConfig
+from ..formats import Format, Span
+from ..prompt import IMAGE_PAD, Rendered, render_prompt, render_row
+from ..schema import Picture, Request, Row, Turn
+from ..vision import Geometry, drop_oldest_step, fit_picture, reduce_request
+from .masks import IGNORE_INDEX, label_tokens
+from .pixels import load_pixels, patchify
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row before padding."""
+
+    input_ids: np.ndarray
+    offsets: list[tuple[int, int]]
+    spans: tuple[Span, ...]
+    """Of the text that was tokenised, every `<|image_pad|>` repeated."""
+    pictures: tuple[Picture, ...]
+    sizes: tuple[tuple[int, int], ...]
+    """(height, width) of each picture as the model sees it."""
+    source: str
+    """For error messages."""
+
+    def load_pixels(self) -> list[torch.Tensor]:
+        """The pictures at their sizes; ValueError names the row's source."""
+        try:
+            return [load_pixels(picture, *size) for picture, size in zip(self.pictures, self.sizes, strict=True)]
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}") from None
+
+
+class Collator:
+    """Callable on rows (training) and `encode_prompt` on requests (generation); counts reductions in `reductions`."""
+
+    def __init__(
+        self,
+        processor: object,
+        fmt: Format,
+        prompt_cfg: PromptConfig,
+        vision_cfg: VisionConfig,
+        train_cfg: TrainConfig,
+    ):
+        self.tokenizer = processor.tokenizer
+        self.image_processor = processor.image_processor
+        self.geometry: Geometry = processor.geometry
+        self.fmt, self.prompt_cfg, self.vision_cfg = fmt, prompt_cfg, vision_cfg
+        self.part_weights = {
+            "thought": train_cfg.weight_thought,
+            "call": train_cfg.weight_call,
+            "text": train_cfg.weight_call,
+            "end": train_cfg.weight_call,
+        }
+        self.image_pad_id = self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+        self.reductions: Counter = Counter()
+
+    def __call__(self, rows: Sequence[Row]) -> dict:
+        """A training batch, padded on the right.
+
+        input_ids, attention_mask, mm_token_type_ids (0 text, 1 image) (B, T); position_ids (4, B, T): text, t, h, w;
+        labels (B, T), IGNORE_INDEX outside the turns to learn; loss_weights (B, T); parts (B, T), indices of PARTS;
+        pixel_values (P, patch values) and image_grid_thw (M, 3), absent without pictures; row_ids, B strings.
+        """
+        encoded = [self.encode_row(row) for row in rows]
+        labelled = [label_tokens(e.input_ids, e.offsets, e.spans, self.part_weights) for e in encoded]
+        batch = self._pad(encoded, left=False)
+        shape = batch["input_ids"].shape
+        labels, parts = np.full(shape, IGNORE_INDEX), np.zeros(shape, dtype=np.int8)
+        weights = np.zeros(shape, dtype=np.float32)
+        for i, (row_labels, row_weights, row_parts) in enumerate(labelled):
+            num_tokens = len(row_labels)
+            labels[i, :num_tokens], parts[i, :num_tokens] = row_labels, row_parts
+            weights[i, :num_tokens] = row_weights * rows[i].weight
+        batch["labels"], batch["parts"] = torch.from_numpy(labels), torch.from_numpy(parts)
+        batch["loss_weights"] = torch.from_numpy(weights)
+        batch["row_ids"] = [row.id for row in rows]
+        return batch
+
+    def encode_prompt(self, requests: Sequence[Request]) -> dict:
+        """A generation batch, padded on the left: the same keys as a training batch, without labels and row ids."""
+        return self._pad([self._encode(request, None, f"request {i}") for i, request in enumerate(requests)], left=True)
+
+    def encode_row(self, row: Row) -> Encoded:
+        """One training row; ValueError names its source."""
+        return self._encode(row.request, row.turn, row.source or row.id)
+
+    def _encode(self, request: Request, turn: Turn | None, source: str) -> Encoded:
+        try:
+            return self._encode_within_budget(request, turn, source)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+
+    def _encode_within_budget(self, request: Request, turn: Turn | None, source: str) -> Encoded:
+        request, counts = reduce_request(request, self.vision_cfg, self.geometry)
+        encoded = self._encode_text(request, turn, source)
+        while len(encoded.input_ids) > self.vision_cfg.max_row_tokens:
+            smaller = drop_oldest_step(request) if self.vision_cfg.reduce != "error" else None
+            if smaller is None:
+                raise ValueError(
+                    f"{len(encoded.input_ids)} tokens, vision.max_row_tokens is {self.vision_cfg.max_row_tokens}: "
+                    "nothing is cut, so the row cannot be used; raise the limit or leave the row out"
+                )
+            request = smaller
+            counts["turns"] += 1
+            encoded = self._encode_text(request, turn, source)
+        self.reductions.update(counts)
+        return encoded
+
+    def _encode_text(self, request: Request, turn: Turn | None, source: str) -> Encoded:
+        if turn is None:
+            rendered = render_prompt(request, self.fmt)
+        else:
+            rendered = render_row(request, turn, self.fmt, self.prompt_cfg.supervise_history)
+        sizes = tuple(fit_picture(picture, self.vision_cfg, self.geometry) for picture in rendered.pictures)
+        token_area = self.geometry.token_px**2
+        num_tokens = [height * width // token_area for height, width in sizes]
+        spans = expand_pads(rendered, num_tokens)
+        input_ids, offsets = self._tokenize("".join(span.text for span in spans))
+        num_pads = int((input_ids == self.image_pad_id).sum())
+        assert num_pads == sum(num_tokens), f"{num_pads} image tokens in the ids, {sum(num_tokens)} in the pictures"
+        return Encoded(input_ids, offsets, spans, rendered.pictures, sizes, source)
+
+    def _tokenize(self, text: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        # The backend itself: it keeps whatever truncation and padding the last caller set, so both are put off.
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        encoding = backend.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, dtype=np.int64), encoding.offsets
+
+    def _pad(self, encoded: Sequence[Encoded], left: bool) -> dict:
+        num_rows, num_columns = len(encoded), max(len(e.input_ids) for e in encoded)
+        input_ids = np.full((num_rows, num_columns), self.tokenizer.pad_token_id, dtype=np.int64)
+        attention_mask = np.zeros((num_rows, num_columns), dtype=np.int64)
+        position_ids = np.zeros((4, num_rows, num_columns), dtype=np.int64)
+        for i, e in enumerate(encoded):
+            start = num_columns - len(e.input_ids) if left else 0
+            here = slice(start, start + len(e.input_ids))
+            input_ids[i, here], attention_mask[i, here] = e.input_ids, 1
+            grids = [(h // self.geometry.token_px, w // self.geometry.token_px) for h, w in e.sizes]
+            position_ids[:, i, here] = token_positions(e.input_ids == self.image_pad_id, grids)
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "mm_token_type_ids": ((input_ids == self.image_pad_id) & (attention_mask == 1)).astype(np.int64),
+        }
+        return {key: torch.from_numpy(value) for key, value in batch.items()} | self._pixels(encoded)
+
+    def _pixels(self, encoded: Sequence[Encoded]) -> dict:
+        images = [image for e in encoded for image in e.load_pixels()]
+        if not images:
+            return {}
+        patch = self.geometry.patch_size
+        grids = [(1, image.shape[1] // patch, image.shape[2] // patch) for image in images]
+        return {"pixel_values": patchify(images, self.image_processor), "image_grid_thw": torch.tensor(grids)}
+
+
+def expand_pads(rendered: Rendered, num_tokens: Sequence[int]) -> tuple[Span, ...]:
+    """The spans with each picture's one pad repeated as often as it has tokens."""
+    counts = iter(num_tokens)
+    expanded = []
+    for span in rendered.spans:
+        first, *rest = span.text.split(IMAGE_PAD) if span.part == "prompt" else [span.text]
+        expanded.append(Span(span.part, first + "".join(IMAGE_PAD * next(counts) + piece for piece in rest)))
+    left_over = len(list(counts))
+    assert not left_over, f"{left_over} of {len(num_tokens)} pictures have no place in the text"
+    return tuple(expanded)
+
+
+def token_positions(is_image: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.ndarray:
+    """(4, T) text, t, h, w positions of a row whose pictures have `grids` (rows, columns) of tokens.
+
+    Text counts on by one on all three axes; a picture's tokens stand at (start, start + row, start + column), and the
+    text after it goes on at start + max(rows, columns).
+    """
+    num_tokens = len(is_image)
+    positions = np.empty((4, num_tokens), dtype=np.int64)
+    positions[0] = np.arange(num_tokens)
+    at = next_position = 0
+    starts = np.flatnonzero(is_image & ~np.r_[False, is_image[:-1]])
+    for start, (rows, columns) in zip(starts, grids, strict=True):
+        positions[1:, at:start] = next_position + np.arange(start - at)
+        next_position += start - at
+        at = start + rows * columns
+        positions[1, start:at] = next_position
+        positions[2, start:at] = next_position + np.repeat(np.arange(rows), columns)
+        positions[3, start:at] = next_position + np.tile(np.arange(columns), rows)
+        next_position += max(rows, columns)
+    positions[1:, at:] = next_position + np.arange(num_tokens - at)
+    return positions

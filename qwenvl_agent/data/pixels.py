@@ -1,0 +1,49 @@
+"""Pictures to the image processor's `pixel_values`, to the bit, in a fraction of its time.
+
+The size is decided by the budget (`vision.fit_picture`), so that the processor has nothing left to resize. Only one
+frame is normalised; the processor's second frame is a copy of it.
+
+Legend: C channels, H height, W width, P patches of all pictures.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional
+
+from ..schema import Picture
+
+
+def load_pixels(picture: Picture, height: int, width: int) -> torch.Tensor:
+    """(C, H, W) uint8 of the picture at the size that the model sees; ValueError if it cannot be read."""
+    try:
+        image = picture.open()
+    except OSError as error:
+        raise ValueError(f"picture {picture.path}: {error}: its row cannot be used; restore the file") from None
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    if pixels.shape[1:] == (height, width):
+        return pixels
+    return functional.resize(
+        pixels, [height, width], interpolation=functional.InterpolationMode.BICUBIC, antialias=True
+    )
+
+
+def patchify(images: Sequence[torch.Tensor], image_processor: object) -> torch.Tensor:
+    """pixel_values (P, C * frames * patch * patch) float32 of uint8 images (C, H, W)."""
+    patch, merge = image_processor.patch_size, image_processor.merge_size
+    patches = torch.cat([_patches(image, patch, merge) for image in images]).float()  # (P, C, patch, patch)
+    # The processor folds the rescaling into mean and deviation; the same order of operations gives the same floats.
+    mean = torch.tensor(image_processor.image_mean) * (1.0 / image_processor.rescale_factor)
+    deviation = torch.tensor(image_processor.image_std) * (1.0 / image_processor.rescale_factor)
+    patches.sub_(mean[:, None, None]).div_(deviation[:, None, None])
+    frames = image_processor.temporal_patch_size
+    return patches[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1)
+
+
+def _patches(image: torch.Tensor, patch: int, merge: int) -> torch.Tensor:
+    """(P, C, patch, patch): patches that merge into one token stand together."""
+    channels, height, width = image.shape
+    rows, columns = height // (patch * merge), width // (patch * merge)
+    blocks = image.reshape(channels, rows, merge, patch, columns, merge, patch)
+    return blocks.permute(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels, patch, patch)
