@@ -133,10 +133,10 @@ def test_consistency_reports_its_coverage():
     lie = StepRecord(context="", thought="LEFT", calls=say_move.calls)
     muse = StepRecord(context="", thought="hm", calls=say_move.calls)
 
-    def plan(thought):
-        return None if thought == "hm" else [{"name": "move", "arguments": {"to": thought}}]
+    def agrees(thought, calls):
+        return None if thought == "hm" else calls[0]["arguments"]["to"] == thought
 
-    metrics = consistency([("a", say_move), ("a", lie), ("a", muse), ("b", say_move)], plan)
+    metrics = consistency([("a", say_move), ("a", lie), ("a", muse), ("b", say_move)], agrees)
     assert values(metrics, "thought_coverage", "thought_consistency") == [0.75, 2 / 3]
 
 

@@ -11,14 +11,12 @@ from transformers import GenerationConfig
 
 from qwenvl_agent.config import EvalConfig
 from qwenvl_agent.data.collator import Collator
-from qwenvl_agent.data.masks import IGNORE_INDEX
+from qwenvl_agent.data.masks import IGNORE_INDEX, PARTS
 from qwenvl_agent.formats import Format
 from qwenvl_agent.model import Processor
 from qwenvl_agent.schema import Answer, Observation, Picture, Request, Row, Turn
 
 END = "<|im_end|>"
-PARTS = {1: "thought", 2: "call", 3: "text", 4: "end"}
-"""Names of the collator's part codes."""
 MODEL_INPUTS = (
     "input_ids",
     "attention_mask",

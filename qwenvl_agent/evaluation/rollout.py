@@ -42,6 +42,10 @@ class CallRecord:
     optimal: bool | None = None
     """It is among the best calls in that state."""
 
+    def as_json(self) -> dict:
+        """Only what was called, as in `StepRecord.expected`."""
+        return {"name": self.name, "arguments": self.arguments}
+
 
 @dataclass(kw_only=True)
 class StepRecord:

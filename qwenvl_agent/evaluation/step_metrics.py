@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from qwenvl_agent.evaluation.rollout import CallRecord, StepRecord, step_record
+from qwenvl_agent.evaluation.rollout import StepRecord, step_record
 from qwenvl_agent.evaluation.statistics import Interval, bootstrap_ratio
 from qwenvl_agent.schema import Policy, Row
 
@@ -90,7 +90,7 @@ def _stages(step: StepRecord, flags: Sequence[str]) -> dict[str, bool]:
     stages = {"strict_parse_rate": parsed and not step.repairs, "parse_rate": parsed, "schema_rate": fits}
     if step.expected is not None:
         stages["name_accuracy"] = [call.name for call in step.calls] == [call["name"] for call in step.expected]
-        stages["argument_accuracy"] = [_as_json(call) for call in step.calls] == step.expected
+        stages["argument_accuracy"] = [call.as_json() for call in step.calls] == step.expected
     for flag in flags:
         known = [getattr(call, flag) for call in step.calls if getattr(call, flag) is not None]
         if known or not fits:
@@ -106,7 +106,7 @@ def decisions(pairs: Sequence[tuple[str, StepRecord]]) -> dict[str, Interval]:
     for episode, step in pairs:
         if step.expected is None:
             continue
-        made, due = _by_tool(map(_as_json, step.calls)), _by_tool(step.expected)
+        made, due = _by_tool(call.as_json() for call in step.calls), _by_tool(step.expected)
         for name in due:
             tallies[f"{name}.recall"].add(episode, name in made)
         for name in made:
@@ -176,25 +176,21 @@ def token_metrics(scores: Iterable[dict]) -> dict[str, float]:
 
 
 def consistency(
-    pairs: Sequence[tuple[str, StepRecord]], plan: Callable[[str], list[dict] | None]
+    pairs: Sequence[tuple[str, StepRecord]], agrees: Callable[[str, list[dict]], bool | None]
 ) -> dict[str, Interval]:
-    """Whether a turn does what its own thought says. `plan` gives the calls that a thought announces, None if unclear.
+    """Whether turns do what their own thoughts say; `agrees(thought, calls)` is None where a thought says nothing.
 
-    thought_coverage: share of the thoughts that announce something; thought_consistency: of those, the share whose
-    turn makes just the calls announced (notes and reasons aside, which a thought need not spell out).
+    thought_coverage: share of the thoughts that announce what to do; thought_consistency: of those, the share whose
+    turn does it.
     """
     coverage, agreement = Tally(), Tally()
     for episode, step in pairs:
         if step.thought and not step.error:
-            planned = plan(step.thought)
-            coverage.add(episode, planned is not None)
-            if planned is not None:
-                agreement.add(episode, planned == [_as_json(call) for call in step.calls])
+            verdict = agrees(step.thought, [call.as_json() for call in step.calls])
+            coverage.add(episode, verdict is not None)
+            if verdict is not None:
+                agreement.add(episode, verdict)
     return {"thought_coverage": coverage.interval(), "thought_consistency": agreement.interval()}
-
-
-def _as_json(call: CallRecord) -> dict:
-    return {"name": call.name, "arguments": call.arguments}
 
 
 def _by_tool(calls: Iterable[dict]) -> dict[str, dict]:

@@ -1,0 +1,263 @@
+"""Suites: what is played or predicted, and the metrics made of its records.
+
+    safari   closed loop: episodes of the safari world, one per seed
+    steps    offline: one answer to each held-out row, beside its label
+
+Metrics come from records alone, so `scripts/rescore.py` needs no model. A result is a folder:
+
+    runs/NAME/eval/safari/
+        records.jsonl   one episode (or row) a line
+        metrics.json    {"about": ..., "success_rate": {"value", "low", "high", "n"}, ..., "end_reasons": {...}}
+        report.html     for people
+        pictures/
+"""
+
+import hashlib
+import json
+import math
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import qwenvl_agent
+from qwenvl_agent.config import EvalConfig
+from qwenvl_agent.envs import make_env, make_oracle
+from qwenvl_agent.envs.safari.judge import agrees, is_equivalent, is_refused
+from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS
+from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, read_records, rollout, write_records
+from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, bootstrap_ratio, path_efficiency, wilson
+from qwenvl_agent.evaluation.step_metrics import (
+    RowRecord,
+    consistency,
+    funnel,
+    predict_rows,
+    step_metrics,
+    token_metrics,
+)
+from qwenvl_agent.schema import Policy, Row
+
+RECORD_KINDS = {"safari": EpisodeRecord, "steps": RowRecord}
+"""The suites, and what a line of their records.jsonl is."""
+PACKAGES = ("torch", "transformers", "numpy")
+Metrics = dict[str, "Interval | dict[str, int]"]
+"""Rates and means with their intervals; counts by name (`end_reasons`, `errors`, `repairs`)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation inside training gives back."""
+
+    scalars: dict[str, float]
+    """For TensorBoard, slash-grouped: `rollout/success_rate`, `eval/argument_accuracy`, ... What has no value (nothing
+    was tried) is absent."""
+    episodes: list[EpisodeRecord] = field(default_factory=list)
+    rows: list[RowRecord] = field(default_factory=list)
+
+    @property
+    def score(self) -> tuple[float, float, float]:
+        """What `best` is chosen by, larger is better: success, ties broken by progress, then by whole turns."""
+        names = ("rollout/success_rate", "rollout/progress", "eval/argument_accuracy")
+        return tuple(self.scalars.get(name, 0.0) for name in names)
+
+
+def evaluate(
+    policy: Policy,
+    cfg: EvalConfig,
+    *,
+    seeds: Sequence[int] | None = None,
+    held_out: Sequence[Row] = (),
+    history_steps: int = 0,
+    time_limit_s: float | None = None,
+) -> Evaluation:
+    """Offline steps on up to `cfg.step_rows` rows of `held_out`, then `cfg.episodes` episodes of `cfg.suite`.
+
+    `seeds` default to the set for selecting `best`, which no training data and no report shares. Half of
+    `time_limit_s` (default `cfg.time_limit_s`) is for the rows; what is not begun in time is left out and what is begun
+    counts. The policy's model must be unwrapped; its mode, gradients and random state are left as they were.
+    """
+    limit_s = cfg.time_limit_s if time_limit_s is None else time_limit_s
+    start = time.monotonic()
+    rows = pick_rows(held_out, cfg.step_rows)
+    row_records = predict_in_time(policy, rows, cfg.batch_size, limit_s / 2)
+    scalars = as_scalars(steps_suite_metrics(row_records), "eval") if rows else {}
+    if rows and hasattr(policy, "score"):
+        scored = rows[: len(row_records)]
+        scalars |= {f"eval/{name}": value for name, value in token_metrics(policy.score(scored)).items()}
+    if cfg.suite == "none":
+        return Evaluation(scalars, rows=row_records)
+    episodes = play_safari(
+        policy,
+        cfg.world,
+        SELECTION_SEEDS[: cfg.episodes] if seeds is None else seeds,
+        batch_size=cfg.batch_size,
+        history_steps=history_steps,
+        time_limit_s=max(0.0, limit_s - (time.monotonic() - start)),
+    )
+    return Evaluation(scalars | as_scalars(safari_metrics(episodes), "rollout"), episodes, row_records)
+
+
+def play_safari(policy: Policy, world: dict, seeds: Sequence[int], **options) -> list[EpisodeRecord]:
+    """`rollout` in the safari world, with the oracle's turn noted beside each of the policy's."""
+    reference = make_oracle("safari", world)
+    return rollout(lambda: make_env("safari", **world), policy, seeds, reference=reference, **options)
+
+
+def predict_in_time(policy: Policy, rows: Sequence[Row], batch_size: int, time_limit_s: float) -> list[RowRecord]:
+    """`predict_rows` batch by batch; none begins after the time limit."""
+    deadline = time.monotonic() + time_limit_s
+    records: list[RowRecord] = []
+    while len(records) < len(rows) and time.monotonic() < deadline:
+        records += predict_rows(policy, rows[len(records) : len(records) + batch_size])
+    return records
+
+
+def pick_rows(rows: Sequence[Row], num_rows: int) -> list[Row]:
+    """`num_rows` rows spread evenly over all, always the same; all if there are fewer."""
+    num_rows = min(num_rows, len(rows))
+    return [rows[i * len(rows) // num_rows] for i in range(num_rows)]
+
+
+# metrics of records
+
+
+def safari_metrics(records: Sequence[EpisodeRecord]) -> Metrics:
+    """Every started episode counts in every rate.
+
+    success_rate, false_declaration_rate: of episodes. progress: mean share of targets found. mean_turns: over all
+    episodes, failures with the turns they took; mean_turns_success: over successes. path_efficiency: success times
+    optimal turns over turns taken. invalid_action_rate: calls that the tools or the state refuse, and turns without a
+    readable call, of all calls and such turns. effective_rate: calls that changed something. The rest: `funnel` and
+    `consistency`, over turns.
+    """
+    records = [judge(record) for record in records]
+    pairs = [(str(record.seed), step) for record in records for step in record.steps]
+    successes = [record for record in records if record.success]
+    return {
+        "success_rate": wilson(len(successes), len(records)),
+        "progress": bootstrap_mean([record.progress for record in records]),
+        "mean_turns": bootstrap_mean([record.turns for record in records]),
+        "mean_turns_success": bootstrap_mean([record.turns for record in successes]),
+        "path_efficiency": bootstrap_mean(
+            [path_efficiency(r.success, r.optimal_turns or r.turns, r.turns) for r in records]
+        ),
+        "false_declaration_rate": wilson(sum(record.false_declarations > 0 for record in records), len(records)),
+        **funnel(pairs),
+        "invalid_action_rate": rate_of_calls(records, lambda call: not (call.schema_ok and call.legal), unread=1),
+        "effective_rate": rate_of_calls(records, lambda call: bool(call.effective), unread=0),
+        **consistency(pairs, agrees),
+        "end_reasons": count(outcome(record) for record in records),
+        "errors": count(step.error for _, step in pairs if step.error),
+        "repairs": count(name for _, step in pairs for name in step.repairs),
+    }
+
+
+def steps_suite_metrics(records: Sequence[RowRecord]) -> Metrics:
+    """`step_metrics`, and for turns of the safari whether they do what their thought says."""
+    pairs = [(record.episode, record.step) for record in records]
+    return {
+        **step_metrics(records),
+        **consistency(pairs, agrees),
+        "errors": count(step.error for _, step in pairs if step.error),
+        "repairs": count(name for _, step in pairs for name in step.repairs),
+    }
+
+
+def outcome(record: EpisodeRecord) -> str:
+    """done_ok, done_early (something was not found), done_false (something was declared found that was not), or why
+    the episode ended otherwise."""
+    if record.end_reason != "done":
+        return record.end_reason
+    if record.success:
+        return "done_ok"
+    return "done_false" if record.false_declarations else "done_early"
+
+
+def judge(record: EpisodeRecord) -> EpisodeRecord:
+    """Fill in what follows from the results: whether the state allowed a call, and whether the oracle's turn is no
+    better. Judging twice changes nothing."""
+    for step in record.steps:
+        calls = [call.as_json() for call in step.calls]
+        for call in step.calls:
+            refused = call.result is not None and is_refused(call.name, call.result, bool(call.effective))
+            call.legal = call.schema_ok and not refused
+            call.optimal = None if step.expected is None else is_equivalent(calls, step.expected)
+    return record
+
+
+def rate_of_calls(records: Sequence[EpisodeRecord], is_hit: Callable[[CallRecord], bool], *, unread: int) -> Interval:
+    """Share of calls that hit, by episode; a turn without a readable call is one more try and `unread` more hits."""
+    hits = [sum(unread if step.error else sum(map(is_hit, step.calls)) for step in r.steps) for r in records]
+    tries = [sum(1 if step.error else len(step.calls) for step in r.steps) for r in records]
+    return bootstrap_ratio(hits, tries)
+
+
+def count(names) -> dict[str, int]:
+    """How often each name occurs, commonest first."""
+    return dict(Counter(names).most_common())
+
+
+def as_scalars(metrics: Metrics, group: str) -> dict[str, float]:
+    """The values of a group of metrics that have one, for TensorBoard."""
+    values = {f"{group}/{name}": m.value for name, m in metrics.items() if isinstance(m, Interval)}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def metrics_json(metrics: Metrics) -> dict:
+    """As JSON values; a figure that has no value (nothing was tried) is null."""
+
+    def known(value: float) -> float | None:
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return {
+        name: {key: known(value) for key, value in m._asdict().items()} if isinstance(m, Interval) else m
+        for name, m in metrics.items()
+    }
+
+
+# results on disk
+
+
+def write_result(directory: Path, about: dict, records: Sequence, metrics: Metrics) -> None:
+    """records.jsonl and metrics.json; `about` says what was evaluated and how."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_records(directory / "records.jsonl", records)
+    write_metrics(directory, about, metrics)
+
+
+def write_metrics(directory: Path, about: dict, metrics: Metrics) -> None:
+    text = json.dumps({"about": about, **metrics_json(metrics)}, indent=1, ensure_ascii=False)
+    (directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_result(directory: Path) -> tuple[dict, list]:
+    """(metrics.json, the records) of a result folder."""
+    path = directory / "metrics.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        kind = RECORD_KINDS[result["about"]["suite"]]
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file, so {directory} is no result of eval.py; name another folder") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a result of eval.py ({error!r}); evaluate again") from None
+    return result, read_records(directory / "records.jsonl", kind)
+
+
+def metrics_of(suite: str, records: Sequence) -> Metrics:
+    """The suite's metrics."""
+    return safari_metrics(records) if suite == "safari" else steps_suite_metrics(records)
+
+
+def describe(suite: str, policy: str, **more) -> dict:
+    """What every result says about itself; `more` adds seeds, config, hashes, processor size."""
+    packages = {name: version(name) for name in PACKAGES}
+    versions = {"qwenvl_agent": qwenvl_agent.__version__, "python": platform.python_version(), **packages}
+    return {"suite": suite, "policy": policy, **more, "versions": versions}
+
+
+def text_hash(text: str) -> str:
+    """Short SHA-256, to see at a glance whether two results rest on the same prompt."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
