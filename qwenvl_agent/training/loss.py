@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-IGNORE_INDEX = -100
+from qwenvl_agent.data.masks import IGNORE_INDEX
+
 MODEL_INPUTS = (
     "input_ids",
     "attention_mask",

@@ -1,0 +1,148 @@
+"""What a run reports: means between two log lines, metrics.jsonl, TensorBoard, and a progress line with the time left."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from qwenvl_agent.data.masks import PARTS
+from qwenvl_agent.training.loss import TokenLosses
+
+
+class Means:
+    """Weighted sums by name; JSON values, so that a checkpoint can hold them between two log lines."""
+
+    def __init__(self, sums: dict[str, list[float]] | None = None):
+        self.sums = sums or {}
+
+    def add(self, name: str, total: float, weight: float) -> None:
+        entry = self.sums.setdefault(name, [0.0, 0.0])
+        entry[0] += total
+        entry[1] += weight
+
+    def add_losses(self, tokens: TokenLosses, tools: Sequence[str]) -> None:
+        """Losses by part, and of the calls by tool; `tools[row]` is "" for a row without a call."""
+        losses = tokens.losses.detach()
+        self.add("train/loss", tokens.weighted_sum.item(), tokens.weights.sum().item())
+        for code, name in enumerate(PARTS[1:], start=1):
+            self._add_selected(f"train/loss_part/{name}", losses, tokens.parts == code)
+        is_call = tokens.parts == PARTS.index("call")
+        for row, tool in enumerate(tools):
+            if tool:
+                self._add_selected(f"train/loss_tool/{tool}", losses, is_call & (tokens.rows == row))
+
+    def _add_selected(self, name: str, losses, is_selected) -> None:
+        num_tokens = is_selected.sum().item()
+        if num_tokens:
+            self.add(name, losses[is_selected].sum().item(), num_tokens)
+
+    def add_throughput(self, micro_batches: Sequence[dict], waited_s: float, total_s: float) -> None:
+        num_tokens = sum(batch["attention_mask"].sum().item() for batch in micro_batches)
+        num_places = sum(batch["attention_mask"].numel() for batch in micro_batches)
+        self.add("train/tokens_per_s", num_tokens, total_s)
+        self.add("train/padding_share", num_places - num_tokens, num_places)
+        self.add("train/data_wait_share", waited_s, total_s)
+
+    def take(self, all_ranks: Sequence[dict[str, list[float]]]) -> dict[str, float]:
+        """The means over `all_ranks`' sums (this one's included); starts anew."""
+        merged = Means()
+        for sums in all_ranks:
+            for name, (total, weight) in sums.items():
+                merged.add(name, total, weight)
+        self.sums = {}
+        means = {name: total / weight for name, (total, weight) in sorted(merged.sums.items()) if weight}
+        if "train/tokens_per_s" in means:  # seconds were summed over ranks too
+            means["train/tokens_per_s"] *= len(all_ranks)
+        return means
+
+
+class Reporter:
+    """metrics.jsonl, TensorBoard and the terminal of one run. On ranks other than 0 every method does nothing."""
+
+    def __init__(self, run_dir: Path, first_step: int, max_steps: int, *, is_main: bool):
+        self.is_main, self.max_steps = is_main, max_steps
+        if not is_main:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run_dir / "metrics.jsonl"
+        forget_steps_after(self.path, first_step)
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        self.console = Console()
+        self.start, self.first_step = time.monotonic(), first_step
+        self.progress = None
+        if self.console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self.progress = Progress(TextColumn("{task.description}"), *columns, console=self.console)
+            self.task = self.progress.add_task("training", total=max_steps, completed=first_step)
+            self.progress.start()
+
+    def advance(self, step: int) -> None:
+        if self.is_main and self.progress:
+            self.progress.update(self.task, completed=step)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """One line in metrics.jsonl, one scalar each in TensorBoard, and a short line on the terminal."""
+        if not self.is_main:
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        self.say(f"step {step}/{self.max_steps}  " + self._summary(values) + self._time_left(step))
+
+    def say(self, text: str) -> None:
+        if self.is_main:
+            # Without a terminal plain lines: no wrapping and no control characters in a log file.
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Shown as it is, not as Markdown."""
+        if self.is_main:
+            self.board.add_text(tag, "\n".join(f"    {line}" for line in text.split("\n")), step)
+
+    def image(self, step: int, tag: str, image) -> None:
+        """`image` is a PIL image."""
+        if self.is_main:
+            self.board.add_image(tag, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self, settings: dict, results: dict[str, float]) -> None:
+        """End the run's records; `settings` and `results` are its row in TensorBoard's table of hyper-parameters."""
+        if not self.is_main:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
+        for summary in hparams(plain, results):
+            self.board.file_writer.add_summary(summary)
+        self.board.close()
+        if self.progress:
+            self.progress.stop()
+
+    def _summary(self, values: dict[str, float]) -> str:
+        names = ("loss", "learning_rate", "gradient_norm", "tokens_per_s", "success_rate", "held_out_loss")
+        short = {name.rpartition("/")[2]: value for name, value in values.items()}
+        return "  ".join(f"{name} {short[name]:.4g}" for name in names if name in short)
+
+    def _time_left(self, step: int) -> str:
+        seconds = (time.monotonic() - self.start) / max(1, step - self.first_step) * (self.max_steps - step)
+        return f"  left {int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def forget_steps_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will take again."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def flatten(values: dict, prefix: str = "") -> dict:
+    """Nested dicts as one dict with dotted keys."""
+    flat = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,289 @@
+"""Fine-tune Qwen3-VL into an agent: config -> objects -> the loop. One loop for full, LoRA, QLoRA, DDP and ZeRO.
+
+    accelerate launch train.py --config configs/safari_2b.json
+    accelerate launch train.py --config configs/safari_2b.json --set train.learning_rate=1e-4 --resume
+
+Outputs go to runs/NAME. `touch runs/NAME/STOP`, SIGTERM or Ctrl-C saves a checkpoint and ends with status 0.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object, set_seed
+from torch import nn
+from torch.utils.data import DataLoader
+
+from qwenvl_agent.config import Config, load_config, to_json
+from qwenvl_agent.data.collator import Collator
+from qwenvl_agent.data.dataset import RowDataset, build_rows
+from qwenvl_agent.data.sampler import RowSampler
+from qwenvl_agent.evaluation.policy import ModelPolicy
+from qwenvl_agent.evaluation.rollout import EpisodeRecord
+from qwenvl_agent.evaluation.suites import evaluate, pick_rows
+from qwenvl_agent.formats import FORMATS, Format
+from qwenvl_agent.model import (
+    Processor,
+    build_model,
+    build_processor,
+    check_gradients,
+    describe_parameters,
+    manifest,
+    save_weights,
+)
+from qwenvl_agent.schema import Row
+from qwenvl_agent.training.checkpoint import (
+    load_training_state,
+    prepare_run_dir,
+    preserved_random_state,
+    read_json,
+    save_checkpoint,
+    write_json,
+    write_training_state,
+)
+from qwenvl_agent.training.loss import supervised_weight, token_losses
+from qwenvl_agent.training.metrics import Means, Reporter, flatten
+from qwenvl_agent.training.optim import build_optimizer, learning_rate_at, set_learning_rate
+from qwenvl_agent.training.stop import StopRequest, ignore_signals
+from qwenvl_agent.training.zero import build_accelerator
+
+NUM_SHOWN = 4
+"""Answers and rollouts that an evaluation writes to TensorBoard."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a JSON file of configs/")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if it has one")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run of that name first")
+    args = parser.parse_args(argv)
+    try:
+        train(load_config(args.config, args.set), resume=args.resume, overwrite=args.overwrite)
+    except ValueError as error:
+        # A data worker's error arrives with its traceback as text; the last line is the message.
+        print(f"error: {str(error).strip().splitlines()[-1].removeprefix('ValueError: ')}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, float]:
+    """Run the whole training; the metrics of the last evaluation."""
+    accelerator = build_accelerator(config.train)
+    checkpoint = prepare_run_dir(config, accelerator, resume, overwrite)
+    state = read_json(checkpoint / "state.json") if checkpoint else {"step": 0, "best": {}}
+    set_seed(config.train.seed)
+
+    processor = build_processor(config.model, config.vision)
+    with accelerator.main_process_first():  # the cache is written once
+        rows = build_rows(config.data, config.prompt)
+    collator = Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
+    sampler = build_sampler(config, rows.train, accelerator, state)
+    max_steps = config.train.max_steps or sampler.num_steps(config.train.epochs)
+    bare_model = build_model(config.model, accelerator.device, checkpoint and checkpoint / "model").train()
+    model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
+
+    reporter = Reporter(config.run_dir, state["step"], max_steps, is_main=accelerator.is_main_process)
+    reporter.say(f"{rows.summary()}\ntrainable parameters: {describe_parameters(bare_model)}")
+    if accelerator.is_main_process:
+        write_json(config.run_dir / "manifest.json", manifest(bare_model))
+        write_json(config.run_dir / "data.json", rows.report)
+    save = partial(save_run, config, accelerator, model, optimizer, sampler)
+    evaluate_now = partial(evaluate_run, config, accelerator, bare_model, processor, collator, rows.held_out, reporter)
+    batches = iter(build_loader(config, rows.train, collator, sampler))
+    set_seed(config.train.seed, device_specific=True)  # ranks draw different dropout masks
+    means = Means()
+    if checkpoint:
+        means = Means(load_training_state(checkpoint, accelerator, model, optimizer)["means"])
+    stop = StopRequest(config.run_dir)
+    stop.install()
+
+    step, best = state["step"], state["best"]
+    metrics, stopped = {}, False
+    while step < max_steps and not stopped:
+        started = time.monotonic()
+        micro_batches = [move(next(batches), accelerator.device) for _ in range(config.train.accumulation)]
+        waited = time.monotonic() - started
+        learning_rate = learning_rate_at(step, max_steps, config.train)
+        set_learning_rate(optimizer, learning_rate)
+        train_step(accelerator, model, optimizer, micro_batches, means, step, config.train.max_grad_norm)
+        step += 1
+        means.add_throughput(micro_batches, waited, time.monotonic() - started)
+
+        is_last = step == max_steps
+        stopped = not is_last and any_rank(accelerator, stop.is_set())
+        should_log = is_last or step % config.train.log_every == 0
+        should_evaluate = is_last or (config.train.eval_every > 0 and step % config.train.eval_every == 0)
+        should_save = is_last or stopped or should_evaluate or step % config.train.save_every == 0
+        reporter.advance(step)
+        if should_log:
+            logged = means.take(gather_object([means.sums]))
+            reporter.log(step, logged | {"train/learning_rate": learning_rate, "train/epoch": sampler.epoch_of(step)})
+        if should_evaluate:
+            metrics = evaluate_now(step)
+            reporter.log(step, metrics)
+            if metrics and (not best or goodness(metrics) > goodness(best)):
+                best = metrics | {"step": step}
+        if should_save:
+            save(step, best, means)
+
+    reporter.say(f"stopped at step {step} of {max_steps}; --resume goes on" if stopped else f"done: {config.run_dir}")
+    reporter.close(flatten(to_json(config)), metrics)
+    accelerator.end_training()
+    return metrics
+
+
+def train_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[dict],
+    means: Means,
+    step: int,
+    max_grad_norm: float,
+) -> None:
+    """One optimizer step; its loss is the mean over the weighted supervised tokens of all micro-batches and ranks."""
+    local_weight = torch.tensor(supervised_weight(micro_batches), device=accelerator.device)
+    total_weight = accelerator.reduce(local_weight, "sum").item()
+    if not total_weight > 0:
+        raise ValueError(f"step {step + 1} has nothing to learn: every token's weight is 0\n{origin(micro_batches)}")
+    # Backward divides by the number of micro-batches, the average of gradients by the number of ranks.
+    scale = accelerator.num_processes * len(micro_batches) / total_weight
+    for batch in micro_batches:
+        with accelerator.accumulate(model):
+            tokens = token_losses(model, batch)
+            loss = tokens.weighted_sum * scale
+            check_finite("loss", loss, step, [batch])
+            accelerator.backward(loss)  # under ZeRO the last one also clips and steps
+            means.add_losses(tokens, batch["tools"])
+    if step < 2 and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        check_gradients(accelerator.unwrap_model(model), should_all_be_nonzero=step == 1)
+    gradient_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    check_finite("gradient norm", gradient_norm, step, micro_batches)
+    means.add("train/gradient_norm", float(gradient_norm), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def check_finite(what: str, value: torch.Tensor | float, step: int, micro_batches: Sequence[dict]) -> None:
+    """ValueError that names the rows, before their step is taken."""
+    if not torch.isfinite(torch.as_tensor(value)):
+        raise ValueError(
+            f"{what} is {float(value)} at step {step + 1}: the step is not taken, and the last checkpoint is as it was; "
+            f"look at these rows, or lower train.learning_rate: {origin(micro_batches)}"
+        )
+
+
+def origin(micro_batches: Sequence[dict]) -> str:
+    """`id (file:line)` of every row."""
+    pairs = [pair for batch in micro_batches for pair in zip(batch["row_ids"], batch["sources"], strict=True)]
+    return ", ".join(f"{row_id} ({source})" for row_id, source in pairs)
+
+
+def build_sampler(config: Config, rows: RowDataset, accelerator: Accelerator, state: dict) -> RowSampler:
+    sampler = RowSampler(
+        len(rows),
+        batch_size=config.train.batch_size,
+        accumulation=config.train.accumulation,
+        seed=config.data.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        weights=rows.sampling_weights,
+        lengths=rows.lengths,
+    )
+    if state["step"]:
+        sampler.load_state_dict(state["sampler"])
+    return sampler
+
+
+def build_loader(config: Config, rows: RowDataset, collator: Collator, sampler: RowSampler) -> DataLoader:
+    return DataLoader(
+        rows,
+        batch_sampler=sampler,
+        collate_fn=partial(collate, collator),
+        num_workers=config.data.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_signals,
+        # Of its own, or starting the workers would draw from the generator that dropout uses.
+        generator=torch.Generator(),
+    )
+
+
+def collate(collator: Collator, rows: Sequence[Row]) -> dict:
+    """The collator's batch, with what the reports need: where each row is from and the first tool that it calls."""
+    tools = [row.turn.tool_calls[0].name if row.turn.tool_calls else "" for row in rows]
+    return collator(rows) | {"sources": [row.source for row in rows], "tools": tools}
+
+
+def move(batch: dict, device: torch.device) -> dict:
+    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+
+def any_rank(accelerator: Accelerator, flag: bool) -> bool:
+    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item() > 0
+
+
+def save_run(config: Config, accelerator, model, optimizer, sampler: RowSampler, step: int, best: dict, means: Means):
+    """One checkpoint, by all ranks together."""
+    state = {"step": step, "best": best, "sampler": sampler.state_dict(step)}
+    weights = accelerator.get_state_dict(model) if config.train.zero_stage == 3 else None  # gathered by all ranks
+
+    def write(directory: Path) -> None:
+        if accelerator.is_main_process:
+            write_json(directory / "config.json", to_json(config))
+            write_json(directory / "state.json", state)
+            save_weights(accelerator.unwrap_model(model), directory / "model", weights)
+        write_training_state(directory, accelerator, model, optimizer, {"means": means.sums})
+
+    is_best = best.get("step") == step
+    save_checkpoint(config.run_dir / "checkpoints", step, write, accelerator, is_best, config.train.keep_checkpoints)
+
+
+def evaluate_run(
+    config: Config, accelerator, model, processor: Processor, collator: Collator, held_out: RowDataset, reporter, step
+) -> dict[str, float]:
+    """Held-out rows and rollouts by rank 0 while the others wait; training's random numbers stay as they were."""
+    metrics = {}
+    if config.train.zero_stage == 3:
+        reporter.say("no evaluation inside training under ZeRO-3, where no rank has the whole model: use eval.py")
+    elif accelerator.is_main_process:
+        with preserved_random_state():
+            policy = ModelPolicy(model, processor, collator, collator.fmt, config.eval)
+            result = evaluate(policy, config.eval, held_out=held_out, history_steps=config.prompt.history_steps)
+            show_answers(reporter, step, policy, pick_rows(held_out, NUM_SHOWN), collator.fmt)
+            show_episodes(reporter, step, result.episodes[:NUM_SHOWN])
+        metrics = result.scalars
+    accelerator.wait_for_everyone()
+    return metrics
+
+
+def show_answers(reporter: Reporter, step: int, policy: ModelPolicy, rows: Sequence[Row], fmt: Format) -> None:
+    """Held-out pictures with what the model wrote and what it should have written."""
+    for i, (row, answer) in enumerate(zip(rows, policy.act([row.request for row in rows]), strict=True)):
+        truth = "".join(span.text for span in fmt.render(row.turn))
+        reporter.text(step, f"answers/{i}", f"{row.id}\n{answer.text}\n\ntruth:\n{truth}")
+        for picture in row.request.observation.pictures[-1:]:
+            reporter.image(step, f"answers/{i}", picture.open())
+
+
+def show_episodes(reporter: Reporter, step: int, episodes: Sequence[EpisodeRecord]) -> None:
+    """Transcripts of rollouts: context, answer and results of every step."""
+    for episode in episodes:
+        steps = [f"{s.context}\n> {s.text}\n{s.results}" for s in episode.steps]
+        title = f"{episode.mission}: {episode.end_reason}, found {episode.found} of {episode.targets}"
+        reporter.text(step, f"rollouts/{episode.seed}", "\n\n".join([title, *steps]))
+
+
+def goodness(metrics: dict[str, float]) -> tuple[float, float]:
+    """Orders checkpoints for `best`: rollout success, then held-out loss."""
+    return metrics.get("rollout/success_rate", 0.0), -metrics.get("eval/loss", math.inf)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
