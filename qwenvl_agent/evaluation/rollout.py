@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jsonschema
+from PIL import Image
 
 from qwenvl_agent.schema import Answer, Env, Observation, Policy, Request, Step, Tool, ToolCall, Turn, tool_named
 
@@ -264,7 +265,8 @@ class _RunningEpisode:
         self.picture_dir.mkdir(parents=True, exist_ok=True)
         name = f"seed_{self.record.seed}_turn_{self.record.turns:03d}.png"
         # 64 colours are enough to judge a drawn world by eye, at a quarter of the size.
-        observation.pictures[-1].open().quantize(64).save(self.picture_dir / name)
+        picture = observation.pictures[-1].open().quantize(64, Image.Quantize.FASTOCTREE)
+        picture.save(self.picture_dir / name)
         return f"{self.picture_dir.name}/{name}"
 
 

@@ -9,7 +9,6 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
 
 RESAMPLES = 10_000
 # Cells of one block of resampled indices: keeps the memory of a bootstrap flat in the number of episodes.
@@ -77,6 +76,8 @@ def bootstrap_ratio(
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Two-sided exact p-value that two paired policies are equally good, from their discordant seeds."""
+    from scipy.stats import binomtest  # here, because it takes seconds to import
+
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
 

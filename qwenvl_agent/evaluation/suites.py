@@ -27,7 +27,7 @@ import qwenvl_agent
 from qwenvl_agent.config import EvalConfig
 from qwenvl_agent.envs import make_env, make_oracle
 from qwenvl_agent.envs.safari.judge import agrees, is_equivalent, is_refused
-from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS
+from qwenvl_agent.envs.safari.world import SELECTION_SEEDS
 from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, read_records, rollout, write_records
 from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, bootstrap_ratio, path_efficiency, wilson
 from qwenvl_agent.evaluation.step_metrics import (
