@@ -61,7 +61,7 @@ def num_image_tokens(height: int, width: int, geometry: Geometry) -> int:
 
 
 def fit_picture(picture: Picture, vision: VisionConfig, geometry: Geometry) -> tuple[int, int]:
-    """(height, width) in which the model gets the picture, within the budget of one image."""
+    """(height, width) in which the model gets the picture, within the budget of one image or ValueError."""
     if vision.tiles:
         return _fit_tiles(picture, vision, geometry)
     area = geometry.token_px**2
@@ -70,7 +70,15 @@ def fit_picture(picture: Picture, vision: VisionConfig, geometry: Geometry) -> t
         min_pixels=max(geometry.min_pixels, vision.min_tokens_per_image * area),
         max_pixels=min(geometry.max_pixels, vision.max_tokens_per_image * area),
     )
-    return resized_size(picture.height, picture.width, budget)
+    height, width = resized_size(picture.height, picture.width, budget)
+    if height * width > budget.max_pixels:
+        # The rule itself oversteps: a very thin picture keeps one row, and growing to the minimum rounds up.
+        raise ValueError(
+            f"a picture of {picture.width}x{picture.height} px takes {height * width // area} tokens, and between "
+            f"{budget.min_pixels // area} and {budget.max_pixels // area} are allowed: the budget would not hold; "
+            "raise vision.max_tokens_per_image, lower vision.min_tokens_per_image, or crop the picture"
+        )
+    return height, width
 
 
 def _fit_tiles(picture: Picture, vision: VisionConfig, geometry: Geometry) -> tuple[int, int]:
@@ -96,7 +104,8 @@ def _fit_tiles(picture: Picture, vision: VisionConfig, geometry: Geometry) -> tu
 
 def picture_tokens(picture: Picture, vision: VisionConfig, geometry: Geometry) -> int:
     """Tokens of a picture once fitted."""
-    return num_image_tokens(*fit_picture(picture, vision, geometry), geometry)
+    height, width = fit_picture(picture, vision, geometry)
+    return height * width // geometry.token_px**2
 
 
 def request_tokens(request: Request, vision: VisionConfig, geometry: Geometry) -> int:
