@@ -119,6 +119,8 @@ def _normal_message(message: object, place: str) -> dict:
         raise ValueError(f"{place} has images of its own: list them in the row's images, with <image> in the content")
     normal = {**message, "place": place, "role": ROLES[role]}
     normal["content"] = message.get("content", message.get("value"))
+    if normal["role"] == "tool" and isinstance(normal["content"], dict):
+        normal["content"] = json.dumps(normal["content"])
     if role == "function_call":
         normal["tool_calls"] = _decoded(normal["content"], f"{place} value")
         normal["content"] = None

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, 
 STEP_FEATURES = datasets.Features(
     {
         "episode_id": datasets.Value("string"),
-        "episode_key": datasets.Value("uint64"),
-        "split_key": datasets.Value("uint64"),
+        "episode_key": datasets.Value("int64"),
+        "split_key": datasets.Value("int64"),
         "turn_index": datasets.Value("int64"),
         "source": datasets.Value("string"),
         "weight": datasets.Value("float64"),
@@ -52,6 +52,7 @@ STEP_FEATURES = datasets.Features(
         "length": datasets.Value("float64"),
     }
 )
+READ_COLUMNS = ("episode_id", "turn_index", "source", "weight", "prompt", "text", "pictures", "turn", "results")
 PROMPT_FEATURES = datasets.Features(
     {"system_prompt": datasets.Value("string"), "tools": datasets.Value("string"), "length": datasets.Value("float64")}
 )
@@ -213,7 +214,7 @@ class _Source:
         self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.steps = datasets.Dataset.from_file(str(folder / "steps.arrow"))
         self.prompts = datasets.Dataset.from_file(str(folder / "prompts.arrow"))
-        self.split_key = _column(self.steps, "split_key")
+        self.split_key = _column(self.steps, "split_key").view(np.uint64)
         self.turn_index = _column(self.steps, "turn_index")
         self.previous, is_duplicate = _link(_column(self.steps, "episode_key"), self.turn_index)
         # A turn of weight 0 teaches nothing; it stays as history.
@@ -223,11 +224,11 @@ class _Source:
             raise ValueError(self._nothing_to_learn())
 
     def row(self, position: int, history_steps: int) -> Row:
-        record = self.steps[position]
+        record = self._record(position)
         history: list[Step] = []
         before = int(self.previous[position])
         while before >= 0 and len(history) < history_steps:
-            history.insert(0, _decode_step(self.steps[before]))
+            history.insert(0, _decode_step(self._record(before)))
             before = int(self.previous[before])
         step = _decode_step(record)
         request = Request(*self._prompt(record["prompt"]), tuple(history), step.observation)
@@ -261,6 +262,11 @@ class _Source:
             "notes": notes,
         }
 
+    def _record(self, position: int) -> dict:
+        # Column by column, three times as fast as `self.steps[position]`, which goes through a table of one row.
+        table = self.steps.data
+        return {name: table.column(name)[position].as_py() for name in READ_COLUMNS}
+
     def _prompt(self, number: int) -> tuple[str, tuple[Tool, ...]]:
         if number not in self._decoded_prompts:
             if len(self._decoded_prompts) == MAX_DECODED_PROMPTS:
@@ -289,7 +295,7 @@ def _link(episode_key: np.ndarray, turn_index: np.ndarray) -> tuple[np.ndarray, 
     A missing turn ends the history: -1. Of two steps with the same place in an episode the first in the file stands.
     """
     order = np.lexsort((turn_index, episode_key))
-    is_same_episode = np.diff(episode_key[order], prepend=np.uint64(0)) == 0
+    is_same_episode = np.diff(episode_key[order], prepend=0) == 0
     is_same_episode[:1] = False
     distance = np.diff(turn_index[order], prepend=0)
     is_duplicate = np.zeros(len(order), dtype=bool)
@@ -365,7 +371,8 @@ def _stamp(path: str) -> bytes:
 def _write_cache(items: Iterable[SourceRow | Reject], folder: Path) -> None:
     """Write everything under a temporary name, then rename: another process sees the whole cache or none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
+    temporary.mkdir()
     try:
         meta = _write_files(items, temporary)
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
@@ -448,7 +455,9 @@ def _encode_step(row: SourceRow) -> dict:
 
 def _key(text: str) -> int:
     # "surrogatepass": half a character is reported where the row is checked, not here.
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True
+    )
 
 
 def _content(prompt: dict, step: dict) -> bytes:
