@@ -282,7 +282,7 @@ def show_episodes(reporter: Reporter, step: int, episodes: Sequence[EpisodeRecor
 
 def goodness(metrics: dict[str, float]) -> tuple[float, float]:
     """Orders checkpoints for `best`: rollout success, then held-out loss."""
-    return metrics.get("rollout/success_rate", 0.0), -metrics.get("eval/loss", math.inf)
+    return metrics.get("rollout/success_rate", 0.0), -metrics.get("eval/token_loss/all", math.inf)
 
 
 if __name__ == "__main__":

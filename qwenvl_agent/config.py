@@ -150,12 +150,16 @@ class TrainConfig:
     """Besides `last` and `best`."""
     zero_stage: int = 0
     """DeepSpeed ZeRO stage 1, 2 or 3; 0: no DeepSpeed."""
+    cpu_offload: bool = False
+    """ZeRO keeps the optimizer's state, and at stage 3 the parameters too, in the host's memory."""
 
     def __post_init__(self):
         check_at_least("train.batch_size", self.batch_size, 1)
         check_at_least("train.accumulation", self.accumulation, 1)
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"train.zero_stage is {self.zero_stage}, DeepSpeed has 1, 2 and 3; use one, or 0 for none")
+        if self.cpu_offload and not self.zero_stage:
+            raise ValueError("train.cpu_offload is true without ZeRO: it would have no effect; set train.zero_stage")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from qwenvl_agent.data.masks import PARTS
 from qwenvl_agent.training.loss import TokenLosses
 
+# What a line on the terminal shows; all the rest is in metrics.jsonl.
+SHOWN = (
+    "train/loss",
+    "train/learning_rate",
+    "train/gradient_norm",
+    "train/tokens_per_s",
+    "eval/token_loss/all",
+    "eval/argument_accuracy",
+    "rollout/success_rate",
+)
+
 
 class Means:
     """Weighted sums by name; JSON values, so that a checkpoint can hold them between two log lines."""
@@ -93,7 +104,11 @@ class Reporter:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
-        self.say(f"step {step}/{self.max_steps}  " + self._summary(values) + self._time_left(step))
+        self.say(
+            f"step {step}/{self.max_steps}  "
+            + self._summary(values)
+            + (self._time_left(step) if "train/loss" in values else "")
+        )
 
     def say(self, text: str) -> None:
         if self.is_main:
@@ -124,9 +139,7 @@ class Reporter:
             self.progress.stop()
 
     def _summary(self, values: dict[str, float]) -> str:
-        names = ("loss", "learning_rate", "gradient_norm", "tokens_per_s", "success_rate", "held_out_loss")
-        short = {name.rpartition("/")[2]: value for name, value in values.items()}
-        return "  ".join(f"{name} {short[name]:.4g}" for name in names if name in short)
+        return "  ".join(f"{name.partition('/')[2]} {values[name]:.4g}" for name in SHOWN if name in values)
 
     def _time_left(self, step: int) -> str:
         seconds = (time.monotonic() - self.start) / max(1, step - self.first_step) * (self.max_steps - step)

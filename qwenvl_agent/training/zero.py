@@ -27,16 +27,22 @@ def build_accelerator(train_cfg: TrainConfig) -> Accelerator:
 
 
 def build_deepspeed_plugin(train_cfg: TrainConfig) -> DeepSpeedPlugin:
+    zero = {
+        "stage": train_cfg.zero_stage,
+        # Overlapping has given NaN losses with ZeRO-2 and adapters (DeepSpeed issue 5347).
+        "overlap_comm": False,
+    }
+    if train_cfg.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if train_cfg.cpu_offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if train_cfg.cpu_offload and train_cfg.zero_stage == 3:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     settings = {
         "train_micro_batch_size_per_gpu": train_cfg.batch_size,
         "gradient_accumulation_steps": train_cfg.accumulation,
         "gradient_clipping": train_cfg.max_grad_norm,
-        "zero_optimization": {
-            "stage": train_cfg.zero_stage,
-            # Overlapping has given NaN losses with ZeRO-2 and adapters (DeepSpeed issue 5347).
-            "overlap_comm": False,
-            "stage3_gather_16bit_weights_on_model_save": True,
-        },
+        "zero_optimization": zero,
         "steps_per_print": 1_000_000,
     }
     return DeepSpeedPlugin(hf_ds_config=settings)

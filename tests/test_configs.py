@@ -1,0 +1,42 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from qwenvl_agent.config import LANGUAGE_PROJECTIONS, load_config, to_json
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_is_named_after_its_file(path):
+    assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_states_only_what_it_needs_once(path):
+    """Written again from its dataclasses, nothing is lost and nothing is misspelt."""
+
+    def contains(whole, part):
+        if isinstance(part, dict):
+            return all(key in whole and contains(whole[key], value) for key, value in part.items())
+        if isinstance(part, list):
+            return all(contains(w, p) for w, p in zip(whole, part, strict=True))
+        return whole == part
+
+    assert contains(to_json(load_config(path)), json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_safari_2b_is_the_promised_qlora():
+    config = load_config(CONFIGS[0].parent / "safari_2b.json")
+    model, train = config.model, config.train
+    assert (model.path, model.method, model.dtype) == ("Qwen/Qwen3-VL-2B-Instruct", "qlora", "bfloat16")
+    assert (model.lora_rank, model.lora_alpha, model.lora_dropout) == (16, 32, 0.05)
+    assert model.lora_targets == LANGUAGE_PROJECTIONS and model.gradient_checkpointing
+    assert (train.batch_size, train.accumulation, train.learning_rate, train.epochs) == (2, 4, 2e-4, 3)
+
+
+def test_8b_configs_are_sharded():
+    adapters, full = (load_config(CONFIGS[0].parent / f"{name}.json") for name in ("safari_8b", "safari_8b_full"))
+    assert (adapters.model.method, adapters.train.zero_stage, adapters.train.cpu_offload) == ("lora", 3, False)
+    assert (full.model.method, full.train.zero_stage, full.train.cpu_offload) == ("full", 3, True)
