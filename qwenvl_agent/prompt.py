@@ -9,8 +9,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .formats import Format, Span
-from .schema import Observation, Picture, Request, Tool, Turn
+from qwenvl_agent.formats import Format, Span
+from qwenvl_agent.schema import Observation, Picture, Request, Tool, Turn
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 IMAGE_PAD = "<|image_pad|>"

@@ -8,8 +8,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from .config import VisionConfig
-from .schema import Observation, Picture, Request, Step
+from qwenvl_agent.config import VisionConfig
+from qwenvl_agent.schema import Observation, Picture, Request, Step
 
 MAX_ASPECT_RATIO = 200
 

@@ -22,9 +22,8 @@ def build_collator(processor, name: str, **prompt) -> Collator:
 
 def label_row(collator: Collator, row: Row):
     """(ids, labels, parts, spans) of one row."""
-    encoded = collator.encode_row(row)
-    labels, _, parts = label_tokens(encoded.input_ids, encoded.offsets, encoded.spans, collator.part_weights)
-    return encoded.input_ids, labels, parts, encoded.spans
+    sample = collator.sample(row)
+    return sample.encoded.input_ids, sample.labels, sample.parts, sample.encoded.spans
 
 
 def test_a_token_belongs_to_the_span_of_its_first_character():

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..config import PromptConfig, TrainConfig, VisionConfig
-from ..formats import Format, Span
-from ..prompt import IMAGE_PAD, Rendered, render_prompt, render_row
-from ..schema import Picture, Request, Row, Turn
-from ..vision import Geometry, drop_oldest_step, fit_picture, reduce_request
-from .masks import IGNORE_INDEX, label_tokens
-from .pixels import load_pixels, patchify
+from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
+from qwenvl_agent.formats import Format, Span
+from qwenvl_agent.prompt import IMAGE_PAD, Rendered, render_prompt, render_row
+from qwenvl_agent.schema import Picture, Request, Row, Turn
+from qwenvl_agent.vision import Geometry, drop_oldest_step, fit_picture, reduce_request
+from qwenvl_agent.data.masks import IGNORE_INDEX, label_tokens
+from qwenvl_agent.data.pixels import load_pixels, patchify
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,17 @@ class Encoded:
             return [load_pixels(picture, *size) for picture, size in zip(self.pictures, self.sizes, strict=True)]
         except ValueError as error:
             raise ValueError(f"{self.source}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training row before padding; the arrays are (T,) as in the batch."""
+
+    row: Row
+    encoded: Encoded
+    labels: np.ndarray
+    weights: np.ndarray
+    parts: np.ndarray
 
 
 class Collator:
@@ -75,16 +86,14 @@ class Collator:
         labels (B, T), IGNORE_INDEX outside the turns to learn; loss_weights (B, T); parts (B, T), indices of PARTS;
         pixel_values (P, patch values) and image_grid_thw (M, 3), absent without pictures; row_ids, B strings.
         """
-        encoded = [self.encode_row(row) for row in rows]
-        labelled = [label_tokens(e.input_ids, e.offsets, e.spans, self.part_weights) for e in encoded]
-        batch = self._pad(encoded, left=False)
+        samples = [self.sample(row) for row in rows]
+        batch = self._pad([sample.encoded for sample in samples], left=False)
         shape = batch["input_ids"].shape
         labels, parts = np.full(shape, IGNORE_INDEX), np.zeros(shape, dtype=np.int8)
         weights = np.zeros(shape, dtype=np.float32)
-        for i, (row_labels, row_weights, row_parts) in enumerate(labelled):
-            num_tokens = len(row_labels)
-            labels[i, :num_tokens], parts[i, :num_tokens] = row_labels, row_parts
-            weights[i, :num_tokens] = row_weights * rows[i].weight
+        for i, sample in enumerate(samples):
+            here = slice(len(sample.labels))
+            labels[i, here], weights[i, here], parts[i, here] = sample.labels, sample.weights, sample.parts
         batch["labels"], batch["parts"] = torch.from_numpy(labels), torch.from_numpy(parts)
         batch["loss_weights"] = torch.from_numpy(weights)
         batch["row_ids"] = [row.id for row in rows]
@@ -94,9 +103,11 @@ class Collator:
         """A generation batch, padded on the left: the same keys as a training batch, without labels and row ids."""
         return self._pad([self._encode(request, None, f"request {i}") for i, request in enumerate(requests)], left=True)
 
-    def encode_row(self, row: Row) -> Encoded:
-        """One training row; ValueError names its source."""
-        return self._encode(row.request, row.turn, row.source or row.id)
+    def sample(self, row: Row) -> Sample:
+        """One training row with its labels; ValueError names its source."""
+        encoded = self._encode(row.request, row.turn, row.source or row.id)
+        labels, weights, parts = label_tokens(encoded.input_ids, encoded.offsets, encoded.spans, self.part_weights)
+        return Sample(row, encoded, labels, weights * np.float32(row.weight), parts)
 
     def _encode(self, request: Request, turn: Turn | None, source: str) -> Encoded:
         try:

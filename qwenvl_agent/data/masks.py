@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..formats import Span
+from qwenvl_agent.formats import Span
 
 IGNORE_INDEX = -100
 PARTS = ("prompt", "thought", "call", "text", "end")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional
 
-from ..schema import Picture
+from qwenvl_agent.schema import Picture
 
 
 def load_pixels(picture: Picture, height: int, width: int) -> torch.Tensor:

@@ -17,11 +17,11 @@ not an error here: the environment answers it.
 The repairs are listed in `repair`.
 """
 
-from .format import Format, Span
-from .hybrid import Hybrid
-from .native import Native
-from .no_thought import NoThought
-from .plain import Plain
+from qwenvl_agent.formats.format import Format, Span
+from qwenvl_agent.formats.hybrid import Hybrid
+from qwenvl_agent.formats.native import Native
+from qwenvl_agent.formats.no_thought import NoThought
+from qwenvl_agent.formats.plain import Plain
 
 FORMATS: dict[str, Format] = {f.name: f for f in (Plain(), Native(), Hybrid(), NoThought())}
 

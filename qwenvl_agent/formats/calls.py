@@ -5,8 +5,18 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-from ..schema import CONTROL_SPELLING, MARKER_LINE, TOOL_NAME, Answer, Tool, ToolCall, ToolResult, Turn, tool_named
-from .repair import ParseError, Repairs, fit_arguments, only_required, read_json, skip_space
+from qwenvl_agent.schema import (
+    CONTROL_SPELLING,
+    MARKER_LINE,
+    TOOL_NAME,
+    Answer,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Turn,
+    tool_named,
+)
+from qwenvl_agent.formats.repair import ParseError, Repairs, fit_arguments, only_required, read_json, skip_space
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 END = "<|im_end|>"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from ..schema import Answer, Tool, ToolResult, Turn
+from qwenvl_agent.schema import Answer, Tool, ToolResult, Turn
 
 
 class Span(NamedTuple):

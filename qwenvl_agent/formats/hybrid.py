@@ -11,8 +11,8 @@ The Action line names the calls; what a model writes there instead is read over.
 
 from collections.abc import Sequence
 
-from ..schema import Answer, Tool, ToolCall, ToolResult, Turn
-from .calls import (
+from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
+from qwenvl_agent.formats.calls import (
     ACTION,
     OPEN,
     THOUGHT,
@@ -24,8 +24,8 @@ from .calls import (
     tool_messages,
     write_blocks,
 )
-from .format import Span
-from .repair import ParseError, Repairs
+from qwenvl_agent.formats.format import Span
+from qwenvl_agent.formats.repair import ParseError, Repairs
 
 INSTRUCTIONS = """Answer in this form:
 Thought: <what you see and plan, short>

@@ -8,10 +8,18 @@ The tiger is two tiles to the right.
 
 from collections.abc import Sequence
 
-from ..schema import Answer, Tool, ToolCall, ToolResult, Turn
-from .calls import OPEN, parse_answer, read_blocks, read_unmarked, tool_calls_json, tool_messages, write_blocks
-from .format import Span
-from .repair import Repairs
+from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
+from qwenvl_agent.formats.calls import (
+    OPEN,
+    parse_answer,
+    read_blocks,
+    read_unmarked,
+    tool_calls_json,
+    tool_messages,
+    write_blocks,
+)
+from qwenvl_agent.formats.format import Span
+from qwenvl_agent.formats.repair import Repairs
 
 INSTRUCTIONS = "Write a short thought first: what you see and plan. Then call one or more functions."
 

@@ -7,10 +7,19 @@ Action: move(actions=[{"direction": "RIGHT", "steps": 2}])
 
 from collections.abc import Sequence
 
-from ..schema import Answer, Tool, ToolCall, ToolResult, Turn
-from .calls import OPEN, THOUGHT, json_text, parse_answer, read_blocks, read_plain, split_thought, write_plain
-from .format import Span
-from .repair import ParseError, Repairs
+from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
+from qwenvl_agent.formats.calls import (
+    OPEN,
+    THOUGHT,
+    json_text,
+    parse_answer,
+    read_blocks,
+    read_plain,
+    split_thought,
+    write_plain,
+)
+from qwenvl_agent.formats.format import Span
+from qwenvl_agent.formats.repair import ParseError, Repairs
 
 INSTRUCTIONS = """# Tools
 

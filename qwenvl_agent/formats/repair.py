@@ -22,7 +22,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from ..schema import Tool
+from qwenvl_agent.schema import Tool
 
 MAX_DEPTH = 64
 WHITESPACE = re.compile(r"[ \t\r\n]*")

@@ -1,0 +1,113 @@
+"""What the model sees of a row: pictures after the resize, and every token coloured by what it weighs in the loss."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from qwenvl_agent.data.collator import Collator, Sample
+from qwenvl_agent.data.masks import IGNORE_INDEX, PARTS
+from qwenvl_agent.prompt import IMAGE_PAD
+
+COLOURS = {"thought": (70, 140, 220), "call": (60, 160, 80), "text": (200, 140, 30), "end": (180, 80, 170)}
+WEIGHTLESS = (200, 60, 60)
+"""Supervised, but with weight 0."""
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: 1rem; border-radius: 6px; color: #777; }}
+pre span[title] {{ color: #111; border-radius: 3px; box-shadow: inset -1px 0 0 #fff; }}
+img {{ image-rendering: pixelated; border: 1px solid #ccc; margin: 0 .5rem .5rem 0; max-width: 100%; }}
+.key {{ padding: .1rem .4rem; border-radius: 3px; margin-right: .4rem; }}
+</style>
+<h1>{title}</h1>
+<p>Grey text is prompt and not learnt. {legend} The stronger the colour, the higher the weight; hover for a token's id and
+weight.</p>
+{samples}
+</html>
+"""
+
+
+class Piece(NamedTuple):
+    """A token's text (a run of image pads counts as one), its id, part and weight."""
+
+    text: str
+    token_id: int
+    part: str
+    weight: float
+
+
+def pieces(sample: Sample) -> Iterator[Piece]:
+    """The row's text token by token; the bytes of one character stand with their first token."""
+    encoded = sample.encoded
+    text = "".join(span.text for span in encoded.spans)
+    shown, num_pads = 0, 0
+    rows = zip(encoded.offsets, encoded.input_ids.tolist(), sample.parts.tolist(), sample.weights.tolist(), strict=True)
+    for (start, end), token_id, part, weight in rows:
+        is_pad = text[start:end] == IMAGE_PAD
+        num_pads += is_pad
+        if is_pad and text.startswith(IMAGE_PAD, end):
+            shown = end
+            continue
+        piece = f"{IMAGE_PAD} x {num_pads}" if is_pad else text[max(start, shown) : end]
+        yield Piece(piece, token_id, PARTS[part], weight)
+        shown, num_pads = end, num_pads * (not is_pad)
+
+
+def to_json(sample: Sample, collator: Collator) -> dict:
+    """The row as plain values, for other tools."""
+    ids, labels = sample.encoded.input_ids, sample.labels
+    return {
+        "id": sample.row.id,
+        "input_ids": ids.tolist(),
+        "labels": labels.tolist(),
+        "supervised_text": collator.tokenizer.decode(ids[labels != IGNORE_INDEX], clean_up_tokenization_spaces=False),
+        "num_image_tokens": int((ids == collator.image_pad_id).sum()),
+    }
+
+
+def colour(part: str, share: float) -> tuple[int, int, int]:
+    """The part's colour, paler the smaller the share of the highest weight."""
+    strength = 0.25 + 0.75 * share
+    full = COLOURS[part] if share > 0 else WEIGHTLESS
+    return tuple(round(255 - strength * (255 - channel)) for channel in full)
+
+
+def write_samples(path: str | Path, samples: Iterable[Sample], title: str) -> None:
+    """One HTML file with the pictures inside."""
+    key = '<span class="key" style="background: rgb{}">{}</span>'
+    legend = "".join(key.format(colour(part, 1.0), part) for part in COLOURS) + key.format(WEIGHTLESS, "weight 0")
+    body = "\n".join(_sample_html(sample) for sample in samples)
+    Path(path).write_text(PAGE.format(title=html.escape(title), legend=legend, samples=body), encoding="utf-8")
+
+
+def _sample_html(sample: Sample) -> str:
+    sizes = ", ".join(f"{width}x{height} px" for height, width in sample.encoded.sizes)
+    pixels = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in sample.encoded.load_pixels()]
+    images = "".join(f'<img src="data:image/png;base64,{_png(image)}" alt="">' for image in pixels)
+    heaviest = float(sample.weights.max()) or 1.0
+    text = "".join(_piece_html(piece, heaviest) for piece in pieces(sample))
+    place = html.escape(sample.row.source)
+    facts = f"{len(sample.labels)} tokens, {(sample.labels != IGNORE_INDEX).sum()} supervised. {sizes}"
+    return f"<h2>{html.escape(sample.row.id)}</h2><p>{place}</p><p>{facts}</p><div>{images}</div><pre>{text}</pre>"
+
+
+def _piece_html(piece: Piece, heaviest: float) -> str:
+    text = html.escape(piece.text).replace("\n", "↵\n")
+    if piece.part == "prompt":
+        return text
+    red, green, blue = colour(piece.part, piece.weight / heaviest)
+    facts = f"{piece.token_id}, {piece.part}, weight {piece.weight:g}"
+    return f'<span title="{facts}" style="background: rgb({red}, {green}, {blue})">{text}</span>'
+
+
+def _png(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
