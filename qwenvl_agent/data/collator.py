@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
+from qwenvl_agent.data.masks import IGNORE_INDEX, label_tokens
+from qwenvl_agent.data.pixels import load_pixels, patchify
 from qwenvl_agent.formats import Format, Span
 from qwenvl_agent.prompt import IMAGE_PAD, Rendered, render_prompt, render_row
 from qwenvl_agent.schema import Picture, Request, Row, Turn
 from qwenvl_agent.vision import Geometry, drop_oldest_step, fit_picture, reduce_request
-from qwenvl_agent.data.masks import IGNORE_INDEX, label_tokens
-from qwenvl_agent.data.pixels import load_pixels, patchify
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
+from qwenvl_agent.formats.repair import ParseError, Repairs, fit_arguments, only_required, read_json, skip_space
 from qwenvl_agent.schema import (
     CONTROL_SPELLING,
     MARKER_LINE,
@@ -16,7 +17,6 @@ from qwenvl_agent.schema import (
     Turn,
     tool_named,
 )
-from qwenvl_agent.formats.repair import ParseError, Repairs, fit_arguments, only_required, read_json, skip_space
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 END = "<|im_end|>"

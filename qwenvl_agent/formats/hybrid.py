@@ -11,7 +11,6 @@ The Action line names the calls; what a model writes there instead is read over.
 
 from collections.abc import Sequence
 
-from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 from qwenvl_agent.formats.calls import (
     ACTION,
     OPEN,
@@ -26,6 +25,7 @@ from qwenvl_agent.formats.calls import (
 )
 from qwenvl_agent.formats.format import Span
 from qwenvl_agent.formats.repair import ParseError, Repairs
+from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 
 INSTRUCTIONS = """Answer in this form:
 Thought: <what you see and plan, short>

@@ -8,7 +8,6 @@ The tiger is two tiles to the right.
 
 from collections.abc import Sequence
 
-from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 from qwenvl_agent.formats.calls import (
     OPEN,
     parse_answer,
@@ -20,6 +19,7 @@ from qwenvl_agent.formats.calls import (
 )
 from qwenvl_agent.formats.format import Span
 from qwenvl_agent.formats.repair import Repairs
+from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 
 INSTRUCTIONS = "Write a short thought first: what you see and plan. Then call one or more functions."
 

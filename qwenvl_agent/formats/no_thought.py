@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qwenvl_agent.schema import Answer, Tool, ToolCall, Turn
 from qwenvl_agent.formats.calls import parse_answer
 from qwenvl_agent.formats.format import Span
 from qwenvl_agent.formats.native import Native
 from qwenvl_agent.formats.native import read as read_native
 from qwenvl_agent.formats.repair import Repairs
+from qwenvl_agent.schema import Answer, Tool, ToolCall, Turn
 
 INSTRUCTIONS = "Call one or more functions. Write nothing else."
 

@@ -7,7 +7,6 @@ Action: move(actions=[{"direction": "RIGHT", "steps": 2}])
 
 from collections.abc import Sequence
 
-from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 from qwenvl_agent.formats.calls import (
     OPEN,
     THOUGHT,
@@ -20,6 +19,7 @@ from qwenvl_agent.formats.calls import (
 )
 from qwenvl_agent.formats.format import Span
 from qwenvl_agent.formats.repair import ParseError, Repairs
+from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 
 INSTRUCTIONS = """# Tools
 
