@@ -22,7 +22,15 @@ TINY_DIR = Path(__file__).parent / "assets" / "tiny"
 
 # Sizes of the tiny family: the same classes as the published models, so every code path is the real one.
 PRESETS = {
-    "tiny": {"hidden_size": 192, "num_layers": 4, "num_heads": 6, "vision_hidden_size": 128, "vision_depth": 2},
+    "tiny": {
+        "hidden_size": 128,
+        "num_layers": 4,
+        "num_heads": 4,
+        "vision_hidden_size": 64,
+        "vision_depth": 2,
+        "merge_size": 1,
+        "max_grid": 10,
+    },
     "test": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "vision_hidden_size": 64, "vision_depth": 1},
 }
 # Qwen3-VL's added tokens in the order of their ids, and whether the tokenizer calls them special.
@@ -111,7 +119,7 @@ def load_model_config(path: str):
 
     try:
         config = AutoConfig.from_pretrained(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"model.path {path!r} cannot be read ({error}); give a hub id or a local folder") from None
     if config.model_type == "qwen3_vl_moe":
         raise ValueError(
@@ -145,9 +153,9 @@ def build_model(
     set_trainable(model, model_cfg)
     bind_precision(model, model_cfg, device)
     if model_cfg.gradient_checkpointing:
-        # After the adapters: peft would otherwise make the embeddings' output require gradients, which only the
-        # reentrant kind needs.
-        base_of(model).activation_checkpointing_enable({"use_reentrant": False})
+        base_of(model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        # Only the reentrant kind needs embeddings that require a gradient.
+        base_of(model).disable_input_require_grads()
     check_manifest(model, model_cfg)
     return model.eval()
 
@@ -169,7 +177,18 @@ def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Mo
         **options,
     )
     model.model.visual.patch_embed.proj.__class__ = PatchProjection
+    for module in linear_4bit(model).values():
+        # On a CPU with AVX-512 bf16 an evaluation would repack the weights for inference, and every later training
+        # step would pass no gradient through them (bitsandbytes 0.50).
+        module.support_avx512bf16_for_cpu = False
     return model
+
+
+def linear_4bit(model: nn.Module) -> dict[str, nn.Module]:
+    """The quantised layers by name; an adapter's wrapper of one is not one."""
+    from bitsandbytes.nn import Linear4bit
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
 
 
 def nf4_config(model_cfg: ModelConfig):
@@ -265,13 +284,13 @@ def manifest(model: nn.Module) -> list[dict]:
 
 def check_manifest(model: nn.Module, model_cfg: ModelConfig) -> None:
     """Assert that the trainable parameters are those asked for, as float32 masters, and the frozen kept their dtype."""
-    packed = [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
+    packed = linear_4bit(model)
     in_tower = [name for name in packed if is_vision(name)]
     assert not in_tower, f"4-bit layers in the vision tower: {in_tower[:3]}"
     assert bool(packed) == (model_cfg.method == "qlora"), f"method {model_cfg.method}, {len(packed)} 4-bit layers"
     entries = manifest(model)
     assert any(entry["trainable"] for entry in entries), "nothing is trainable"
-    packed_weights = {f"{name}.weight" for name in packed} | {f"{name}.base_layer.weight" for name in packed}
+    packed_weights = {f"{name}.weight" for name in packed}
     for entry in entries:
         assert entry["trainable"] == should_train(entry["name"], model_cfg), f"trainable is wrong: {entry}"
         dtype = "float32" if entry["trainable"] else model_cfg.dtype
@@ -386,20 +405,31 @@ def build_tiny_config(
     )
 
 
-def build_tiny_tokenizer(texts: Iterable[str], vocab_size: int, chat_template: str | None = None):
-    """A byte-level BPE tokenizer trained on `texts`, with Qwen3-VL's pre-tokenizer and added tokens."""
-    from tokenizers import AddedToken, pre_tokenizers, trainers
-    from transformers import Qwen2Tokenizer
+def build_tiny_tokenizer(
+    texts: Iterable[str], vocab_size: int, chat_template: str | None = None, pre_tokens: str | None = None
+):
+    """A byte-level BPE tokenizer trained on `texts`, with Qwen3-VL's added tokens.
+
+    `pre_tokens` is a regular expression of what no merge crosses; None: Qwen3-VL's own.
+    """
+    from tokenizers import AddedToken, Regex, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
     backend = Qwen2Tokenizer(vocab={}, merges=[]).backend_tokenizer
+    if pre_tokens:
+        split = pre_tokenizers.Split(Regex(pre_tokens), "isolated")
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(ADDED_TOKENS), initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(texts, trainer)
-    trained = json.loads(backend.to_str())["model"]
-    vocab = {token: i for token, i in trained["vocab"].items() if token not in ADDED_TOKENS}
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[tuple(pair) for pair in trained["merges"]])
+    layout = json.loads(backend.to_str())
+    vocab = {token: i for token, i in layout["model"]["vocab"].items() if token not in ADDED_TOKENS}
+    layout["model"]["vocab"] = {token: i for i, token in enumerate(vocab)}
+    layout["added_tokens"] = []
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=type(backend).from_str(json.dumps(layout)))
     tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t, special in ADDED_TOKENS.items()])
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     tokenizer.chat_template = chat_template

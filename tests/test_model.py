@@ -1,0 +1,298 @@
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_run import save_tiny_checkpoint
+from torch import nn
+from transformers import Qwen3VLForConditionalGeneration
+
+from qwenvl_agent.config import ModelConfig, VisionConfig, build_config, to_json
+from qwenvl_agent.model import (
+    ADDED_TOKENS,
+    build_model,
+    build_processor,
+    build_tiny_tokenizer,
+    check_gradients,
+    check_manifest,
+    check_probe_pictures,
+    linear_4bit,
+    load_run,
+    manifest,
+    save_weights,
+)
+
+VISION = VisionConfig(max_tokens_per_image=64, min_tokens_per_image=4)
+METHODS = ("full", "lora", "qlora")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture
+def config(base):
+    return ModelConfig(path=str(base), method="lora", lora_rank=4, dtype="float32", autocast=False)
+
+
+def probe(config) -> dict:
+    """A prompt with one picture."""
+    processor = build_processor(config, VISION)
+    pixels = processor.image_processor(images=[Image.linear_gradient("L").convert("RGB")], return_tensors="pt")
+    num_tokens = int(pixels["image_grid_thw"].prod()) // processor.geometry.merge_size**2
+    text = "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * num_tokens + "<|vision_end|>go<|im_end|>\n"
+    ids = torch.tensor([processor.tokenizer(text)["input_ids"]])
+    is_image = ids == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": is_image.int(), **pixels}
+
+
+def logits_of(model, inputs) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**inputs, use_cache=False).logits.float()
+
+
+def train_steps(model, inputs, are_first: bool = True) -> None:
+    """Two optimizer steps that check the gradients as the loop does."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model.train()
+    for step in range(2):
+        model(**inputs, use_cache=False).logits.float().logsumexp(-1).sum().backward()
+        check_gradients(model, should_all_be_nonzero=step > 0 or not are_first)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+# what trains
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_trains_is_what_was_asked(config, method, dtype):
+    config = replace(config, method=method, dtype=dtype, autocast=dtype == "bfloat16")
+    model = build_model(config)
+    entries = manifest(model)
+    trainable = [e for e in entries if e["trainable"]]
+    assert {e["dtype"] for e in trainable} == {"float32"}
+    assert {e["dtype"] for e in entries if not e["trainable"]} <= {dtype, "uint8"}
+    if method == "full":
+        assert {e["name"] for e in trainable} == {e["name"] for e in entries if "visual" not in e["name"]}
+    else:
+        assert len(trainable) == 2 * 7 * 2  # layers x projections x (A, B)
+        assert all("language_model" in e["name"] and "lora_" in e["name"] for e in trainable)
+    train_steps(model, probe(config))
+
+
+def test_nf4_covers_the_projections_and_never_the_vision_tower(config):
+    model = build_model(replace(config, method="qlora"))
+    packed = linear_4bit(model)
+    assert len(packed) == 2 * 7 and all(".language_model.layers." in name for name in packed)
+    for module in packed.values():
+        assert (module.weight.quant_state.quant_type, module.weight.quant_state.nested) == ("nf4", True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_evaluation_does_not_end_the_training(config, method):
+    """bitsandbytes repacks weights for inference on a CPU, and then lets no gradient through."""
+    model, inputs = build_model(replace(config, method=method, autocast=True)), probe(config)
+    train_steps(model, inputs)
+    logits_of(model, inputs)
+    train_steps(model, inputs, are_first=False)
+
+
+def test_train_vision_trains_the_tower_too(config):
+    config = replace(config, method="full", train_vision=True)
+    model = build_model(config)
+    assert all(e["trainable"] and e["dtype"] == "float32" for e in manifest(model))
+    train_steps(model, probe(config))
+
+
+def test_the_manifest_check_finds_what_is_wrong(config):
+    model = build_model(config)
+    tower, adapter = model.get_base_model().model.visual, next(p for p in model.parameters() if p.requires_grad)
+    tower.pos_embed.weight.requires_grad_(True)
+    with pytest.raises(AssertionError, match="trainable is wrong.*pos_embed"):
+        check_manifest(model, config)
+    tower.pos_embed.weight.requires_grad_(False)
+    adapter.data = adapter.data.bfloat16()
+    with pytest.raises(AssertionError, match="dtype is not float32.*lora_A"):
+        check_manifest(model, config)
+    adapter.data = adapter.data.float()
+    check_manifest(model, config)
+    tower.merger.linear_fc1 = Linear4bit(4, 4)
+    with pytest.raises(AssertionError, match="4-bit layers in the vision tower"):
+        check_manifest(model, config)
+
+
+def test_the_gradient_check_finds_what_does_not_train(config):
+    model = build_model(config)
+    with pytest.raises(AssertionError, match="requires_grad True"):
+        check_gradients(model, should_all_be_nonzero=False)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    check_gradients(model, should_all_be_nonzero=False)
+    with pytest.raises(AssertionError, match="zero everywhere"):
+        check_gradients(model, should_all_be_nonzero=True)
+
+
+# how it computes
+
+
+def test_a_frozen_vision_tower_keeps_no_graph(config):
+    inputs = probe(config)
+    pixels = inputs["pixel_values"].requires_grad_()
+    for cfg, has_graph in ((config, False), (replace(config, method="full", train_vision=True), True)):
+        model = build_model(cfg).train()
+        tower = (model.get_base_model() if cfg.method == "lora" else model).model.visual
+        out = tower(pixels, grid_thw=inputs["image_grid_thw"])
+        features = [out.pooler_output, *out.deepstack_features]
+        assert [f.requires_grad for f in features] == [has_graph] * 2
+
+
+def test_the_patch_projection_equals_the_convolution(config, base):
+    ours = build_model(config).get_base_model().model.visual.patch_embed
+    theirs = Qwen3VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32).model.visual.patch_embed
+    pixels = probe(config)["pixel_values"]
+    torch.testing.assert_close(ours(pixels), theirs(pixels), rtol=1e-5, atol=1e-6)
+    assert type(theirs.proj) is nn.Conv3d and type(ours.proj) is not nn.Conv3d
+
+
+def test_checkpointing_changes_no_gradient(config):
+    inputs, gradients = probe(config), []
+    torch.manual_seed(0)
+    model = build_model(replace(config, lora_dropout=0.5))
+    plain = copy.deepcopy(model)
+    plain.get_base_model().activation_checkpointing_disable()
+    for each in (model, plain):
+        torch.manual_seed(1)
+        each.train()(**inputs, use_cache=False).logits.logsumexp(-1).sum().backward()
+        gradients.append([p.grad for p in each.parameters() if p.requires_grad])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_checkpointing_needs_no_gradient_at_the_embeddings(config):
+    model = build_model(config)
+    assert model.get_base_model().is_activation_checkpointing
+    assert not model.get_input_embeddings()(torch.tensor([[1]])).requires_grad
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_is_bound_to_the_model(config, method):
+    """Training, scoring and generation compute alike, whoever calls."""
+    config = replace(config, method=method, autocast=True)
+    model, inputs = build_model(config), probe(config)
+    dtypes = []
+    base = model if method == "full" else model.get_base_model()
+    base.lm_head.register_forward_hook(lambda _, __, out: dtypes.append(out.dtype))
+    logits_of(model, inputs)
+    model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert set(dtypes) == {torch.bfloat16}
+
+
+# saving and loading
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_weights_give_the_live_models_logits(config, method, tmp_path):
+    config = replace(config, method=method)
+    inputs, model = probe(config), build_model(config)
+    before = logits_of(model, inputs)
+    train_steps(model, inputs)
+    live = logits_of(model, inputs)
+    save_weights(model, tmp_path / "model")
+    reloaded = build_model(config, weights_dir=tmp_path / "model")
+    assert torch.equal(logits_of(reloaded, inputs), live)
+    assert (live - before).abs().max() > 1e-2
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_saved_adapter_holds_every_matrix_in_float32(config, tmp_path):
+    model = build_model(replace(config, dtype="bfloat16", autocast=True))
+    save_weights(model, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in trainable)
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+
+
+def test_load_run_takes_best_then_last(config, tmp_path):
+    run = build_config({"name": "r", "model": to_json(config)})
+    for step, link in ((1, "last"), (2, "best")):
+        directory = tmp_path / "checkpoints" / f"step_{step:06d}"
+        torch.manual_seed(step)
+        model = build_model(config)
+        nn.init.normal_(next(p for n, p in model.named_parameters() if "lora_B" in n), std=1.0)
+        save_weights(model, directory / "model")
+        (directory / "config.json").write_text(json.dumps(to_json(run)))
+        (tmp_path / "checkpoints" / link).symlink_to(directory.name)
+    loaded, model, processor = load_run(tmp_path)
+    assert loaded == run and processor.name == config.path
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    best = build_model(config, weights_dir=tmp_path / "checkpoints" / "best" / "model")
+    inputs = probe(config)
+    assert torch.equal(logits_of(model, inputs), logits_of(best, inputs))
+    (tmp_path / "checkpoints" / "best").unlink()
+    assert not torch.equal(logits_of(load_run(tmp_path)[1], inputs), logits_of(best, inputs))
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        load_run(tmp_path)
+
+
+# processors and refusals
+
+
+def test_the_vision_budget_is_set_and_proved(config):
+    processor = build_processor(config, VISION)
+    big = processor.image_processor(images=[Image.new("RGB", (2000, 1500))], return_tensors="pt")
+    assert int(big["image_grid_thw"].prod()) // 4 <= 64
+    assert (processor.geometry.min_pixels, processor.geometry.max_pixels) == (4 * 32**2, 64 * 32**2)
+    with pytest.raises(AssertionError, match="image processor .* tokens, planner"):
+        check_probe_pictures(processor.image_processor, replace(processor.geometry, max_pixels=16 * 32**2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "qwen3_vl_moe"}, "mixture of experts"),
+        ({"model_type": "qwen2_vl"}, "of the family 'qwen2_vl'"),
+    ],
+)
+def test_other_families_are_refused_before_weights_are_read(base, tmp_path, config, change, message):
+    values = json.loads((base / "config.json").read_text()) | change
+    if "moe" in change["model_type"]:
+        values |= {"text_config": {}, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=message):
+        build_model(replace(config, path=str(tmp_path)))
+
+
+def test_thinking_checkpoints_are_refused_by_name_and_by_template(base, tmp_path, config):
+    (tmp_path / "Qwen3-VL-2B-Thinking").symlink_to(base)
+    with pytest.raises(ValueError, match="Thinking checkpoint"):
+        build_model(replace(config, path=str(tmp_path / "Qwen3-VL-2B-Thinking")))
+    for file in base.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "chat_template.jinja").write_text("<|im_start|>assistant\n<think>\n")
+    with pytest.raises(ValueError, match="Thinking checkpoint"):
+        build_processor(replace(config, path=str(tmp_path)), VISION)
+
+
+def test_a_path_that_is_no_checkpoint_is_refused(tmp_path, config):
+    with pytest.raises(ValueError, match="cannot be read"):
+        build_model(replace(config, path=str(tmp_path)))
+
+
+def test_the_tiny_tokenizer_has_the_published_added_tokens_in_order():
+    tokenizer = build_tiny_tokenizer(["the cat sat"], 300)
+    ids = tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS))
+    assert ids == list(range(ids[0], ids[0] + 26)) and len(tokenizer) == ids[-1] + 1
+    text = "a<|im_start|>cat 안녕\n<tool_call>{}</tool_call><|im_end|>"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert "<tool_call>" in tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
