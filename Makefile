@@ -1,0 +1,31 @@
+# make demo and make test set up everything themselves: python3, make and pip are all they need.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed-$(shell cat constraints.txt setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
+
+.PHONY: help install demo test system-test lint format
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(INSTALLED)  ## .venv with the pinned packages
+
+$(INSTALLED):
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@rm -f .venv/installed-* && touch $@
+
+demo: $(INSTALLED)  ## a tiny Qwen3-VL learns the safari: data, training, evaluation, report (CPU, minutes)
+	. $(BIN)/activate && bash scripts/demo.sh
+
+test: $(INSTALLED)  ## the fast tests, no network
+	$(BIN)/python -m pytest
+
+system-test: $(INSTALLED)  ## what takes minutes: two ranks, real quantisation, full-size worlds
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)  ## what CI checks of the style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(INSTALLED)  ## apply the style
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

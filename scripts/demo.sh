@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# A tiny Qwen3-VL learns the safari: record the oracle, train, then play 200 unseen worlds with everyone.
+#     make demo
+set -euo pipefail
+cd "$(dirname "$0")/.."
+config=configs/safari_tiny.json
+results=runs/safari_tiny/eval
+started=$(date +%s)
+
+run() { echo "\$ $*"; "$@"; }
+
+run python scripts/generate_oracle.py --config $config --out generated/safari_tiny --episodes 6000 --noise 0.2 \
+    --max-path 6 --max-final-path 3 --workers 2 --overwrite
+run accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+    train.py --config $config --overwrite
+for policy in oracle noisy_oracle random; do
+    run python eval.py --policy $policy --config $config --out $results/$policy
+done
+run python eval.py --model tiny --config $config --out $results/base
+run python eval.py --run runs/safari_tiny --out $results/trained
+run python eval.py --run runs/safari_tiny --blank-pictures --out $results/blank
+run python eval.py --compare $results/{trained,base,random,noisy_oracle,oracle,blank}
+run python scripts/report.py $results/{trained,base,random,noisy_oracle,oracle,blank} --out $results/report.html
+echo "$(($(date +%s) - started)) s in all. Open $results/report.html; training curves: tensorboard --logdir runs"

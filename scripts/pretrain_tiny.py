@@ -1,0 +1,407 @@
+"""Rebuild the tiny base that the package ships: tokenizer, vision stage, then perception and ways.
+
+    python scripts/pretrain_tiny.py --out generated/tiny --language-steps 12000
+
+The base brings what a pre-trained Qwen3-VL brings along and random weights learn late (docs/LOG.md): it sees what
+stands where, compares it with a name in three languages, and finds its way around trees in a view. It has never seen
+a mission, a tool call or a notepad: `make demo` teaches those.
+
+Vision stage: the tower's output for a tile must name it through the language model's own embedding table (the tile's
+place, what stands on it, which neighbours are free), so that a vision token reads like a bag of words. Then the tower is
+frozen, and the language model learns short statements about pictures; only what a reader of the picture could know is
+supervised, never the random choice of what to ask.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.nn import functional
+
+from qwenvl_agent.envs import make_env
+from qwenvl_agent.envs.safari.missions import KIND_WORDS, write_mission
+from qwenvl_agent.envs.safari.notepad import tile_name
+from qwenvl_agent.envs.safari.oracle import SafariOracle
+from qwenvl_agent.envs.safari.paths import actions_of, first_part, shortest_way
+from qwenvl_agent.envs.safari.render import (
+    FIRST_ANIMAL,
+    GROUND,
+    NUM_SYMBOLS,
+    PLAYER,
+    TREE,
+    animal_symbol,
+    symbol_animal,
+    tile_pictures,
+)
+from qwenvl_agent.envs.safari.world import COLOURS, DIRECTIONS, KINDS, VIEW, Animal
+from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.model import build_tiny_model, build_tiny_tokenizer, save_tiny
+from qwenvl_agent.prompt import render_row
+from qwenvl_agent.schema import Request
+
+console = Console()
+TILE_PX = 16
+MAX_PATH = 6
+LANGUAGES = tuple(KIND_WORDS)
+ANIMALS = [Animal(colour, kind) for kind in KINDS for colour in COLOURS]
+TILES = [(column, row) for row in range(VIEW) for column in range(VIEW)]
+DEMO_WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": TILE_PX}
+
+# Pre-tokens of the tiny tokenizer. Sentences that every prompt has become one token each when they are learned, and so
+# does the scaffolding between the values of a JSON call; names of tiles, numbers and words are one token each.
+PRE_TOKENS = "|".join(
+    (
+        r'(?:You |For each |Write |Answer |Call |Then call |\{"type": "function")[^\n]{15,}',
+        r'(?:[{}\[\],": ]*"[a-z_]+":(?: [\[{]+)?)+(?: ")?',
+        r"\\n",
+        r" [V.]{2,5}(?!\p{L})",
+        r" ?[a-j][0-9](?![0-9\p{L}])",
+        r" ?[0-9]{1,2}",
+        r" ?\p{Han}",
+        r" ?[\p{L}_]+",
+        r" ?[^\s\p{L}0-9<\\]+",
+        r"\n+",
+        r"\s",
+        r".",
+    )
+)
+
+
+def corpus(num_episodes: int) -> Iterator[str]:
+    """Texts for the tokenizer: the oracle's turns in every format and rule set, and the statements about pictures."""
+    for seed in range(num_episodes):
+        full = {"tile_px": TILE_PX} if seed % 4 == 0 else DEMO_WORLD
+        world = {**full, "rules": ("reach", "catch")[seed // 2 % 2], "plain_missions": seed % 3 > 0}
+        env = make_env("safari", **world)
+        oracle = SafariOracle(env.rules, max_path=MAX_PATH, max_final_path=3)
+        observation, _ = env.reset(seed=900_000 + seed)
+        for _ in range(6):
+            request = Request(env.system_prompt, env.tools, (), observation)
+            turn = oracle.act([request])[0].turn
+            for fmt in FORMATS.values():
+                yield render_row(request, turn, fmt).text
+            observation, _, terminated, truncated, _ = env.step(turn)
+            if terminated or truncated:
+                break
+    rng = random.Random(0)
+    for _ in range(num_episodes * 10):
+        yield "".join(text for text, _ in statements(random_board(rng), rng))
+
+
+def random_board(rng: random.Random) -> np.ndarray:
+    """(10, 10) symbols: some trees, 1 to 20 animals, one player."""
+    board = np.full(VIEW * VIEW, GROUND, dtype=np.int64)
+    density = rng.choice((0.05, 0.12, 0.12, 0.2))
+    for i in range(VIEW * VIEW):
+        if rng.random() < density:
+            board[i] = TREE
+    places = rng.sample(range(VIEW * VIEW), rng.randint(2, 21))
+    for place in places[1:]:
+        board[place] = animal_symbol(rng.choice(ANIMALS))
+    board[places[0]] = PLAYER
+    return board.reshape(VIEW, VIEW)
+
+
+def statements(board: np.ndarray, rng: random.Random) -> list[tuple[str, bool]]:
+    """Text about a board in pieces, and whether each piece is supervised: what is asked is not, what is seen is."""
+    row, column = np.argwhere(board >= PLAYER)[0]
+    me = (int(column), int(row))
+    places: dict[Animal, list] = {}
+    for tile in TILES:
+        animal = symbol_animal(int(board[tile[1], tile[0]]))
+        if animal:
+            places.setdefault(animal, []).append(tile)
+    blocked = frozenset((int(c), int(r)) for r, c in np.argwhere(board == TREE))
+    pieces = [("Me", False), (f" {tile_name(me)}.", True)]
+    kinds = [tile_statement] * 3 + [target_statement] * 8 + [way_statement] * 5
+    rng.shuffle(kinds)
+    for kind in kinds:
+        pieces += kind(board, me, places, blocked, rng)
+    return pieces
+
+
+def tile_statement(board, me, places, blocked, rng) -> list[tuple[str, bool]]:
+    """What stands on one tile."""
+    tile = rng.choice(TILES) if rng.random() < 0.3 or not places else rng.choice(rng.choice(list(places.values())))
+    symbol = int(board[tile[1], tile[0]])
+    animal = symbol_animal(symbol)
+    content = animal.name if animal else {GROUND: "free", TREE: "tree"}.get(symbol, "Me")
+    return [(f" Tile {tile_name(tile)}:", False), (f" {content}.", True)]
+
+
+def target_statement(board, me, places, blocked, rng) -> list[tuple[str, bool]]:
+    """Where one animal is, or none; half of the time it is asked for in a mission's words."""
+    animal = asked_animal(places, rng)
+    at = min(places[animal], key=lambda tile: (abs(tile[0] - me[0]) + abs(tile[1] - me[1]))) if animal in places else None
+    answer = (f": {tile_name(at) if at else 'none'}.", True)
+    if rng.random() < 0.5:
+        return [(f" Target {animal.name}", False), answer]
+    mission = write_mission((animal,), False, rng.choice(LANGUAGES), rng, plain=rng.random() < 0.7)
+    return [(f" Mission: {mission.text}\n Target", False), (f" {animal.name}", True), answer]
+
+
+def asked_animal(places: dict[Animal, list], rng: random.Random) -> Animal:
+    """One in view half of the time; of the others, most share the colour or the kind with one in view."""
+    present = rng.choice(list(places)) if places else None
+    if present and rng.random() < 0.5:
+        return present
+    other = rng.choice(ANIMALS)
+    if present and rng.random() < 0.7:
+        near = [Animal(present.colour, other.kind), Animal(other.colour, present.kind)]
+        return rng.choice(near)
+    return other
+
+
+def way_statement(board, me, places, blocked, rng) -> list[tuple[str, bool]]:
+    """The tiles and the moves towards one tile."""
+    for _ in range(10):
+        goal = rng.choice(TILES)
+        way = shortest_way(me, goal, blocked) if goal not in blocked and goal != me else None
+        if way:
+            part = first_part(me, way, MAX_PATH)
+            plan = " ".join(f"{direction} {steps}" for direction, steps in actions_of(me, part))
+            tiles = " ".join(map(tile_name, part))
+            asked = rng.choice((f" Go {tile_name(goal)}.", f" Zone {tile_name(rng.choice(TILES))}, go {tile_name(goal)}."))
+            return [(asked, False), (f" Path {tiles}. Plan {plan}.", True)]
+    return []
+
+
+def one_token(tokenizer, word: str) -> int:
+    ids = tokenizer.encode(word, add_special_tokens=False)
+    assert len(ids) == 1, f"{word!r} is {len(ids)} tokens: the tokenizer's corpus is too small"
+    return ids[0]
+
+
+def patches_of_symbols() -> torch.Tensor:
+    """(symbols, 1536): the processor's patch of every tile picture (channel, time, y, x; scaled to -1..1)."""
+    tiles = torch.from_numpy(tile_pictures(TILE_PX).copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.stack([tiles, tiles], dim=2).flatten(1)
+
+
+def train_vision(model, tokenizer, num_steps: int, batch_size: int = 16) -> dict:
+    """Teach the tower to name each tile through the embedding table; returns the last accuracies."""
+    word = {w: one_token(tokenizer, w) for w in ["Me", " tree", " free", " none"]}
+    places = torch.tensor([one_token(tokenizer, f" {tile_name(tile)}") for tile in TILES])
+    colours = torch.tensor([one_token(tokenizer, f" {name}") for name in COLOURS])
+    kinds = torch.tensor([one_token(tokenizer, f" {name}") for name in KINDS])
+    types = torch.tensor([word[" free"], word[" tree"], word[" none"], word["Me"]])
+    directions = torch.tensor([one_token(tokenizer, f" {name}") for name in DIRECTIONS])
+    tower, table = model.model.visual, model.model.language_model.embed_tokens.weight
+    with torch.no_grad():
+        tower.pos_embed.weight.normal_(0, 0.5)
+    parameters = [*tower.parameters(), table]
+    optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.0, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=num_steps, pct_start=0.05)
+    patches, rng = patches_of_symbols(), np.random.default_rng(1)
+    python_rng = random.Random(1)
+    grid = torch.tensor([[1, VIEW, VIEW]] * batch_size)
+    place_targets = torch.arange(VIEW * VIEW).repeat(batch_size)
+    started = time.time()
+    for step in range(num_steps):
+        boards = np.stack([crowded_board(python_rng, rng) for _ in range(batch_size)])
+        symbols = torch.from_numpy(boards).flatten()
+        pixels = patches[symbols]
+        output = tower(pixels + 0.05 * torch.randn_like(pixels), grid)
+        features = output.pooler_output + output.deepstack_features[0]  # (tiles, H)
+        is_animal = (symbols >= FIRST_ANIMAL) & (symbols < PLAYER)
+        kind, colour = (symbols - FIRST_ANIMAL) // len(COLOURS), (symbols - FIRST_ANIMAL) % len(COLOURS)
+        type_targets = torch.where(is_animal, 2, torch.where(symbols >= PLAYER, 3, symbols))
+        free = free_neighbours(torch.from_numpy(boards))
+        losses = {
+            "type": functional.cross_entropy(features @ table[types].T, type_targets),
+            "kind": functional.cross_entropy((features @ table[kinds].T)[is_animal], kind[is_animal]),
+            "colour": functional.cross_entropy((features @ table[colours].T)[is_animal], colour[is_animal]),
+            "place": functional.cross_entropy(features @ table[places].T, place_targets),
+            "free": 2 * functional.binary_cross_entropy_with_logits(features @ table[directions].T, free),
+        }
+        # What stands on a tile first: learned together from the start, place and neighbours drown it.
+        use = ("type", "kind", "colour") if step < num_steps // 10 else tuple(losses)
+        optimizer.zero_grad()
+        sum(losses[name] for name in use).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == num_steps - 1:
+            accuracy = {
+                "kind": ((features @ table[kinds].T).argmax(1) == kind)[is_animal].float().mean().item(),
+                "place": ((features @ table[places].T).argmax(1) == place_targets).float().mean().item(),
+                "free": ((features @ table[directions].T > 0) == (free > 0)).float().mean().item(),
+            }
+            console.print(f"vision {step} {time.time() - started:.0f}s", {k: round(v, 4) for k, v in accuracy.items()})
+    return accuracy
+
+
+def crowded_board(rng: random.Random, numpy_rng: np.random.Generator) -> np.ndarray:
+    """A board on which four tiles of ten are animals."""
+    board = random_board(rng)
+    crowd = (numpy_rng.random(board.shape) < 0.4) & (board < PLAYER)
+    board[crowd] = numpy_rng.integers(FIRST_ANIMAL, PLAYER, crowd.sum())
+    if numpy_rng.random() < 0.5:
+        board[board >= PLAYER] = numpy_rng.integers(PLAYER, NUM_SYMBOLS)
+    return board
+
+
+def free_neighbours(boards: torch.Tensor) -> torch.Tensor:
+    """(tiles, 4) float: for each direction of DIRECTIONS, whether the next tile is in the view and no tree."""
+    blocked = functional.pad(boards == TREE, (1, 1, 1, 1), value=True)  # (B, 12, 12)
+    shifted = [blocked[:, 1 + dy : 11 + dy, 1 + dx : 11 + dx] for dx, dy in DIRECTIONS.values()]
+    return (~torch.stack(shifted, dim=-1)).reshape(-1, len(DIRECTIONS)).float()
+
+
+class StatementRows(torch.utils.data.IterableDataset):
+    """Endless rows of fixed length: (board symbols, ids, supervised), the picture's pads in the ids already."""
+
+    def __init__(self, tokenizer, num_tokens: int, seed: int):
+        self.tokenizer, self.num_tokens, self.seed = tokenizer, num_tokens, seed
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        rng = random.Random(self.seed * 1000 + (worker.id if worker else 0))
+        backend = self.tokenizer.backend_tokenizer
+        head = backend.encode("<|vision_start|>" + "<|image_pad|>" * VIEW * VIEW + "<|vision_end|>").ids
+        while True:
+            board = random_board(rng)
+            ids, supervised = list(head), [False] * len(head)
+            pieces = statements(board, rng)
+            text = "".join(piece for piece, _ in pieces)
+            ends = np.cumsum([len(piece) for piece, _ in pieces])
+            encoding = backend.encode(text)
+            piece_of = np.searchsorted(ends, [start for start, _ in encoding.offsets], side="right")
+            ids += encoding.ids
+            supervised += [pieces[i][1] for i in piece_of]
+            ids, supervised = ids[: self.num_tokens], supervised[: self.num_tokens]
+            missing = self.num_tokens - len(ids)
+            yield (
+                torch.from_numpy(board),
+                torch.tensor(ids + [self.tokenizer.pad_token_id] * missing),
+                torch.tensor(supervised + [False] * missing),
+            )
+
+
+def position_rows(num_tokens: int) -> torch.Tensor:
+    """(4, 1, T) of a text that starts with one picture: text, t, h, w."""
+    text = torch.arange(num_tokens)
+    t, h, w = text.clone(), text.clone(), text.clone()
+    tiles = torch.arange(VIEW * VIEW)
+    t[1 : 1 + VIEW * VIEW], h[1 : 1 + VIEW * VIEW], w[1 : 1 + VIEW * VIEW] = 1, 1 + tiles // VIEW, 1 + tiles % VIEW
+    for axis in (t, h, w):
+        axis[1 + VIEW * VIEW :] = torch.arange(num_tokens - 1 - VIEW * VIEW) + 1 + VIEW
+    return torch.stack([text, t, h, w])[:, None]
+
+
+def train_language(model, tokenizer, args, save) -> dict:
+    """Teach the language model statements about pictures, the tower frozen."""
+    tower, language = model.model.visual.eval().requires_grad_(False), model.model.language_model
+    loader = torch.utils.data.DataLoader(
+        StatementRows(tokenizer, args.num_tokens, args.seed), batch_size=args.batch_size, num_workers=1
+    )
+    patches, positions = patches_of_symbols(), position_rows(args.num_tokens)
+    grid = torch.tensor([[1, VIEW, VIEW]] * args.batch_size)
+    is_picture = torch.zeros(args.batch_size, args.num_tokens, dtype=torch.bool)
+    is_picture[:, 1 : 1 + VIEW * VIEW] = True
+
+    def forward(embeds, deepstack):
+        return language(
+            inputs_embeds=embeds,
+            position_ids=positions.expand(4, args.batch_size, -1),
+            visual_pos_masks=is_picture,
+            deepstack_visual_embeds=[deepstack],
+            use_cache=False,
+        ).last_hidden_state
+
+    forward = torch.compile(forward, dynamic=False) if args.compile else forward
+    optimizer = torch.optim.AdamW(language.parameters(), lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.learning_rate, total_steps=args.language_steps, pct_start=0.02, final_div_factor=100
+    )
+    started, figures = time.time(), {}
+    for step, (boards, ids, supervised) in enumerate(loader):
+        with torch.no_grad():
+            seen = tower(patches[boards.flatten()], grid)
+        with torch.autocast("cpu", torch.bfloat16):
+            embeds = language.embed_tokens(ids).masked_scatter(is_picture[..., None], seen.pooler_output)
+            hidden = forward(embeds, seen.deepstack_features[0])
+            keep = supervised[:, 1:]
+            logits = model.lm_head(hidden[:, :-1][keep]).float()
+        targets = ids[:, 1:][keep]
+        loss = functional.cross_entropy(logits, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(language.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == args.language_steps - 1:
+            figures = statement_figures(tokenizer, ids, keep, logits, targets) | {"loss": round(loss.item(), 4)}
+            console.print(f"language {step} {time.time() - started:.0f}s", figures)
+        if (step + 1) % 1000 == 0:
+            save()
+        if step == args.language_steps - 1:
+            return figures
+    raise AssertionError("the rows are endless")
+
+
+def statement_figures(tokenizer, ids, keep, logits, targets) -> dict:
+    """Accuracy by what the token before says is asked."""
+    right = logits.argmax(1) == targets
+    before = ids[:, :-1][keep]
+    none = one_token(tokenizer, " none")
+    colon, path = one_token(tokenizer, ":"), one_token(tokenizer, " Path")
+    tiles = torch.tensor([one_token(tokenizer, f" {tile_name(tile)}") for tile in TILES])
+    steps = torch.tensor([one_token(tokenizer, f" {n}") for n in (1, 2, 3)])
+    groups = {
+        "none": (before == colon) & (targets == none),
+        "at": (before == colon) & torch.isin(targets, tiles),
+        "path_first": before == path,
+        "path": torch.isin(before, tiles) & torch.isin(targets, tiles),
+        "steps": torch.isin(targets, steps),
+    }
+    return {name: round(right[group].float().mean().item(), 3) for name, group in groups.items()} | {
+        "all": round(right.float().mean().item(), 4)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--vocab-size", type=int, default=3072)
+    parser.add_argument("--vision-steps", type=int, default=1500)
+    parser.add_argument("--language-steps", type=int, default=12000)
+    parser.add_argument("--num-tokens", type=int, default=352, help="length of a row of statements, picture included")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vision-from", type=Path, help="take tokenizer and tower from this folder, skip their stages")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the language model (needs a C++ compiler)")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    if args.vision_from:
+        tokenizer, model, vision = load_stage(args.vision_from)
+    else:
+        tokenizer = build_tiny_tokenizer(track(list(corpus(300)), "tokenizer"), args.vocab_size, pre_tokens=PRE_TOKENS)
+        console.print(f"{len(tokenizer)} tokens")
+        model = build_tiny_model(tokenizer, "tiny", args.seed)
+        vision = train_vision(model, tokenizer, args.vision_steps)
+        save_tiny(args.out, tokenizer, model)
+    language = train_language(model, tokenizer, args, lambda: save_tiny(args.out, tokenizer, model))
+    save_tiny(args.out, tokenizer, model)
+    figures = {"vision": vision, "language": language}
+    (args.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    console.print(figures)
+
+
+def load_stage(path: Path):
+    from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+
+    model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    return AutoTokenizer.from_pretrained(path), model, {}
+
+
+if __name__ == "__main__":
+    main()
