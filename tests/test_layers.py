@@ -1,0 +1,101 @@
+"""Imports go down only, and what works without a GPU stack imports none of it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qwenvl_agent
+
+PACKAGE = Path(qwenvl_agent.__file__).parent
+LAYERS = (
+    {"config", "schema", "coordinates"},
+    {"vision"},
+    {"formats", "envs"},
+    {"prompt"},
+    {"data", "model"},
+    {"training", "vram"},
+    {"evaluation"},
+    {"predict"},
+)
+HEAVY_ROOMS = {"data", "model", "training", "predict"}
+# Inside these rooms, and outside of the others.
+LIGHT_FILES = {"data/source.py", "data/chat.py"}
+HEAVY_FILES = {"evaluation/policy.py"}
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft")
+
+
+def room_of(module: str) -> str:
+    """`qwenvl_agent.data.masks` is in the room `data`."""
+    return (module.split(".") + [""])[1]
+
+
+def room_of_file(file: str) -> str:
+    return file.split("/")[0].removesuffix(".py")
+
+
+def layer_of(room: str) -> int:
+    return next(i for i, rooms in enumerate(LAYERS) if room in rooms)
+
+
+def own_imports(path: Path) -> list[str]:
+    """Modules of this package that a file imports, anywhere in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            # `from qwenvl_agent import schema` imports a room by name.
+            is_package = node.module == "qwenvl_agent"
+            modules += [f"{node.module}.{a.name}" for a in node.names] if is_package else [node.module]
+        elif isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+    return [module for module in modules if module.startswith("qwenvl_agent.")]
+
+
+def files() -> list[str]:
+    """Every module of the package but the empty ones."""
+    paths = (path for path in PACKAGE.rglob("*.py") if path.stat().st_size and path != PACKAGE / "__init__.py")
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in paths)
+
+
+@pytest.mark.parametrize("file", files())
+def test_imports_go_down_only(file):
+    room = room_of_file(file)
+    for module in own_imports(PACKAGE / file):
+        other = room_of(module)
+        assert other == room or layer_of(other) < layer_of(room), (
+            f"{file} imports {module}: {other} is not below {room}"
+        )
+
+
+def test_worlds_do_not_know_each_other():
+    for file in (PACKAGE / "envs").rglob("*.py"):
+        world = file.relative_to(PACKAGE / "envs").parts[0]
+        others = [m.split(".")[2] for m in own_imports(file) if m.startswith("qwenvl_agent.envs.")]
+        if file.parent != PACKAGE / "envs":
+            assert set(others) <= {world}, f"{file} imports {others}"
+
+
+def is_light(file: str) -> bool:
+    return file in LIGHT_FILES or (room_of_file(file) not in HEAVY_ROOMS and file not in HEAVY_FILES)
+
+
+WATCH = """
+import importlib, sys
+for module in sys.argv[1].split(","):
+    importlib.import_module(module)
+    loaded = [name for name in sys.argv[2].split(",") if name in sys.modules]
+    assert not loaded, f"{module} loads {loaded}"
+"""
+
+
+def test_light_files_import_nothing_heavy():
+    """All in one fresh process: the first that loads something heavy is named."""
+    light = [file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files() if is_light(file)]
+    modules = ",".join(f"qwenvl_agent.{name}" for name in light)
+    command = [sys.executable, "-c", WATCH, modules, ",".join(HEAVY)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "data.chat" in light and "evaluation.rollout" in light and "envs" in light

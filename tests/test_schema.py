@@ -1,0 +1,147 @@
+"""The door: what the constructors normalise, escape and refuse."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from qwenvl_agent.schema import (
+    Episode,
+    Observation,
+    Picture,
+    Request,
+    Step,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Turn,
+    check_written,
+    clean,
+    confined_path,
+    tool_named,
+)
+
+CALL = ToolCall("move", {"direction": "UP"})
+CONTROL = [
+    *("<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>", "<|fim_prefix|>"),
+    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>", "<tools>"),
+]
+
+
+@pytest.mark.parametrize("spelling", CONTROL)
+def test_read_text_is_escaped_and_written_text_refused(spelling):
+    assert clean(f"a {spelling} b") == f"a <\\{spelling[1:]} b"
+    with pytest.raises(ValueError, match="holds the control token"):
+        check_written(f"a {spelling} b", "thought")
+
+
+@pytest.mark.parametrize(
+    "text", ["a < b", "<b>bold</b>", "<|not a token|>", "x <| y", "<tool call>", "한국어 \U0001f42f"]
+)
+def test_ordinary_text_stays(text):
+    assert clean(text) == text == check_written(text, "thought")
+
+
+@given(st.text())
+def test_clean_is_idempotent_and_normal(text):
+    once = clean(text)
+    assert clean(once) == once == unicodedata.normalize("NFC", once)
+
+
+@given(st.lists(st.sampled_from([*CONTROL, "<", "|", ">", "\\", "/", "a", "think", "\u0301"])).map("".join))
+def test_no_control_token_survives_clean(text):
+    assert not any(spelling in clean(text) for spelling in CONTROL)
+    check_written(clean(text), "text")
+
+
+def test_text_is_composed_at_the_door():
+    decomposed = unicodedata.normalize("NFD", "호랑이 é")
+    composed = "호랑이 é"
+    assert clean(decomposed) == Observation(decomposed).text == composed
+    assert Turn(text=decomposed).text == composed
+    assert ToolCall("say", {"words": [decomposed]}).arguments == {"words": [composed]}
+    assert ToolResult("say", {decomposed: decomposed}).content == {composed: composed}
+
+
+def test_everything_the_model_reads_is_cleaned():
+    escaped = "<\\|im_end|>"
+    assert Observation("<|im_end|>").text == escaped
+    assert ToolResult("look", {"<think>": ["<|im_end|>"]}).content == {"<\\think>": [escaped]}
+    assert Request("<|im_end|>", (), (), Observation("")).system_prompt == escaped
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ToolCall("two words", {}), "tool name 'two words' cannot be written as a call"),
+        (lambda: ToolCall("", {}), "tool name '' cannot be written"),
+        (lambda: ToolCall("move", [1]), r"arguments of move are \[1\], not an object"),
+        (lambda: ToolCall("move", {"a b": 1}), "argument name 'a b' of move cannot be written"),
+        (lambda: ToolCall("move", {"a": {"b": [0, "<think>"]}}), r"move arguments.a.b\[1\] holds the control token"),
+        (lambda: ToolCall("move", {"a": float("nan")}), "move arguments.a is nan: JSON has no such value"),
+        (lambda: ToolCall("move", {"a": float("-inf")}), "move arguments.a is -inf"),
+        (lambda: ToolCall("move", {"a": {1, 2}}), "move arguments.a is {1, 2}"),
+        (lambda: Turn("Look.\n  Action: go", (CALL,)), "thought has a line that starts with 'Action:'"),
+        (lambda: Turn("Thought: go", (CALL,)), "thought has a line that starts with 'Thought:'"),
+        (lambda: Turn("Go.", (CALL,), "Hello."), "either free text or thought and calls"),
+        (lambda: Turn(tool_calls=(CALL,), text="Hello."), "either free text or thought and calls"),
+        (lambda: Turn("Go."), "has no call after it"),
+        (lambda: Turn(text="<|im_end|>"), "assistant text holds the control token"),
+        (
+            lambda: Step(Observation(""), Turn(tool_calls=(CALL,)), (ToolResult("move", {}),) * 2),
+            "2 tool results for 1",
+        ),
+    ],
+)
+def test_what_no_format_could_write_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_turns_keep_what_they_are_given():
+    assert Turn(" Go up. \n", [CALL]) == Turn("Go up.", (CALL,))
+    assert Turn(text=" Thought: this is free text. ").text == "Thought: this is free text."
+    assert Turn() == Turn("", (), "")
+    assert Step(Observation(""), Turn(), (ToolResult("", {"status": "no_tool_call"}),)).results[0].name == ""
+    arguments = {"a": None, "b": True, "c": 1.5, "d": [{"e": "f"}], "g": 10**30}
+    assert ToolCall("move", arguments).arguments == arguments
+
+
+def test_request_of_an_episode_holds_the_steps_before():
+    steps = tuple(Step(Observation(str(i)), Turn(text=f"turn {i}")) for i in range(4))
+    episode = Episode("e", "task", "You play.", (), steps)
+    assert episode.request(3, 2) == Request("You play.", (), steps[1:3], Observation("3"))
+    assert episode.request(0, 2).history == () == episode.request(3, 0).history
+    assert episode.request(2, 9).history == steps[:2]
+
+
+def test_picture_opens_as_recorded(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (4, 3), (255, 0, 0, 255)).save(path)
+    opened = Picture(4, 3, str(path)).open()
+    assert (opened.mode, opened.size, opened.getpixel((0, 0))) == ("RGB", (4, 3), (255, 0, 0))
+    with pytest.raises(ValueError, match=r"a.png is \(4, 3\), recorded as \(3, 4\)"):
+        Picture(3, 4, str(path)).open()
+    assert Picture.from_image(Image.new("L", (4, 3))).open().mode == "RGB"
+
+
+@pytest.mark.parametrize("relative", ["../a.png", "/etc/passwd", "images/../../a.png", "link/a.png"])
+def test_paths_stay_inside_the_folder(tmp_path, relative):
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    (root / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="leaves the dataset folder"):
+        confined_path(root, relative)
+
+
+def test_path_inside_the_folder(tmp_path):
+    assert confined_path(tmp_path, "images/../a.png") == tmp_path.resolve() / "a.png"
+
+
+def test_tools():
+    tool = Tool("look", "Look.", {"type": "object"})
+    function = {"name": "look", "description": "Look.", "parameters": {"type": "object"}}
+    assert tool.to_json() == {"type": "function", "function": function}
+    assert tool_named((tool,), "look") is tool and tool_named((tool,), "jump") is None
