@@ -323,3 +323,17 @@ def test_memory_does_not_grow_with_rows(tmp_path):
         assert count == num_rows
     # The text of 90,000 more rows is 90 MB; what stays in memory is some 60 bytes of numbers a row.
     assert used[100_000] - used[10_000] < 30, used
+
+
+@pytest.mark.parametrize(("kind", "num_rows"), [("safari", 1), ("chat", 3)])
+def test_examples_in_the_documentation_are_read(tmp_path, kind, num_rows):
+    text = (Path(__file__).parents[1] / "docs" / "DATA.md").read_text(encoding="utf-8")
+    lines = text.partition(f"```json {kind}\n")[2].partition("\n```")[0].split("\n")
+    (tmp_path / "images").mkdir()
+    for name in ("screen.png", "images/ep_1f2e3d4c_turn_000.png"):
+        Image.new("RGB", (480, 480)).save(tmp_path / name)
+    source = SourceConfig(path=str(write_lines(tmp_path / "data.jsonl", lines)), kind=kind)
+    config = DataConfig(sources=(source,), cache_dir=str(tmp_path / "cache"), eval_fraction=0.0)
+    rows = build_rows(config, PromptConfig(history_steps=1))
+    assert (len(rows.train), rows.report["sources"][0]["num_rejects"]) == (num_rows, 0)
+    assert rows.report["sources"][0]["notes"] == {}
