@@ -258,6 +258,10 @@ def test_files_without_rows_are_errors_with_a_remedy(tmp_path):
     message = str(build_rows_of(bad, tmp_path, kind="chat"))
     assert "all 5 rows are rejected" in message
     assert [f"bad.jsonl:{line}: not JSON" in message for line in (1, 2, 3, 4)] == [True, True, True, False]
+    weightless = chat_row("What?")
+    weightless["messages"][1]["weight"] = 0
+    idle = write_lines(tmp_path / "idle.jsonl", [weightless, "{broken"])
+    assert "idle.jsonl: every answer has weight 0" in str(build_rows_of(idle, tmp_path, kind="chat"))
     with pytest.raises(ValueError, match="data.sources is empty"):
         build_rows(DataConfig(), PromptConfig())
 

@@ -277,6 +277,8 @@ class _Source:
         return self._decoded_prompts[number]
 
     def _nothing_to_learn(self) -> str:
+        if len(self.steps):
+            return f"{self.path}: every answer has weight 0: there is nothing to learn; give at least one a weight"
         with open(self.folder / "rejects.jsonl", encoding="utf-8") as file:
             first = [json.loads(line) for line, _ in zip(file, range(3), strict=False)]
         if not first:
