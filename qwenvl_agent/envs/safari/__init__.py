@@ -1,0 +1,16 @@
+"""Vision Safari: rules, picture, tools, missions, oracle and records of one world."""
+
+from qwenvl_agent.envs.safari.env import SafariEnv
+from qwenvl_agent.envs.safari.oracle import NoisyOracle, RandomAgent, SafariOracle
+from qwenvl_agent.envs.safari.world import SafariRules
+
+
+def make_env(**rules) -> SafariEnv:
+    return SafariEnv(SafariRules.from_json(rules))
+
+
+def make_oracle(rules: dict, **settings) -> SafariOracle:
+    return SafariOracle(SafariRules.from_json(rules), **settings)
+
+
+__all__ = ["NoisyOracle", "RandomAgent", "SafariEnv", "SafariOracle", "SafariRules", "make_env", "make_oracle"]

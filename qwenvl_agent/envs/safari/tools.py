@@ -1,0 +1,83 @@
+"""The safari tools as the agent sees them, and the check of a call against them."""
+
+from functools import cache
+
+from jsonschema import Draft202012Validator
+
+from qwenvl_agent.envs.safari.world import DIRECTIONS
+from qwenvl_agent.schema import Tool, ToolCall, tool_named
+
+MAX_ACTIONS = 4
+MAX_STEPS = 3
+"""Of one action of a move."""
+MAX_NOTEPAD_CHARS = 2000
+MAX_TARGET_CHARS = 200
+MAX_REASON_CHARS = 240
+
+DIRECTION = {"type": "string", "enum": ["UP", "DOWN", "LEFT", "RIGHT"]}
+assert set(DIRECTION["enum"]) == set(DIRECTIONS)
+
+
+def _tool(name: str, description: str, required: list[str], **properties: dict) -> Tool:
+    parameters = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return Tool(name, description, parameters)
+
+
+MOVE = _tool(
+    "move",
+    f"Walk: 1 to {MAX_ACTIONS} actions in order, stopping at the first block.",
+    ["actions"],
+    actions={
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_ACTIONS,
+        "items": {
+            "type": "object",
+            "properties": {
+                "direction": DIRECTION,
+                "steps": {"type": "integer", "minimum": 1, "maximum": MAX_STEPS},
+            },
+            "required": ["direction", "steps"],
+            "additionalProperties": False,
+        },
+    },
+)
+CATCH = _tool("catch", "Catch the animal on the tile beside you.", ["direction"], direction=DIRECTION)
+UPDATE_NOTEPAD = _tool(
+    "update_notepad",
+    "Replace the whole notepad.",
+    ["content"],
+    content={"type": "string", "maxLength": MAX_NOTEPAD_CHARS},
+)
+DECLARE_FOUND = _tool(
+    "declare_found",
+    "Say that a target was found, in the mission's words.",
+    ["target"],
+    target={"type": "string", "minLength": 1, "maxLength": MAX_TARGET_CHARS},
+)
+DECLARE_DONE = _tool(
+    "declare_done",
+    "End the mission when every target was found.",
+    [],
+    reason={"type": "string", "maxLength": MAX_REASON_CHARS},
+)
+
+TOOLS = {
+    "reach": (MOVE, UPDATE_NOTEPAD, DECLARE_FOUND, DECLARE_DONE),
+    "catch": (MOVE, CATCH, UPDATE_NOTEPAD, DECLARE_FOUND, DECLARE_DONE),
+}
+"""By rule set."""
+
+
+@cache
+def _validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(tool_named(TOOLS["catch"], name).parameters)
+
+
+def argument_error(call: ToolCall) -> str:
+    """Why the arguments of a known tool do not fit its schema; empty if they do."""
+    error = next(iter(_validator(call.name).iter_errors(call.arguments)), None)
+    if error is None:
+        return ""
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+    return f"{call.name}{place}: {error.message[:200]}"

@@ -1,0 +1,248 @@
+"""The safari world: what stands where, how it is drawn from a seed, and distances on its grid.
+
+x grows to the right, y downward. A seed and a `SafariRules` are a world: all randomness is one `random.Random(seed)`.
+"""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import NamedTuple
+
+VIEW = 10
+"""The player sees VIEW x VIEW tiles."""
+
+KINDS = ("tiger", "elephant", "giraffe", "monkey", "zebra", "lion", "pig", "koala")
+COLOURS = {
+    "red": "#FF0000",
+    "green": "#00FF00",
+    "blue": "#0000FF",
+    "yellow": "#FFFF00",
+    "pink": "#FF00FF",
+    "cyan": "#00FFFF",
+    "orange": "#FFA500",
+    "purple": "#800080",
+}
+SPRITES = {
+    "tree": "\U0001f332",
+    "tiger": "\U0001f42f",
+    "elephant": "\U0001f418",
+    "giraffe": "\U0001f992",
+    "monkey": "\U0001f412",
+    "zebra": "\U0001f993",
+    "lion": "\U0001f981",
+    "pig": "\U0001f437",
+    "koala": "\U0001f428",
+}
+DIRECTIONS = {"RIGHT": (1, 0), "LEFT": (-1, 0), "UP": (0, -1), "DOWN": (0, 1)}
+"""Also the order in which equal ways are tried."""
+
+Tile = tuple[int, int]
+"""(x, y) in the world, or (column, row) in a view."""
+
+# Training data, selection of the best checkpoint and reports must never share a world.
+TRAIN_SEEDS = range(0, 1_000_000)
+SELECTION_SEEDS = range(1_000_000, 2_000_000)
+REPORT_SEEDS = range(2_000_000, 3_000_000)
+
+MAX_DRAWS = 200
+"""Worlds drawn from one seed before its rules are called impossible."""
+
+
+class Animal(NamedTuple):
+    """Colour of the background and kind, both canonical English."""
+
+    colour: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.kind}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafariRules:
+    """What a suite of worlds is like. The defaults are the full game."""
+
+    width: int = 50
+    height: int = 50
+    num_trees: int = 300
+    num_animals: int = 60
+    max_turns: int = 180
+    rules: str = "reach"
+    """reach: animals do not block, stand on the target. catch: animals block, catch the target from beside it."""
+    languages: tuple[str, ...] = ("ko", "en", "zh")
+    plain_missions: bool = False
+    """Only each language's first phrasing and first words: for models that start from random weights."""
+    num_targets: tuple[float, ...] = (0.6, 0.25, 0.15)
+    """Weights of missions with 1, 2, 3 targets."""
+    ordered: float = 0.5
+    """Share of the missions with several targets in which the order is given."""
+    tile_px: int = 48
+    connected: bool = True
+    """Every free tile can be reached from the start."""
+    min_distance: int = 0
+    """Every animal that would do stands at least this many tiles (dx + dy) from the start."""
+    outside_first_view: float = 0.0
+    """At least this share of worlds has no animal that would do in the first view."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "languages", tuple(self.languages))
+        object.__setattr__(self, "num_targets", tuple(self.num_targets))
+        free = self.width * self.height - 1
+        known_languages = {"ko", "en", "zh"}
+        checks = (
+            (self.rules in ("reach", "catch"), "rules", "reach or catch"),
+            (min(self.width, self.height) >= VIEW, "width", f"a world at least {VIEW} tiles wide and high"),
+            (0 <= self.num_trees + self.num_animals <= free * 0.6, "num_trees", "at most 60 % of the tiles occupied"),
+            (self.num_animals >= 1, "num_animals", "at least one animal"),
+            (self.max_turns >= 1, "max_turns", "at least one turn"),
+            (self.languages and set(self.languages) <= known_languages, "languages", f"some of {known_languages}"),
+            (1 <= len(self.num_targets) <= 3 and sum(self.num_targets) > 0, "num_targets", "one to three weights"),
+            (0 <= self.ordered <= 1, "ordered", "a share from 0 to 1"),
+            (0 <= self.outside_first_view <= 1, "outside_first_view", "a share from 0 to 1"),
+            (self.tile_px >= 8, "tile_px", "at least 8 pixels a tile"),
+        )
+        for holds, name, wanted in checks:
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: no such world can be built; use {wanted}")
+
+    @property
+    def start(self) -> Tile:
+        return self.width // 2, self.height // 2
+
+    @classmethod
+    def from_json(cls, values: dict) -> "SafariRules":
+        """Rules from JSON values; ValueError naming the nearest key for one that does not exist."""
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = get_close_matches(key, known, n=1) or [", ".join(known)]
+                raise ValueError(
+                    f"safari rule {key!r} does not exist, so it would change nothing; did you mean {near[0]}?"
+                )
+        return cls(**values)
+
+
+@dataclass
+class World:
+    """The things on the grid; animals leave it when they are caught."""
+
+    width: int
+    height: int
+    trees: frozenset[Tile]
+    animals: dict[Tile, Animal]
+    start: Tile
+
+
+def view_corner(player: Tile, width: int, height: int) -> Tile:
+    """World place of the view's top left tile."""
+    half = VIEW // 2
+    return (
+        min(max(player[0] - half, 0), width - VIEW),
+        min(max(player[1] - half, 0), height - VIEW),
+    )
+
+
+def in_view(tile: Tile, corner: Tile) -> bool:
+    return 0 <= tile[0] - corner[0] < VIEW and 0 <= tile[1] - corner[1] < VIEW
+
+
+def distances(goals: Iterable[Tile], blocked: Iterable[Tile], width: int, height: int) -> dict[Tile, int]:
+    """Steps from every tile to the nearest goal, walking round `blocked`; unreachable tiles are missing.
+
+    A goal may itself be blocked: it can be walked onto, never through.
+    """
+    closed = set(blocked)
+    reached = dict.fromkeys(goals, 0)
+    frontier = list(reached)
+    steps = 0
+    while frontier:
+        steps += 1
+        following = []
+        for x, y in frontier:
+            for tile in ((x + 1, y), (x - 1, y), (x, y - 1), (x, y + 1)):
+                if tile not in reached and tile not in closed and 0 <= tile[0] < width and 0 <= tile[1] < height:
+                    reached[tile] = steps
+                    following.append(tile)
+        frontier = following
+    return reached
+
+
+def neighbours(tile: Tile) -> list[Tile]:
+    return [(tile[0] + dx, tile[1] + dy) for dx, dy in DIRECTIONS.values()]
+
+
+def draw_world(rules: SafariRules, rng: random.Random) -> World:
+    """Trees and animals on distinct tiles, none on the start."""
+    tiles = [(x, y) for y in range(rules.height) for x in range(rules.width) if (x, y) != rules.start]
+    things = rng.sample(tiles, rules.num_trees + rules.num_animals)
+    trees, places = things[: rules.num_trees], things[rules.num_trees :]
+    if rules.connected:
+        trees, places = connect(rules, trees, places, rng)
+    animals = {place: Animal(rng.choice(list(COLOURS)), rng.choice(KINDS)) for place in places}
+    return World(rules.width, rules.height, frozenset(trees), animals, rules.start)
+
+
+def connect(rules: SafariRules, trees: list[Tile], places: list[Tile], rng: random.Random):
+    """Move trees that close off a pocket until everything can be reached; animals count as walls under catch."""
+    trees = list(trees)
+    for _ in range(1000):
+        animals = set(places)
+        walls = set(trees) | animals if rules.rules == "catch" else set(trees)
+        reached = distances([rules.start], walls, rules.width, rules.height)
+        pockets = pocket_tiles(rules, walls, reached)
+        pockets |= {place for place in animals & walls if not any(tile in reached for tile in neighbours(place))}
+        if not pockets:
+            return trees, places
+        doors = [i for i, tree in enumerate(trees) if any(tile in pockets for tile in neighbours(tree))]
+        free = [tile for tile in reached if tile not in animals and tile != rules.start]
+        if not doors or not free:
+            places = rng.sample([*free, *places], len(places))
+            continue
+        trees[rng.choice(doors)] = rng.choice(free)
+    raise ValueError(
+        f"{rules.num_trees} trees and {rules.num_animals} animals leave no connected {rules.width}x{rules.height} "
+        "world: it cannot be built; use fewer, or connected=false"
+    )
+
+
+def pocket_tiles(rules: SafariRules, walls: set[Tile], reached: dict[Tile, int]) -> set[Tile]:
+    """Free tiles that were not reached."""
+    if len(walls) + len(reached) == rules.width * rules.height:
+        return set()
+    return {
+        (x, y) for y in range(rules.height) for x in range(rules.width) if (x, y) not in walls and (x, y) not in reached
+    }
+
+
+def choose_targets(rules: SafariRules, world: World, rng: random.Random) -> tuple[Animal, ...] | None:
+    """Distinct targets for a mission, or None if this world has none that keep the rules."""
+    count = rng.choices(range(1, len(rules.num_targets) + 1), rules.num_targets)[0]
+    outside = rng.random() < rules.outside_first_view
+    corner = view_corner(world.start, world.width, world.height)
+    candidates = []
+    for animal in dict.fromkeys(world.animals.values()):
+        places = [place for place, other in world.animals.items() if other == animal]
+        near = any(walk(place, world.start) < rules.min_distance for place in places)
+        if not near and not (outside and any(in_view(place, corner) for place in places)):
+            candidates.append(animal)
+    return tuple(rng.sample(candidates, count)) if len(candidates) >= count else None
+
+
+def walk(a: Tile, b: Tile) -> int:
+    """Steps between two tiles when nothing is in the way."""
+    return abs(a[0] - b[0]) + abs(a[1] - b[1])
+
+
+def draw_task(rules: SafariRules, rng: random.Random) -> tuple[World, tuple[Animal, ...]]:
+    """A world and its targets that keep the rules."""
+    for _ in range(MAX_DRAWS):
+        world = draw_world(rules, rng)
+        targets = choose_targets(rules, world, rng)
+        if targets:
+            return world, targets
+    raise ValueError(
+        f"no world with targets at least {rules.min_distance} tiles away in {MAX_DRAWS} draws: the suite would be "
+        "empty; use more animals, a smaller min_distance or fewer targets"
+    )
