@@ -5,6 +5,7 @@ import pytest
 from qwenvl_agent.evaluation.statistics import (
     bootstrap_mean,
     bootstrap_ratio,
+    clustered_share,
     holm,
     mcnemar_exact,
     paired_test,
@@ -55,6 +56,11 @@ def test_cluster_bootstrap_is_as_wide_as_its_clusters():
 def test_bootstrap_leaves_out_empty_clusters():
     assert bootstrap_ratio([1, 0, 0], [2, 0, 2]).n == 2
     assert math.isnan(bootstrap_ratio([0], [0]).value) and math.isnan(bootstrap_mean([]).low)
+
+
+def test_a_clustered_share_at_the_ends_is_not_certain():
+    assert clustered_share([9, 5], [9, 5]) == wilson(2, 2) and clustered_share([0] * 50, [3] * 50) == wilson(0, 50)
+    assert clustered_share([1, 2], [2, 2]) == bootstrap_ratio([1, 2], [2, 2])
 
 
 def test_bootstrap_memory_is_flat():

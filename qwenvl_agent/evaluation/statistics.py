@@ -74,6 +74,17 @@ def bootstrap_ratio(
     return Interval(float(pairs[0].sum() / pairs[1].sum()), low, high, n)
 
 
+def clustered_share(hits: Sequence[int], tries: Sequence[int], confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Share of tries that hit, one pair of counts per episode, resampled by episode.
+
+    At 0 and 1 resampling sees no spread, which would claim certainty: there it is Wilson's interval over the episodes.
+    """
+    interval = bootstrap_ratio(hits, tries, confidence, seed)
+    if interval.value in (0.0, 1.0):
+        return wilson(int(interval.value) * interval.n, interval.n, confidence)
+    return interval
+
+
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Two-sided exact p-value that two paired policies are equally good, from their discordant seeds."""
     from scipy.stats import binomtest  # here, because it takes seconds to import

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from qwenvl_agent.evaluation.rollout import StepRecord, step_record
-from qwenvl_agent.evaluation.statistics import Interval, bootstrap_ratio
+from qwenvl_agent.evaluation.statistics import Interval, clustered_share
 from qwenvl_agent.schema import Policy, Row
 
 MAX_LIST_PLACES = 4
@@ -49,7 +49,7 @@ class Tally:
         self.tries[episode] += 1
 
     def interval(self) -> Interval:
-        return bootstrap_ratio([self.hits[e] for e in self.tries], list(self.tries.values()))
+        return clustered_share([self.hits[e] for e in self.tries], list(self.tries.values()))
 
 
 def predict_rows(policy: Policy, rows: Sequence[Row]) -> list[RowRecord]:

@@ -19,7 +19,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,9 +27,9 @@ import qwenvl_agent
 from qwenvl_agent.config import EvalConfig
 from qwenvl_agent.envs import make_env, make_oracle
 from qwenvl_agent.envs.safari.judge import agrees, is_equivalent, is_refused
-from qwenvl_agent.envs.safari.world import SELECTION_SEEDS
+from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS
 from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, read_records, rollout, write_records
-from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, bootstrap_ratio, path_efficiency, wilson
+from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, clustered_share, path_efficiency, wilson
 from qwenvl_agent.evaluation.step_metrics import (
     RowRecord,
     consistency,
@@ -38,7 +38,9 @@ from qwenvl_agent.evaluation.step_metrics import (
     step_metrics,
     token_metrics,
 )
-from qwenvl_agent.schema import Policy, Row
+from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.prompt import render_prompt
+from qwenvl_agent.schema import Observation, Policy, Request, Row
 
 RECORD_KINDS = {"safari": EpisodeRecord, "steps": RowRecord}
 """The suites, and what a line of their records.jsonl is."""
@@ -56,12 +58,6 @@ class Evaluation:
     was tried) is absent."""
     episodes: list[EpisodeRecord] = field(default_factory=list)
     rows: list[RowRecord] = field(default_factory=list)
-
-    @property
-    def score(self) -> tuple[float, float, float]:
-        """What `best` is chosen by, larger is better: success, ties broken by progress, then by whole turns."""
-        names = ("rollout/success_rate", "rollout/progress", "eval/argument_accuracy")
-        return tuple(self.scalars.get(name, 0.0) for name in names)
 
 
 def evaluate(
@@ -106,12 +102,20 @@ def play_safari(policy: Policy, world: dict, seeds: Sequence[int], **options) ->
     return rollout(lambda: make_env("safari", **world), policy, seeds, reference=reference, **options)
 
 
-def predict_in_time(policy: Policy, rows: Sequence[Row], batch_size: int, time_limit_s: float) -> list[RowRecord]:
-    """`predict_rows` batch by batch; none begins after the time limit."""
+def predict_in_time(
+    policy: Policy,
+    rows: Sequence[Row],
+    batch_size: int,
+    time_limit_s: float,
+    on_progress: Callable[[int], None] = lambda num_rows: None,
+) -> list[RowRecord]:
+    """`predict_rows` batch by batch; none begins after the time limit. `on_progress` gets the rows of each batch."""
     deadline = time.monotonic() + time_limit_s
     records: list[RowRecord] = []
     while len(records) < len(rows) and time.monotonic() < deadline:
-        records += predict_rows(policy, rows[len(records) : len(records) + batch_size])
+        batch = predict_rows(policy, rows[len(records) : len(records) + batch_size])
+        records += batch
+        on_progress(len(batch))
     return records
 
 
@@ -192,7 +196,7 @@ def rate_of_calls(records: Sequence[EpisodeRecord], is_hit: Callable[[CallRecord
     """Share of calls that hit, by episode; a turn without a readable call is one more try and `unread` more hits."""
     hits = [sum(unread if step.error else sum(map(is_hit, step.calls)) for step in r.steps) for r in records]
     tries = [sum(1 if step.error else len(step.calls) for step in r.steps) for r in records]
-    return bootstrap_ratio(hits, tries)
+    return clustered_share(hits, tries)
 
 
 def count(names) -> dict[str, int]:
@@ -258,6 +262,13 @@ def describe(suite: str, policy: str, **more) -> dict:
     return {"suite": suite, "policy": policy, **more, "versions": versions}
 
 
-def text_hash(text: str) -> str:
-    """Short SHA-256, to see at a glance whether two results rest on the same prompt."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def prompt_hash(request: Request, format_name: str) -> str:
+    """Short SHA-256 of the prompt around the observation, to see whether two results rest on the same words."""
+    bare = replace(request, history=(), observation=Observation(""))
+    return hashlib.sha256(render_prompt(bare, FORMATS[format_name]).text.encode()).hexdigest()[:16]
+
+
+def seed_set(seeds: Sequence[int]) -> str:
+    """Which of the disjoint sets the seeds are of: training, selection, report; mixed if of several or none."""
+    sets = {"training": TRAIN_SEEDS, "selection": SELECTION_SEEDS, "report": REPORT_SEEDS}
+    return next((name for name, known in sets.items() if all(seed in known for seed in seeds)), "mixed")

@@ -1,0 +1,281 @@
+"""Evaluate a run, a model without any training, or a baseline; compare results.
+
+    python eval.py --run runs/safari_2b --suite safari --episodes 200
+    python eval.py --model Qwen/Qwen3-VL-2B-Instruct --format native --config configs/safari_2b.json
+    python eval.py --policy oracle --world width=20 --world height=20
+    python eval.py --compare runs/safari_2b/eval/safari runs/oracle/eval/safari
+
+A result is a folder with records.jsonl, metrics.json and report.html (see qwenvl_agent/evaluation/suites.py).
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from qwenvl_agent.config import FORMAT_NAMES, Config, ModelConfig, apply_override, build_config, load_config, to_json
+from qwenvl_agent.envs import make_env, make_oracle
+from qwenvl_agent.envs.safari import NoisyOracle, RandomAgent, SafariRules
+from qwenvl_agent.envs.safari.world import REPORT_SEEDS
+from qwenvl_agent.evaluation import suites
+from qwenvl_agent.evaluation.report import compare, comparison_table, metrics_table, write_report
+from qwenvl_agent.schema import Observation, Policy, Request
+
+POLICIES = ("oracle", "noisy_oracle", "random")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a policy, the config it comes with, and what the result says about it."""
+
+    name: str
+    policy: Policy
+    config: Config
+    directory: Path
+    about: dict
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    messages = Console(stderr=True)
+    try:
+        if args.compare:
+            return show_comparison(args)
+        return evaluate(args, messages)
+    except ValueError as error:
+        messages.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        messages.print("interrupted: nothing was written")
+        return 130
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_argument_group("what (one of)").add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="folder of a run, such as runs/safari_2b")
+    what.add_argument("--model", help="hub id, local folder or `tiny`: a model as it is, zero-shot")
+    what.add_argument("--policy", choices=POLICIES, help="a baseline")
+    what.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="results, each against the first")
+    model = parser.add_argument_group("model")
+    model.add_argument("--checkpoint", help="best | last | step_000500 (default: best, else last)")
+    model.add_argument("--format", choices=FORMAT_NAMES, help="action format of --model (default: the config's)")
+    model.add_argument("--config", type=Path, help="settings for --model and --policy: world, budget, data")
+    model.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override of the config")
+    model.add_argument("--blank-pictures", action="store_true", help="show white pictures: does the text leak?")
+    suite = parser.add_argument_group("suite")
+    suite.add_argument(
+        "--suite", choices=suites.RECORD_KINDS, default="safari", help="safari: closed loop; steps: rows"
+    )
+    suite.add_argument("--episodes", type=int, default=200, help="of the suite safari (default: %(default)s)")
+    suite.add_argument("--seed-start", type=int, default=REPORT_SEEDS.start, help="first seed (default: %(default)s)")
+    suite.add_argument("--world", action="append", default=[], metavar="KEY=VALUE", help="rule, over the config's")
+    suite.add_argument("--rows", type=int, default=1000, help="held-out rows of the suite steps (default: %(default)s)")
+    suite.add_argument("--time-limit", type=float, metavar="SECONDS", help="running episodes fail after that")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, help="folder of the result (default: in the run's folder, eval/SUITE)")
+    output.add_argument("--json", action="store_true", help="print metrics.json on stdout, and nothing else there")
+    args = parser.parse_args(argv)
+    if args.episodes < 1 or args.rows < 1 or args.seed_start < 0:
+        parser.error("--episodes and --rows are at least 1, --seed-start at least 0")
+    return args
+
+
+def evaluate(args: argparse.Namespace, messages: Console) -> int:
+    """Play or predict, then write the result and print it."""
+    subject = build_subject(args)
+    name = args.suite + ("_blank" if args.blank_pictures else "")
+    directory = args.out or subject.directory / "eval" / name
+    start = time.monotonic()
+    run_suite = run_safari if args.suite == "safari" else run_steps
+    records, about = run_suite(subject, args, directory, messages)
+    about = suites.describe(
+        args.suite, subject.name, **subject.about, **about, seconds=round(time.monotonic() - start, 1)
+    )
+    metrics = suites.metrics_of(args.suite, records)
+    suites.write_result(directory, about, records, metrics)
+    write_report(directory / "report.html", [directory])
+    if args.json:
+        print((directory / "metrics.json").read_text(encoding="utf-8"), end="")
+    else:
+        Console().print(metrics_table(f"{subject.name}, {args.suite}", suites.metrics_json(metrics)))
+        print(directory / "report.html")
+    return 0
+
+
+def show_comparison(args: argparse.Namespace) -> int:
+    """Results beside each other, each tested against the first on the seeds that both played."""
+    comparison = compare(args.compare)
+    if args.json:
+        print(json.dumps(comparison, indent=1, ensure_ascii=False))
+    else:
+        Console().print(comparison_table(comparison))
+    return 0
+
+
+def build_subject(args: argparse.Namespace) -> Subject:
+    if args.run:
+        return build_run(args)
+    if args.model:
+        return build_zero_shot(args)
+    return build_baseline(args)
+
+
+def build_baseline(args: argparse.Namespace) -> Subject:
+    config = read_config(args, {"path": "tiny"})
+    if args.blank_pictures:
+        raise ValueError("--blank-pictures with --policy: baselines have no blank variant; use --run or --model")
+    rules = with_overrides(config.eval.world, args.world)
+    oracle = make_oracle("safari", rules)
+    world = SafariRules.from_json(rules)
+    policy = {"oracle": oracle, "noisy_oracle": NoisyOracle(oracle), "random": RandomAgent(world)}[args.policy]
+    about = {"config": {"eval": to_json(config.eval)}}
+    return Subject(args.policy, policy, config, Path(config.runs_dir) / args.policy, about)
+
+
+def build_zero_shot(args: argparse.Namespace) -> Subject:
+    """The model as published, in the config's precision, without adapters."""
+    from qwenvl_agent.model import bind_precision, build_processor, load_base
+
+    config = read_config(args, {"path": args.model})
+    config = replace(config, model=replace(config.model, path=args.model))
+    if args.format:
+        config = replace(config, prompt=replace(config.prompt, format=args.format))
+    # Nothing trains, so the weights need no float32 masters.
+    model_config = replace(config.model, method="lora" if config.model.method == "full" else config.model.method)
+    processor = build_processor(model_config, config.vision)
+    model = load_base(model_config, device(), None).eval().requires_grad_(False)
+    bind_precision(model, model_config, device())
+    name = f"{Path(args.model).name}, zero-shot"
+    directory = Path(config.runs_dir) / f"{Path(args.model).name}_{config.prompt.format}"
+    return model_subject(args, name, config, model, processor, directory)
+
+
+def build_run(args: argparse.Namespace) -> Subject:
+    from qwenvl_agent.model import load_run
+
+    if args.config or args.set or args.format:
+        raise ValueError("--config, --set and --format do not go with --run: a run is evaluated as it was trained")
+    path = args.run / "checkpoints" / args.checkpoint if args.checkpoint else args.run
+    config, model, processor = load_run(path, device())
+    subject = model_subject(args, args.run.name, config, model, processor, args.run)
+    data = args.run / "data.json"
+    dataset_hash = json.loads(data.read_text(encoding="utf-8"))["dataset_hash"] if data.exists() else None
+    about = {"checkpoint": args.checkpoint or "best", "dataset_hash": dataset_hash}
+    return replace(subject, about=subject.about | about)
+
+
+def model_subject(args, name: str, config: Config, model, processor, directory: Path) -> Subject:
+    from qwenvl_agent.data.collator import Collator
+    from qwenvl_agent.evaluation.policy import ModelPolicy
+    from qwenvl_agent.formats import FORMATS
+
+    fmt = FORMATS[config.prompt.format]
+    collator = Collator(processor, fmt, config.prompt, config.vision, config.train)
+    policy = ModelPolicy(model, processor, collator, fmt, config.eval, blank_pictures=args.blank_pictures)
+    about = {
+        "config": to_json(config),
+        "processor": {"name": processor.name, **asdict(processor.geometry)},
+        "blank_pictures": args.blank_pictures,
+    }
+    return Subject(name + (", blank" if args.blank_pictures else ""), policy, config, directory, about)
+
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def read_config(args: argparse.Namespace, model: dict) -> Config:
+    """--config with --set, or the defaults."""
+    if args.checkpoint:
+        raise ValueError(f"--checkpoint {args.checkpoint!r} without --run: there is no run to take it from; give --run")
+    if args.config:
+        return load_config(args.config, args.set)
+    values = {"name": "eval", "model": {**to_json(ModelConfig(**model, method="lora")), **model}}
+    for override in args.set:
+        apply_override(values, override)
+    return build_config(values)
+
+
+def with_overrides(world: dict, overrides: Sequence[str]) -> dict:
+    values = json.loads(json.dumps(world))
+    for override in overrides:
+        apply_override(values, override)
+    return values
+
+
+def run_safari(subject: Subject, args: argparse.Namespace, directory: Path, messages: Console) -> tuple[list, dict]:
+    world = with_overrides(subject.config.eval.world, args.world)
+    seeds = range(args.seed_start, args.seed_start + args.episodes)
+    seed_set = suites.seed_set(seeds)
+    if seed_set != "report":
+        messages.print(
+            f"note: the seeds {seeds.start} to {seeds.stop - 1} are of the set '{seed_set}', not for reports"
+        )
+    with Progress(
+        TextColumn(subject.name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[won]} won"),
+        console=messages,
+    ) as progress:
+        task = progress.add_task("", total=len(seeds), won=0)
+        won = 0
+
+        def on_progress(record) -> None:
+            nonlocal won
+            won += record.success
+            progress.update(task, advance=1, won=won)
+
+        records = suites.play_safari(
+            subject.policy,
+            world,
+            seeds,
+            batch_size=subject.config.eval.batch_size,
+            history_steps=subject.config.prompt.history_steps,
+            time_limit_s=args.time_limit,
+            picture_dir=directory / "pictures",
+            on_progress=on_progress,
+        )
+    if len(records) < len(seeds):
+        messages.print(f"note: the time limit left {len(seeds) - len(records)} of {len(seeds)} seeds unstarted")
+    env = make_env("safari", **world)
+    empty = Request(env.system_prompt, env.tools, (), Observation(""))
+    about = {"world": world, "seeds": {"start": seeds.start, "count": len(seeds), "set": seed_set}}
+    return records, about | {"prompt_hash": suites.prompt_hash(empty, subject.config.prompt.format)}
+
+
+def run_steps(subject: Subject, args: argparse.Namespace, directory: Path, messages: Console) -> tuple[list, dict]:
+    from qwenvl_agent.data.dataset import build_rows
+
+    rows = build_rows(subject.config.data, subject.config.prompt)
+    messages.print(rows.summary(), markup=False, highlight=False)
+    picked = suites.pick_rows(rows.held_out, args.rows)
+    if not picked:
+        raise ValueError("no rows are held out: there is nothing to compare with; raise data.eval_fraction")
+    limit_s = float("inf") if args.time_limit is None else args.time_limit
+    with Progress(TextColumn(subject.name), BarColumn(), MofNCompleteColumn(), console=messages) as progress:
+        task = progress.add_task("", total=len(picked))
+        records = suites.predict_in_time(
+            subject.policy,
+            picked,
+            subject.config.eval.batch_size,
+            limit_s,
+            on_progress=lambda num_rows: progress.advance(task, num_rows),
+        )
+    about = {"dataset_hash": rows.report["dataset_hash"], "num_rows": len(records), "num_held_out": len(rows.held_out)}
+    return records, about | {"prompt_hash": suites.prompt_hash(picked[0].request, subject.config.prompt.format)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Put several results into one page: figures, paired tests, the turns of every policy side by side on the same seeds.
+
+python scripts/report.py runs/safari_2b/eval/safari runs/oracle/eval/safari --out report.html
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwenvl_agent.evaluation.report import write_report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "results", type=Path, nargs="+", metavar="DIR", help="results of eval.py, the one in focus first"
+    )
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="default: %(default)s")
+    args = parser.parse_args(argv)
+    try:
+        write_report(args.out, args.results)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Compute metrics.json and report.html again from records.jsonl; needs no model.
+
+python scripts/rescore.py runs/*/eval/safari
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwenvl_agent.evaluation.report import write_report
+from qwenvl_agent.evaluation.suites import metrics_of, read_result, write_metrics
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+", metavar="DIR", help="results of eval.py")
+    args = parser.parse_args(argv)
+    try:
+        for directory in args.results:
+            rescore(directory)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def rescore(directory: Path) -> None:
+    """Replace what follows from the records; what the result says about itself stays."""
+    result, records = read_result(directory)
+    write_metrics(directory, result["about"], metrics_of(result["about"]["suite"], records))
+    write_report(directory / "report.html", [directory])
+    print(directory / "metrics.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
