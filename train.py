@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object, set_seed
 from torch import nn
@@ -64,11 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if it has one")
     parser.add_argument("--overwrite", action="store_true", help="delete the run of that name first")
     args = parser.parse_args(argv)
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
     try:
         train(load_config(args.config, args.set), resume=args.resume, overwrite=args.overwrite)
     except ValueError as error:
-        # A data worker's error arrives with its traceback as text; the last line is the message.
-        print(f"error: {str(error).strip().splitlines()[-1].removeprefix('ValueError: ')}", file=sys.stderr)
+        # A data worker's error arrives as text, its traceback before it.
+        print(f"error: {str(error).strip().rpartition('ValueError: ')[2]}", file=sys.stderr)
         return 2
     return 0
 
@@ -133,6 +136,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         if should_save:
             save(step, best, means)
 
+    stop.uninstall()
     reporter.say(f"stopped at step {step} of {max_steps}; --resume goes on" if stopped else f"done: {config.run_dir}")
     reporter.close(flatten(to_json(config)), metrics)
     accelerator.end_training()
@@ -173,9 +177,10 @@ def train_step(
 
 def check_finite(what: str, value: torch.Tensor | float, step: int, micro_batches: Sequence[dict]) -> None:
     """ValueError that names the rows, before their step is taken."""
-    if not torch.isfinite(torch.as_tensor(value)):
+    value = float(torch.as_tensor(value).detach())
+    if not math.isfinite(value):
         raise ValueError(
-            f"{what} is {float(value)} at step {step + 1}: the step is not taken, and the last checkpoint is as it was; "
+            f"{what} is {value} at step {step + 1}: the step is not taken, and the last checkpoint is as it was; "
             f"look at these rows, or lower train.learning_rate: {origin(micro_batches)}"
         )
 

@@ -20,8 +20,11 @@ class StopRequest:
 
     def install(self) -> None:
         """Turn SIGTERM and SIGINT into the file; a second SIGINT interrupts at once."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+        self.previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def uninstall(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame) -> None:
         if os.getpid() != self.owner:
