@@ -115,7 +115,8 @@ def show_comparison(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(comparison, indent=1, ensure_ascii=False))
     else:
-        Console().print(comparison_table(comparison))
+        # A table into a file or a pipe needs no narrow terminal's line breaks.
+        Console(width=None if sys.stdout.isatty() else 120).print(comparison_table(comparison))
     return 0
 
 

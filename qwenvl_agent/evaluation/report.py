@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
-from qwenvl_agent.envs.safari.judge import agrees
+from qwenvl_agent.envs.safari.judge import REFUSALS, agrees
 from qwenvl_agent.evaluation.rollout import EpisodeRecord, StepRecord
 from qwenvl_agent.evaluation.statistics import holm, paired_test
 from qwenvl_agent.evaluation.step_metrics import RowRecord
@@ -48,7 +48,17 @@ LABELS = {
     "thought_consistency": ("thought = action", "of those, turns that do what their thought says"),
 }
 NOT_SHARES = ("mean_turns", "mean_turns_success")
-TERMINAL_COLUMNS = ("success_rate", "progress", "mean_turns", "mean_turns_success", "path_efficiency")
+TERMINAL_COLUMNS = {
+    "safari": {
+        "success_rate": "success %",
+        "progress": "found %",
+        "mean_turns": "turns",
+        "mean_turns_success": "if won",
+        "path_efficiency": "efficiency %",
+    },
+    "steps": {"parse_rate": "parsed %", "name_accuracy": "names %", "argument_accuracy": "arguments %"},
+}
+"""Of a comparison, by suite."""
 OUTCOMES = {
     "done_ok": "all found and done",
     "done_early": "declared done too early",
@@ -177,28 +187,35 @@ def metrics_table(title: str, metrics: dict) -> Table:
 def comparison_table(comparison: dict) -> Table:
     """Results beside each other; p by McNemar against the first, adjusted by Holm."""
     suite = comparison["results"][0]["metrics"]["about"]["suite"]
-    columns = TERMINAL_COLUMNS if suite == "safari" else ("parse_rate", "name_accuracy", "argument_accuracy")
+    columns = TERMINAL_COLUMNS[suite]
     table = Table(title=f"{suite}: 95 % intervals; p against the first (McNemar, Holm)")
-    table.add_column("")
-    for name in (*columns, "n", "difference", "p"):
-        table.add_column(label_of(name), justify="right")
-    tests = [None, *comparison["tests"]]
-    for result, test in zip(comparison["results"], tests, strict=True):
-        cells = [cell_of(name, result["metrics"][name]) for name in columns]
-        shown = [f"{cell['value']}\n{cell['interval']}" for cell in cells]
-        n = str(result["metrics"][columns[0]]["n"])
-        table.add_row(result["name"], *shown, n, *test_cells(test), end_section=True)
+    table.add_column("", no_wrap=True)
+    for heading in (*columns.values(), "n", "difference", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result, test in zip(comparison["results"], [None, *comparison["tests"]], strict=True):
+        shown = [short_cell(name, result["metrics"][name]) for name in columns]
+        n = str(result["metrics"][next(iter(columns))]["n"])
+        table.add_row(result["name"], *shown, n, *cells_of_test(test))
     return table
 
 
-def test_cells(test: dict | None) -> tuple[str, str]:
+def short_cell(name: str, metric: dict) -> str:
+    """Value and interval on two lines, percents without their sign."""
+    if metric["value"] is None:
+        return "-"
+    scale, digits = (1, 1) if name in NOT_SHARES else (100, 0)
+    low, high = scale * metric["low"], scale * metric["high"]
+    return f"{scale * metric['value']:.1f}\n{low:.{digits}f} .. {high:.{digits}f}"
+
+
+def cells_of_test(test: dict | None) -> tuple[str, str]:
     """(difference, p) as text."""
     if test is None:
         return "", ""
     if "not_paired" in test:
         return test["not_paired"], ""
     d = test["difference"]
-    interval = f"{100 * d['low']:+.1f} .. {100 * d['high']:+.1f}"
+    interval = f"{100 * d['low']:+.0f} .. {100 * d['high']:+.0f}"
     return f"{100 * d['value']:+.1f}\n{interval}", p_text(test["p_value_holm"])
 
 
@@ -243,7 +260,7 @@ def write_report(path: str | Path, directories: Sequence[Path]) -> None:
         suite=results[0].about["suite"],
         results=[{"name": r.name, "note": note_of(r), "success": success_of(r), "ends": ends_of(r)} for r in results],
         rows=table_rows(results),
-        tests=[{**test, "cells": test_cells(test)} for test in compare(directories)["tests"]],
+        tests=[{**test, "cells": cells_of_test(test)} for test in compare(directories)["tests"]],
         cases=[case_view(case, results, pictures) for case in cases],
         num_cases=len(results[0].records),
         outcomes={name: text for name, text in OUTCOMES.items() if any(name in r.outcomes.values() for r in results)},
@@ -364,12 +381,12 @@ def verdicts(step: StepRecord) -> Iterable[tuple[str, str]]:
         if not call.schema_ok:
             yield "bad", f"{call.name}: " + ("breaks its schema" if call.name_ok else "no such tool")
         elif call.legal is False:
-            yield "bad", f"{call.name}: refused"
+            yield "bad", f"{call.name}: {REFUSALS[call.name]}"
     if step.calls and agrees(step.thought, [call.as_json() for call in step.calls]) is False:
         yield "odd", "does not do what the thought says"
     if step.calls and all(call.optimal for call in step.calls):
         yield "good", "optimal"
-    elif any(call.optimal is False for call in step.calls):
+    elif any(call.optimal is False and call.legal for call in step.calls):
         yield "odd", "not the oracle's turn"
 
 

@@ -184,11 +184,14 @@ def judge(record: EpisodeRecord) -> EpisodeRecord:
     """Fill in what follows from the results: whether the state allowed a call, and whether the oracle's turn is no
     better. Judging twice changes nothing."""
     for step in record.steps:
-        calls = [call.as_json() for call in step.calls]
         for call in step.calls:
             refused = call.result is not None and is_refused(call.name, call.result, bool(call.effective))
             call.legal = call.schema_ok and not refused
-            call.optimal = None if step.expected is None else is_equivalent(calls, step.expected)
+        if step.expected is not None:
+            calls = [call.as_json() for call in step.calls]
+            is_optimal = all(call.legal for call in step.calls) and is_equivalent(calls, step.expected)
+            for call in step.calls:
+                call.optimal = is_optimal
     return record
 
 

@@ -9,6 +9,9 @@ from qwenvl_agent.envs.safari.world import DIRECTIONS
 PLAN = re.compile(r"\bPlan ([^.]*)\.?\s*$")
 MOVES = re.compile(rf"(?:(?:{'|'.join(DIRECTIONS)}) \d+ ?)+")
 
+REFUSALS = {"move": "blocked", "catch": "nothing there", "declare_found": "false", "declare_done": "too early"}
+"""What it means that the state refused a call."""
+
 
 def is_refused(name: str, result: dict, effective: bool) -> bool:
     """Whether the state refused a call that its schema allows: a walk into a tree, an empty catch, a false claim."""
