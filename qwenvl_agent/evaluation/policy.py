@@ -11,20 +11,12 @@ from transformers import GenerationConfig
 
 from qwenvl_agent.config import EvalConfig
 from qwenvl_agent.data.collator import Collator
-from qwenvl_agent.data.masks import IGNORE_INDEX, PARTS
+from qwenvl_agent.data.masks import PARTS
 from qwenvl_agent.formats import Format
 from qwenvl_agent.model import Processor
+from qwenvl_agent.prompt import END
 from qwenvl_agent.schema import Answer, Observation, Picture, Request, Row, Turn
-
-END = "<|im_end|>"
-MODEL_INPUTS = (
-    "input_ids",
-    "attention_mask",
-    "position_ids",
-    "mm_token_type_ids",
-    "pixel_values",
-    "image_grid_thw",
-)
+from qwenvl_agent.training.loss import MODEL_INPUTS, supervised_positions
 
 
 class ModelPolicy:
@@ -82,10 +74,13 @@ class ModelPolicy:
         if self.blank_pictures:
             requests = [blank(request) for request in requests]
         batch = self.collator.encode_prompt(requests)
-        inputs = {key: batch[key].to(self.model.device) for key in MODEL_INPUTS if key in batch}
+        inputs = self._inputs(batch)
         with evaluating(self.model), self._seeded():
             ids = self.model.generate(**inputs, generation_config=self.generation)
         return [self._text_before_end(row) for row in ids[:, inputs["input_ids"].shape[1] :].tolist()]
+
+    def _inputs(self, batch: dict) -> dict:
+        return {key: batch[key].to(self.model.device) for key in MODEL_INPUTS if key in batch}
 
     def _text_before_end(self, ids: list[int]) -> tuple[str, bool]:
         ended = self.end_id in ids
@@ -107,12 +102,11 @@ class ModelPolicy:
 
     def _score(self, rows: Sequence[Row]) -> list[dict]:
         batch = self.collator(rows)
-        inputs = {key: batch[key].to(self.model.device) for key in MODEL_INPUTS if key in batch}
-        is_target = batch["labels"][:, 1:] != IGNORE_INDEX  # (B, T-1)
-        # The logits at t predict the token at t + 1; a boolean (B, T) mask keeps only the ones that are needed.
-        keep = functional.pad(is_target, (0, 1)).to(self.model.device)  # (B, T)
+        keep = supervised_positions(batch["labels"])  # (B, T)
+        is_target = keep[:, :-1]
         with evaluating(self.model):
-            logits = self.model(**inputs, logits_to_keep=keep, use_cache=False).logits.float().flatten(0, -2)  # (N, V)
+            inputs = self._inputs(batch)
+            logits = self.model(**inputs, logits_to_keep=keep.to(self.model.device), use_cache=False).logits.float()
         targets = batch["labels"][:, 1:][is_target].to(logits.device)  # (N,)
         losses = functional.cross_entropy(logits, targets, reduction="none").tolist()
         correct = (logits.argmax(-1) == targets).tolist()
