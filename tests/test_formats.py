@@ -304,6 +304,8 @@ def test_repairs_are_named(name, text, turn, repairs):
         ("native", block('{"name": "move", "arguments": {oops}}'), "json_error"),
         ("native", block('{"name": "x", "arguments": {"a": "b}}'), "json_error"),
         ("plain", "Action: move(UP, 3)", "json_error"),
+        ("plain", f"Action: x(a={'[' * 3000}{']' * 3000})", "json_error"),
+        ("native", f'<tool_call>{{"name": "x", "arguments": {{"a": {"[" * 3000}', "json_error"),
         ("plain", "Action: x(a=1, a=2)", "json_error"),
         ("native", block('{"tool": "move"}'), "bad_name"),
         ("native", block('{"name": "go now", "arguments": {}}'), "bad_name"),
