@@ -21,7 +21,6 @@ from qwenvl_agent.envs.safari.notepad import Notes, read_notes, tile_name, write
 from qwenvl_agent.envs.safari.paths import (
     actions_of,
     direction_between,
-    directions_of,
     first_part,
     last_run,
     shortest_way,

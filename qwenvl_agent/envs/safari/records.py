@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from qwenvl_agent.schema import Turn, ToolResult
+from qwenvl_agent.schema import ToolResult, Turn
 
 
 def row_json(

@@ -94,7 +94,7 @@ def write_thought(form: ThoughtForm, corner: Tile, reasons: Reasons, plan: Plan)
 
     parts = [form.me.format(name(reasons.me))]
     if reasons.targets:
-        shown = (f"{target}: {name(tile) if tile else form.target_absent}" for target, tile in reasons.targets)
+        shown = (f"{target} {name(tile) if tile else form.target_absent}" for target, tile in reasons.targets)
         parts.append(form.target.format(", ".join(shown)))
     parts += [form.swept.format(zone) for zone in reasons.swept]
     if reasons.go:
