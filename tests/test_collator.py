@@ -170,7 +170,8 @@ def test_over_the_vision_budget_the_oldest_pictures_go_and_are_counted(processor
     collator = build_collator(processor, tiles=10, max_tokens_per_row=200)
     batch = collator(rows_of(0, 3))
     assert batch["mm_token_type_ids"].sum(1).tolist() == [100, 200]
-    assert collator.reductions == {"images": 2}
+    assert batch["reductions"] == collator.reductions == {"images": 2}
+    assert collator(rows_of(0))["reductions"] == {}
 
 
 def test_over_the_token_budget_the_oldest_steps_go_and_are_counted(processor):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.formats.native import Native
 from qwenvl_agent.prompt import ASSISTANT, IMAGE, render_prompt, render_row, to_messages
 from qwenvl_agent.schema import Observation, Request, Step, ToolCall, ToolResult, Turn
 
@@ -44,6 +45,17 @@ def test_text_equals_the_real_template_for_any_text(auto_processor, name, system
     step = Step(Observation(seen), Turn(tool_calls=(ToolCall("x", {}),)), (ToolResult("x", {result: [result]}),))
     request = Request(system, TOOLS, (step,), Observation(seen))
     assert render_row(request, TURNS[0], fmt).text == template_text(auto_processor, request, TURNS[0], fmt)
+
+
+class Wordless(Native):
+    def instructions(self, tools):
+        return ""
+
+
+@pytest.mark.parametrize("system", ["", "You play."])
+def test_tools_without_any_other_system_text(auto_processor, system):
+    request = request_of(0, 1, size=32, system=system)
+    assert render_prompt(request, Wordless()).text == template_text(auto_processor, request, None, Wordless())
 
 
 def test_a_turn_that_could_not_be_read_is_an_empty_assistant_turn(auto_processor):

@@ -84,8 +84,10 @@ class Collator:
 
         input_ids, attention_mask, mm_token_type_ids (0 text, 1 image) (B, T); position_ids (4, B, T): text, t, h, w;
         labels (B, T), IGNORE_INDEX outside the turns to learn; loss_weights (B, T); parts (B, T), indices of PARTS;
-        pixel_values (P, patch values) and image_grid_thw (M, 3), absent without pictures; row_ids, B strings.
+        pixel_values (P, patch values) and image_grid_thw (M, 3), absent without pictures; row_ids, B strings;
+        reductions, what this batch lost: {"images": n, "turns": n} (a worker's own count never leaves the worker).
         """
+        reductions_before = self.reductions.copy()
         samples = [self.sample(row) for row in rows]
         batch = self._pad([sample.encoded for sample in samples], left=False)
         shape = batch["input_ids"].shape
@@ -97,6 +99,7 @@ class Collator:
         batch["labels"], batch["parts"] = torch.from_numpy(labels), torch.from_numpy(parts)
         batch["loss_weights"] = torch.from_numpy(weights)
         batch["row_ids"] = [row.id for row in rows]
+        batch["reductions"] = dict(self.reductions - reductions_before)
         return batch
 
     def encode_prompt(self, requests: Sequence[Request]) -> dict:
