@@ -97,7 +97,8 @@ def test_supervised_history_labels_every_turn_and_no_other_text(name):
 def test_pictures_come_first_and_in_order():
     request = request_of(1, 2, size=32)
     rendered = render_prompt(request, FORMATS["native"])
-    assert rendered.pictures == request.history[0].observation.pictures + request.observation.pictures
+    expected = request.history[0].observation.pictures + request.observation.pictures
+    assert [id(picture) for picture in rendered.pictures] == [id(picture) for picture in expected]
     assert rendered.text.count(IMAGE) == 4 and f"user\n{IMAGE}{IMAGE}Mission: " in rendered.text
 
 

@@ -120,7 +120,8 @@ def test_drop_images_takes_the_oldest_pictures_of_the_history_and_keeps_their_te
     reduced, counts = reduce_request(request, vision, TINY)
     assert counts == {"images": 3} and request_tokens(reduced, vision, TINY) == 500
     assert [len(step.observation.pictures) for step in reduced.history] == [0, 1, 2]
-    assert reduced.history[1].observation.pictures == request.history[1].observation.pictures[1:]
+    # Pictures of equal size are equal: the newer of the two must be the one that stays.
+    assert reduced.history[1].observation.pictures[0] is request.history[1].observation.pictures[1]
     assert [s.observation.text for s in reduced.history] == [s.observation.text for s in request.history]
     assert reduced.observation == request.observation
 
@@ -129,7 +130,7 @@ def test_drop_turns_takes_the_oldest_whole_steps():
     request = request_of(num_steps=3, num_pictures=2, size=160)
     vision = VisionConfig(tiles=10, max_tokens_per_row=500, reduce="drop_turns")
     reduced, counts = reduce_request(request, vision, TINY)
-    assert counts == {"turns": 2} and reduced.history == request.history[2:]
+    assert counts == {"turns": 2} and len(reduced.history) == 1 and reduced.history[0] is request.history[2]
 
 
 def test_within_budget_nothing_changes():
