@@ -34,9 +34,9 @@ def effect(calls: Sequence[dict]) -> tuple[int, int, list[dict]]:
 
 
 def move_actions(call: dict) -> list[tuple[str, int]]:
-    """(direction, steps) of a move; what does not fit the schema is no action."""
+    """(direction, steps) of a move; one that does not fit the schema does nothing."""
     try:
-        actions = [(action["direction"], int(action["steps"])) for action in call["arguments"]["actions"]]
+        actions = [(str(action["direction"]), int(action["steps"])) for action in call["arguments"]["actions"]]
     except (KeyError, TypeError, ValueError):
         return []
     return [action for action in actions if action[0] in DIRECTIONS]

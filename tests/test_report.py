@@ -1,0 +1,168 @@
+import io
+import json
+import re
+
+import pytest
+
+from qwenvl_agent.envs.safari import NoisyOracle, RandomAgent, SafariOracle, SafariRules
+from qwenvl_agent.envs.safari.world import REPORT_SEEDS
+from qwenvl_agent.evaluation import suites
+from qwenvl_agent.evaluation.report import (
+    GOOD,
+    OUTCOMES,
+    Result,
+    call_view,
+    choose_cases,
+    compare,
+    comparison_table,
+    metrics_table,
+    write_report,
+)
+from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord
+from qwenvl_agent.evaluation.step_metrics import RowRecord
+from scripts import report, rescore
+
+WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 12, "tile_px": 16}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Folders of three results on the same seeds."""
+    directory = tmp_path_factory.mktemp("results")
+    rules = SafariRules.from_json(WORLD)
+    oracle = SafariOracle(rules)
+    policies = {"random": RandomAgent(rules), "noisy": NoisyOracle(oracle), "oracle": oracle}
+    for name, policy in policies.items():
+        records = suites.play_safari(policy, WORLD, REPORT_SEEDS[:5], picture_dir=directory / name / "pictures")
+        about = suites.describe("safari", name, world=WORLD, seeds={"start": 2_000_000, "count": 5, "set": "report"})
+        suites.write_result(directory / name, about, records, suites.safari_metrics(records))
+    return [directory / name for name in policies]
+
+
+def write(directory, name, records, suite="safari", **about):
+    about = suites.describe(suite, name, **{"world": WORLD, "dataset_hash": "x"} | about)
+    suites.write_result(directory / name, about, records, suites.metrics_of(suite, records))
+    return directory / name
+
+
+def won(seed, success, **values):
+    end = {"success": success, "end_reason": "done" if success else "max_turns"}
+    return EpisodeRecord(seed=seed, targets=["red tiger"], turns=1, **end, **values)
+
+
+def test_comparison_pairs_the_seeds(tmp_path):
+    first = write(tmp_path, "first", [won(seed, seed < 20) for seed in range(28)])
+    second = write(tmp_path, "second", [won(seed, seed >= 20) for seed in range(28)])
+    third = write(tmp_path, "third", [won(seed, True) for seed in range(14, 28)])
+    other = write(tmp_path, "other", [won(seed, True) for seed in range(28)], world={"width": 50})
+    none = write(tmp_path, "none", [won(99, True)])
+    tests = compare([first, second, third, other, none])["tests"]
+    assert (tests[0]["only_first"], tests[0]["only_second"], round(tests[0]["p_value"], 3)) == (20, 8, 0.036)
+    assert tests[0]["difference"]["value"] == 12 / 28 and tests[0]["p_value_holm"] == 2 * tests[0]["p_value"]
+    assert (tests[1]["num_cases"], tests[1]["only_second"]) == (14, 8)
+    assert [test["not_paired"] for test in tests[2:]] == ["another world", "no seeds in common"]
+
+
+def test_tables_show_every_result(results):
+    from rich.console import Console
+
+    console = Console(width=120, file=io.StringIO())
+    console.print(comparison_table(compare(results)))
+    console.print(metrics_table("oracle", suites.read_result(results[2])[0]))
+    text = console.file.getvalue()
+    for words in (
+        "random",
+        "noisy",
+        "oracle",
+        "success %",
+        "mission success",
+        "100.0 %",
+        "done_ok 5",
+        "thought = action",
+    ):
+        assert words in text, words
+
+
+def test_results_of_two_suites_have_nothing_in_common(tmp_path, results):
+    rows = write(
+        tmp_path, "rows", [RowRecord(row_id="a/0", episode="a", step=StepRecord(context="", expected=[]))], "steps"
+    )
+    with pytest.raises(ValueError, match="suites safari, steps"):
+        compare([results[0], rows])
+
+
+def test_page_is_one_file_with_its_pictures(tmp_path, results):
+    write_report(tmp_path / "report.html", results)
+    page = (tmp_path / "report.html").read_text()
+    pictures = json.loads(re.search(r"const pictures = (\{.*?\});", page).group(1))
+    used = set(re.findall(r'data-picture="(\w+)"', page))
+    assert used == set(pictures) and len(used) > 10
+    assert page.count('<details class="case"') == 5 and page.count('<section class="column"') == 15
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert "random: done" in page and "the oracle here" in page and "5 of 5 are shown" in page
+
+
+def test_what_a_model_wrote_is_shown_as_text(tmp_path):
+    evil = "<script>alert(1)</script></details>"
+    bad = StepRecord(context=evil, text=evil, thought=evil, error="free_text")
+    call = CallRecord(name="update_notepad", arguments={"content": evil * 9}, effective=True, result={"status": evil})
+    mended = StepRecord(context="c", thought="t", text="raw text", calls=[call], repairs=["code_fence"], expected=[])
+    directory = write(tmp_path, evil, [won(1, False, mission=evil, steps=[bad, mended])]).resolve()
+    write_report(tmp_path / "report.html", [directory])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<script>") == 1 and "alert(1)&lt;/script&gt;" in page
+    for words in ("unreadable: free_text", "repaired: code_fence", "raw text"):
+        assert words in page, words
+
+
+def test_failures_are_shown_first_but_not_alone():
+    def outcomes(num_failures, num_successes, max_cases):
+        records = [won(i, i >= num_failures) for i in range(num_failures + num_successes)]
+        result = Result("x", None, {}, records)
+        shown = choose_cases(result, max_cases)
+        return sum(int(case) < num_failures for case in shown), len(shown)
+
+    assert outcomes(100, 100, 60) == (45, 60)
+    assert outcomes(100, 2, 60) == (58, 60)
+    assert outcomes(3, 100, 60) == (3, 60)
+    assert outcomes(3, 4, 60) == (3, 7)
+
+
+def test_rows_have_outcomes_too(tmp_path):
+    def row(number, *names, error=""):
+        calls = [CallRecord(name=name, arguments={"n": number}) for name in names]
+        expected = [{"name": "move", "arguments": {"n": 0}}]
+        step = StepRecord(
+            context="Mission: a\nmore", calls=calls, expected=expected, expected_thought="up", error=error
+        )
+        return RowRecord(row_id=f"a/{number}", episode="a", step=step)
+
+    records = [row(0, "move"), row(1, "move"), row(2, "done"), row(3, error="empty")]
+    result = Result("x", None, {}, records)
+    assert list(result.outcomes.values()) == ["same", "other_arguments", "other_tools", "unreadable"]
+    assert set(result.outcomes.values()) <= set(OUTCOMES) and set(GOOD) <= set(OUTCOMES)
+    write_report(tmp_path / "report.html", [write(tmp_path, "x", records, "steps")])
+    page = (tmp_path / "report.html").read_text()
+    assert "Held-out steps" in page and "the label" in page and "Mission: a" in page
+
+
+def test_calls_read_like_calls():
+    actions = [{"direction": "UP", "steps": 2}, {"direction": "LEFT", "steps": 1}]
+    assert call_view({"name": "move", "arguments": {"actions": actions}})["text"] == "move(UP 2, LEFT 1)"
+    assert call_view({"name": "done", "arguments": {}}) == {"text": "done()", "blocks": []}
+    long = {"name": "note", "arguments": {"content": "x" * 61, "page": 2, "bold": True}}
+    assert call_view(long) == {"text": "note(2, true)", "blocks": ["x" * 61]}
+
+
+def test_rescoring_needs_the_records_alone(results, capsys):
+    directory = results[0]
+    before = (directory / "metrics.json").read_text()
+    (directory / "metrics.json").write_text(json.dumps({"about": json.loads(before)["about"]}))
+    assert rescore.main([str(directory)]) == 0
+    assert (directory / "metrics.json").read_text() == before and (directory / "report.html").exists()
+
+
+def test_scripts_name_a_users_mistake(tmp_path, results, capsys):
+    assert report.main([str(tmp_path / "nothing")]) == 2 and rescore.main([str(tmp_path)]) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert report.main([str(results[2]), "--out", str(tmp_path / "r.html")]) == 0 and (tmp_path / "r.html").exists()

@@ -1,0 +1,177 @@
+import json
+import math
+
+import pytest
+
+from qwenvl_agent.config import EvalConfig
+from qwenvl_agent.envs.safari import RandomAgent, SafariOracle, SafariRules
+from qwenvl_agent.envs.safari.judge import agrees, is_equivalent, planned
+from qwenvl_agent.envs.safari.thoughts import Plan
+from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS
+from qwenvl_agent.evaluation import suites
+from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord
+from qwenvl_agent.schema import Answer, Observation, Request, Row, ToolCall, Turn
+
+WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": 16}
+ORACLE = SafariOracle(SafariRules.from_json(WORLD))
+
+
+def move(*actions):
+    return {"name": "move", "arguments": {"actions": [{"direction": d, "steps": n} for d, n in actions]}}
+
+
+FOUND = {"name": "declare_found", "arguments": {"target": "red tiger"}}
+DONE = {"name": "declare_done", "arguments": {}}
+
+
+def call(values, result=None, **flags):
+    return CallRecord(**values, result={} if result is None else result, **flags)
+
+
+def episode(seed, *steps, **values):
+    return EpisodeRecord(seed=seed, targets=["red tiger"], steps=list(steps), turns=len(steps), **values)
+
+
+def step(*calls, **values):
+    return StepRecord(context="", calls=list(calls), **values)
+
+
+def test_every_started_episode_counts_in_every_rate():
+    won = episode(1, step(), step(), success=True, progress=1.0, optimal_turns=1, end_reason="done")
+    crashed = EpisodeRecord(seed=2, end_reason="error", error="Traceback")
+    late = episode(3, step(), end_reason="time_limit", optimal_turns=1)
+    false = episode(4, step(), end_reason="done", false_declarations=2, progress=0.5, optimal_turns=1)
+    metrics = suites.safari_metrics([won, crashed, late, false])
+    assert metrics["success_rate"].value == 0.25 and metrics["success_rate"].n == 4
+    assert metrics["progress"].value == 1.5 / 4
+    assert metrics["mean_turns"].value == 1.0 and metrics["mean_turns_success"].value == 2.0
+    assert metrics["path_efficiency"].value == 0.5 / 4
+    assert metrics["false_declaration_rate"].value == 0.25
+    assert metrics["end_reasons"] == {"done_ok": 1, "error": 1, "time_limit": 1, "done_false": 1}
+
+
+def test_refused_calls_and_unreadable_turns_are_invalid_actions():
+    steps = [
+        step(call(move(("UP", 1)), {"blocked": True}, effective=False), call(DONE, effective=False)),
+        step(call(move(("UP", 1)), {"blocked": False}, effective=True), call(FOUND, effective=True)),
+        step(call({"name": "fly", "arguments": {}}, name_ok=False, schema_ok=False, effective=False)),
+        step(call({"name": "update_notepad", "arguments": {"content": "x"}}, effective=False)),
+        step(error="json_error"),
+    ]
+    metrics = suites.safari_metrics([episode(1, *steps)])
+    # Refused: the blocked move, the early done, the unknown tool, the turn that could not be read; of 7.
+    assert metrics["invalid_action_rate"].value == 4 / 7
+    assert metrics["effective_rate"].value == 2 / 7
+    assert metrics["schema_rate"].value == 3 / 5 and metrics["legal_rate"].value == 2 / 5
+    assert metrics["errors"] == {"json_error": 1}
+
+
+def test_a_turn_that_ends_where_the_oracles_ends_is_optimal():
+    expected = [move(("UP", 2), ("RIGHT", 1)), FOUND]
+    same = [move(("RIGHT", 1), ("UP", 2)), FOUND]
+    assert is_equivalent(same, expected)
+    assert not is_equivalent([move(("UP", 2)), FOUND], expected)
+    assert not is_equivalent([move(("UP", 2), ("RIGHT", 1))], expected)
+    steps = [step(*[call(c, effective=True) for c in same], expected=expected)]
+    metrics = suites.safari_metrics([episode(1, *steps)])
+    assert [metrics[name].value for name in ("name_accuracy", "argument_accuracy", "optimal_rate")] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("thought", "plan"),
+    [
+        ("Me f5. Plan RIGHT 2 UP 1, found, done.", Plan((("RIGHT", 2), ("UP", 1)), found=True, done=True)),
+        ("Plan DOWN 3, catch LEFT, found.", Plan((("DOWN", 3),), "LEFT", found=True)),
+        ("Me f5. Plan wait.", Plan()),
+        ("I go up.", None),
+        ("Plan up and away.", None),
+    ],
+)
+def test_the_plan_of_a_thought(thought, plan):
+    assert planned(thought) == plan
+    if plan and plan != Plan():
+        assert planned(f"Me a0. Plan {plan.text()}.") == plan
+
+
+def test_agreement_of_thought_and_calls():
+    assert agrees("Plan UP 2, found.", [move(("UP", 2)), FOUND]) is True
+    assert agrees("Plan UP 2, found.", [move(("UP", 2))]) is False
+    assert agrees("Plan UP 2.", [move(("DOWN", 2))]) is False
+    assert agrees("Up!", [move(("UP", 2))]) is None
+
+
+def test_judging_survives_calls_of_any_shape():
+    strange = [
+        {"name": "move", "arguments": a} for a in ({}, {"actions": 3}, {"actions": [{"direction": [], "steps": 1}]})
+    ]
+    steps = [step(*[call(c, schema_ok=False) for c in strange], expected=[move(("UP", 1))], thought="Plan UP 1.")]
+    assert suites.safari_metrics([episode(1, *steps)])["optimal_rate"].value == 0.0
+
+
+def test_the_oracle_is_perfect_and_the_random_agent_is_not():
+    seeds = REPORT_SEEDS[:6]
+    best = suites.safari_metrics(suites.play_safari(ORACLE, WORLD, seeds))
+    perfect = ("success_rate", "progress", "argument_accuracy", "legal_rate", "optimal_rate", "thought_consistency")
+    assert [best[name].value for name in perfect] == [1.0] * len(perfect)
+    assert best["thought_coverage"].value == 1.0 and best["end_reasons"] == {"done_ok": 6}
+    aimless = suites.safari_metrics(suites.play_safari(RandomAgent(ORACLE.rules), WORLD, seeds))
+    assert aimless["success_rate"].value == 0.0 and aimless["optimal_rate"].value < 0.3
+
+
+def rows(num):
+    request = Request("", (), (), Observation("Mission: x"))
+    return [Row(f"ep{i // 2}/{i}", request, Turn("", [ToolCall("declare_done", {})])) for i in range(num)]
+
+
+class Quitter:
+    def act(self, requests):
+        return [Answer(Turn("", [ToolCall("declare_done", {})])) for _ in requests]
+
+
+def test_evaluation_inside_training_gives_scalars_and_records():
+    cfg = EvalConfig(world=WORLD, episodes=3, step_rows=4, batch_size=2)
+    result = suites.evaluate(Quitter(), cfg, held_out=rows(10))
+    assert [record.seed for record in result.episodes] == list(SELECTION_SEEDS[:3])
+    assert [record.row_id for record in result.rows] == ["ep0/0", "ep1/2", "ep2/5", "ep3/7"]
+    assert result.scalars["rollout/success_rate"] == 0.0 and result.scalars["eval/argument_accuracy"] == 1.0
+    assert result.scalars["eval/declare_done.recall"] == 1.0
+    assert "rollout/mean_turns_success" not in result.scalars  # no success, no value
+    assert all(isinstance(value, float) and not math.isnan(value) for value in result.scalars.values())
+
+
+def test_evaluation_inside_training_keeps_its_time():
+    cfg = EvalConfig(world=WORLD, episodes=3, step_rows=4)
+    result = suites.evaluate(Quitter(), cfg, held_out=rows(4), time_limit_s=0.0)
+    assert result.episodes == result.rows == [] and result.scalars == {}
+    assert suites.evaluate(Quitter(), EvalConfig(suite="none", step_rows=0)).scalars == {}
+
+
+def test_a_result_survives_its_folder(tmp_path):
+    records = suites.play_safari(ORACLE, WORLD, REPORT_SEEDS[:2])
+    metrics = suites.safari_metrics(records)
+    suites.write_result(tmp_path / "a", suites.describe("safari", "oracle", world=WORLD), records, metrics)
+    result, read = suites.read_result(tmp_path / "a")
+    assert suites.metrics_json(suites.metrics_of("safari", read)) == suites.metrics_json(metrics)
+    assert set(result["success_rate"]) == {"value", "low", "high", "n"} and result["about"]["world"] == WORLD
+    assert "NaN" not in (tmp_path / "a" / "metrics.json").read_text()
+
+
+def test_what_is_no_result_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        suites.read_result(tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps({"loss": 1}))
+    with pytest.raises(ValueError, match="not a result of eval.py"):
+        suites.read_result(tmp_path)
+
+
+def test_seed_sets_are_named():
+    assert suites.seed_set(range(5)) == "training"
+    assert suites.seed_set(SELECTION_SEEDS[:5]) == "selection" and suites.seed_set(REPORT_SEEDS[:5]) == "report"
+    assert suites.seed_set(range(SELECTION_SEEDS.start - 1, SELECTION_SEEDS.start + 1)) == "mixed"
+
+
+def test_prompt_hash_is_of_the_words_alone():
+    first = Request("Play.", (), (), Observation("Mission: a"))
+    other = Request("Play.", (), (), Observation("Mission: b"))
+    assert suites.prompt_hash(first, "native") == suites.prompt_hash(other, "native")
+    assert suites.prompt_hash(first, "native") != suites.prompt_hash(Request("Go.", (), (), Observation("")), "native")
