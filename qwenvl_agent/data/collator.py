@@ -1,7 +1,8 @@
 """Rows to a batch: one text, one tokenizer call, labels by spans, pictures within the budget.
 
 Training rows and generation prompts go through the same `encode`, so that a prompt's ids are the first ids of its row.
-A row over budget loses whole pictures or whole steps by the stated policy, or is an error: ids are never cut.
+A row over budget loses whole pictures or whole steps by the stated policy, or is an error: ids are never cut. (Only a
+turn that itself takes its row over vision.max_row_tokens drops a step which the prompt alone would have kept.)
 
 Legend: B rows, T tokens, P patches, M pictures.
 """
