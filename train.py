@@ -89,7 +89,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     collator = Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
     sampler = build_sampler(config, rows.train, accelerator, state)
     max_steps = config.train.max_steps or sampler.num_steps(config.train.epochs)
-    bare_model = build_model(config.model, accelerator.device, checkpoint and checkpoint / "model").train()
+    device = None if config.train.zero_stage == 3 else accelerator.device  # ZeRO-3 places the shards itself
+    bare_model = build_model(config.model, device, checkpoint and checkpoint / "model").train()
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
 
     reporter = Reporter(config.run_dir, state["step"], max_steps, is_main=accelerator.is_main_process)
@@ -130,7 +131,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             reporter.log(step, logged | {"train/learning_rate": learning_rate, "train/epoch": sampler.epoch_of(step)})
         if should_evaluate:
             metrics = evaluate_now(step)
-            reporter.log(step, metrics)
+            if metrics:
+                reporter.log(step, metrics)
             if metrics and (not best or goodness(metrics) > goodness(best)):
                 best = metrics | {"step": step}
         if should_save:

@@ -315,7 +315,9 @@ def describe_parameters(model: nn.Module) -> str:
     totals: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         part = "vision" if is_vision(name) else "adapters" if ".lora_" in name else "language"
-        shape = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
+        # What is packed in 4 bit, or sharded by ZeRO-3, has its true shape elsewhere.
+        shape = getattr(getattr(parameter, "quant_state", parameter), "shape", parameter.shape)
+        shape = getattr(parameter, "ds_shape", shape)
         trainable, total = totals.setdefault(part, [0, 0])
         totals[part] = [trainable + math.prod(shape) * parameter.requires_grad, total + math.prod(shape)]
     return ", ".join(f"{part} {trainable:,} of {total:,}" for part, (trainable, total) in totals.items())

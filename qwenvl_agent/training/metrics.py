@@ -1,11 +1,13 @@
 """What a run reports: means between two log lines, metrics.jsonl, TensorBoard, and a progress line with the time left."""
 
+import atexit
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -39,14 +41,15 @@ class Means:
         """Losses by part, and of the calls by tool; `tools[row]` is "" for a row without a call."""
         losses = tokens.losses.detach()
         self.add("train/loss", tokens.weighted_sum.item(), tokens.weights.sum().item())
-        for code, name in enumerate(PARTS[1:], start=1):
-            self._add_selected(f"train/loss_part/{name}", losses, tokens.parts == code)
+        for code, part in enumerate(PARTS[1:], start=1):
+            self._add_selected(f"train/loss_part/{part}", losses, tokens.parts == code)
+        tool_names = sorted({*tools} - {""})
+        tool_of_row = torch.tensor([tool_names.index(tool) if tool else -1 for tool in tools], device=losses.device)
         is_call = tokens.parts == PARTS.index("call")
-        for row, tool in enumerate(tools):
-            if tool:
-                self._add_selected(f"train/loss_tool/{tool}", losses, is_call & (tokens.rows == row))
+        for i, tool in enumerate(tool_names):
+            self._add_selected(f"train/loss_tool/{tool}", losses, is_call & (tool_of_row[tokens.rows] == i))
 
-    def _add_selected(self, name: str, losses, is_selected) -> None:
+    def _add_selected(self, name: str, losses: torch.Tensor, is_selected: torch.Tensor) -> None:
         num_tokens = is_selected.sum().item()
         if num_tokens:
             self.add(name, losses[is_selected].sum().item(), num_tokens)
@@ -91,6 +94,7 @@ class Reporter:
             self.progress = Progress(TextColumn("{task.description}"), *columns, console=self.console)
             self.task = self.progress.add_task("training", total=max_steps, completed=first_step)
             self.progress.start()
+            atexit.register(self.progress.stop)  # after an error too, or the terminal stays without a cursor
 
     def advance(self, step: int) -> None:
         if self.is_main and self.progress:
@@ -104,11 +108,8 @@ class Reporter:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
-        self.say(
-            f"step {step}/{self.max_steps}  "
-            + self._summary(values)
-            + (self._time_left(step) if "train/loss" in values else "")
-        )
+        time_left = self._time_left(step) if "train/loss" in values else ""
+        self.say(f"step {step}/{self.max_steps}  {self._summary(values)}{time_left}")
 
     def say(self, text: str) -> None:
         if self.is_main:
