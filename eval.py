@@ -252,7 +252,8 @@ def run_safari(subject: Subject, args: argparse.Namespace, directory: Path, mess
         messages.print(f"note: the time limit left {len(seeds) - len(records)} of {len(seeds)} seeds unstarted")
     env = make_env("safari", **world)
     empty = Request(env.system_prompt, env.tools, (), Observation(""))
-    about = {"world": world, "seeds": {"start": seeds.start, "count": len(seeds), "set": seed_set}}
+    rules = to_json(SafariRules.from_json(world))
+    about = {"world": rules, "seeds": {"start": seeds.start, "count": len(seeds), "set": seed_set}}
     return records, about | {"prompt_hash": suites.prompt_hash(empty, subject.config.prompt.format)}
 
 
