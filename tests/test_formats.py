@@ -347,9 +347,9 @@ def test_an_unknown_tool_is_no_error():
 )
 def test_an_endless_answer_is_read_in_no_time(name, piece):
     text = piece * (100_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     check_answer(FORMATS[name].parse(text + "```", TOOLS))
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_plain_lists_the_tools_as_the_template_does():
