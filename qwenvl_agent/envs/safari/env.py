@@ -26,6 +26,7 @@ Registered Configurations
 """
 
 import random
+from collections.abc import Iterable
 from itertools import permutations
 
 from qwenvl_agent.envs.safari.context import context_text
@@ -43,10 +44,13 @@ from qwenvl_agent.envs.safari.world import (
     distances,
     draw_task,
     in_view,
+    neighbours,
     view_corner,
 )
 from qwenvl_agent.schema import Observation, Picture, ToolCall, ToolResult, Turn, tool_named
 
+FAR = 10**6
+"""Steps to what cannot be reached, in worlds that are not connected."""
 SYSTEM_PROMPT = {
     "reach": (
         "You are on safari in a world of {width}x{height} tiles; x grows to the right, y downward. The picture shows "
@@ -238,20 +242,16 @@ def estimate_turns(world: World, mission: Mission, rules: SafariRules) -> int:
     fields = {
         place: distances([place], walls, world.width, world.height) for group in places.values() for place in group
     }
-    reach_per_turn = MAX_ACTIONS * MAX_STEPS
 
-    def turns(order: tuple[Animal, ...]) -> int:
+    def turns(order: Iterable[Animal]) -> int:
         here, total = world.start, 0
         for target in order:
-            place = min(places[target], key=lambda place: fields[place].get(here, 10**6))
-            total += max(1, -(-fields[place].get(here, 10**6) // reach_per_turn))
-            # a caught animal's tile may be closed in the field of others, so count from the free tile beside it
-            here = min((t for t in [place, *around(place)] if t not in walls), default=place, key=lambda t: t != place)
+            place = min(places[target], key=lambda place: fields[place].get(here, FAR))
+            total += max(1, -(-fields[place].get(here, FAR) // (MAX_ACTIONS * MAX_STEPS)))
+            here = place
+            if rules.rules == "catch":
+                here = next((tile for tile in neighbours(place) if fields[place].get(tile) == 1), place)
         return total
 
     orders = [mission.targets] if mission.ordered else permutations(mission.targets)
-    return min(turns(tuple(order)) for order in orders)
-
-
-def around(tile: Tile) -> list[Tile]:
-    return [beside(tile, direction) for direction in DIRECTIONS]
+    return min(map(turns, orders))

@@ -9,7 +9,7 @@ Coordinates: `place`s are (x, y) in the world, `tile`s (column, row) in the view
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -45,6 +45,9 @@ SWEEP_SHIFTS = (0, -2, 2)
 """Where a sweep's waypoints stand from the zones' centres: later sweeps see the strips that the first one missed."""
 MAX_WALLS = 24
 """Blocked places remembered on the way to one waypoint before it is given up."""
+DETOUR = 4
+"""Steps that known walls add to the straight way before the way back is remembered as well."""
+FAR = 10**6
 
 
 @dataclass(frozen=True)
@@ -299,7 +302,7 @@ class SafariOracle:
 
     def head_for(self, scene: Scene, goals: list[Tile], reasons: Reasons, notes: Notes) -> Decision | None:
         """Walk to the view tile that is best towards the goals; None if they cannot be reached or are here."""
-        field = distances(goals, scene.walls - set(goals), self.rules.width, self.rules.height)
+        field = self.field(goals, scene.walls, scene.corner)
         go = best_tile(scene.me, scene.blocked, scene.animals, scene.corner, field)
         way = shortest_way(scene.me, go, scene.blocked) if go else None
         if not way:
@@ -309,28 +312,32 @@ class SafariOracle:
         walls = self.walls_to_remember(scene, decision.end, goals, field)
         return replace(decision, notes=replace(notes, walls=tuple(dict.fromkeys([*notes.walls, *walls]))))
 
+    def field(self, goals: list[Tile], walls: Set[Tile], corner: Tile, *others: Tile) -> dict[Tile, int]:
+        """Steps to the nearest goal, for the free places of a view and for `others`; unseen tiles count as free."""
+        shown = {(corner[0] + column, corner[1] + row) for row in range(VIEW) for column in range(VIEW)}
+        blocked = walls - set(goals)
+        return distances(goals, blocked, self.rules.width, self.rules.height, until=(shown | {*others}) - blocked)
+
     def walls_to_remember(self, scene: Scene, end: Tile, goals: list[Tile], field: dict[Tile, int]) -> list[Tile]:
-        """Blocked places that leave the view with this turn's walk and that the next turn would head into."""
-        corner = scene.corner_at(end)
-        position = scene.place(end)
-        remembered = set(scene.notes.walls)
-        kept = {place for place in scene.walls if in_view(place, corner)} | remembered
+        """Blocked places that leave the view with this turn's walk and that a later turn would head into.
+
+        Without them the tile that the next turn would walk to, or this one after a long detour, would look nearer to
+        the goals than it is known to be: the player would come back for it and circle.
+        """
+        corner, here, start = scene.corner_at(end), scene.place(end), scene.place(scene.me)
+        is_detour = field[start] >= min(walk(start, goal) for goal in goals) + DETOUR
+        kept = {place for place in scene.walls if in_view(place, corner)} | set(scene.notes.walls)
         added = []
-        while len(added) <= MAX_WALLS:
-            forgetful = distances(goals, kept - set(goals), self.rules.width, self.rules.height)
-            tiles = frozenset((x - corner[0], y - corner[1]) for x, y in kept if in_view((x, y), corner))
-            here = (position[0] - corner[0], position[1] - corner[1])
-            go = best_tile(here, tiles, {}, corner, forgetful)
-            if go is None:
+        while len(added) < MAX_WALLS:
+            forgetful = self.field(goals, kept, corner, start)
+            watched = [best_place(here, kept, corner, forgetful), start if is_detour else None]
+            misjudged = [place for place in watched if place and forgetful[place] < field.get(place, FAR)]
+            hits = [first_wall(place, forgetful, scene.walls - kept) for place in misjudged]
+            hits = [hit for hit in hits if hit]
+            if not hits:
                 break
-            place = (go[0] + corner[0], go[1] + corner[1])
-            if forgetful[place] >= field.get(place, 10**6):
-                break
-            hit = first_wall(place, forgetful, scene.walls - kept)
-            if hit is None:
-                break
-            added.append(hit)
-            kept.add(hit)
+            added.append(hits[0])
+            kept.add(hits[0])
         return added
 
     def walking(self, scene: Scene, reasons: Reasons, way: list[Tile], notes: Notes) -> Decision:
@@ -420,6 +427,13 @@ def best_tile(me: Tile, blocked, animals, corner: Tile, field: dict[Tile, int]) 
         return None
     _, _, row, column = min(ways)
     return column, row
+
+
+def best_place(here: Tile, walls, corner: Tile, field: dict[Tile, int]) -> Tile | None:
+    """`best_tile` from a place in a later view, as a place."""
+    blocked = frozenset((x - corner[0], y - corner[1]) for x, y in walls if in_view((x, y), corner))
+    tile = best_tile((here[0] - corner[0], here[1] - corner[1]), blocked, {}, corner, field)
+    return (tile[0] + corner[0], tile[1] + corner[1]) if tile else None
 
 
 def first_wall(place: Tile, field: dict[Tile, int], walls) -> Tile | None:

@@ -6,9 +6,15 @@ The words of a form are a table, so another form is another table.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from qwenvl_agent.envs.safari.context import Context, read_context
+from qwenvl_agent.envs.safari.missions import find_targets, read_mission, resolve_target
 from qwenvl_agent.envs.safari.notepad import tile_name
 from qwenvl_agent.envs.safari.paths import Action
-from qwenvl_agent.envs.safari.world import Tile
+from qwenvl_agent.envs.safari.world import DIRECTIONS, Tile
+from qwenvl_agent.schema import ToolCall, ToolResult
+
+MAX_WORDS_CHARS = 80
+"""Of a target that no lexicon knows."""
 
 
 @dataclass(frozen=True)
@@ -107,3 +113,62 @@ def write_thought(form: ThoughtForm, corner: Tile, reasons: Reasons, plan: Plan)
         parts.append(form.way.format(" ".join(map(name, reasons.way))))
     parts.append(form.plan.format(plan.text()))
     return " ".join(parts)
+
+
+def generate_thought(text: str, calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> str:
+    """A thought for a recorded turn without a usable one: what its context, calls and results tell, in world form.
+
+    `At (25, 25). Target blue giraffe. Blocked none. Plan RIGHT 3 DOWN 3, catch RIGHT, found.` Coordinates are the
+    context's and the calls', so thought and arguments agree. ValueError for a context in another form.
+    """
+    context = read_context(text)
+    blocked = blocked_place(context.position, calls, results)
+    shown = f"({blocked[0]}, {blocked[1]})" if blocked else "none"
+    x, y = context.position
+    return f"At ({x}, {y}). Target {target_name(context, calls)}. Blocked {shown}. Plan {plan_of_calls(calls).text()}."
+
+
+def target_name(context: Context, calls: Sequence[ToolCall]) -> str:
+    """The target declared in this turn, else the first one not yet found, in English; else the mission's own words."""
+    declared = [str(call.arguments["target"]) for call in calls if call.name == "declare_found"]
+    found = {animal for _, animal in find_targets(context.found)}
+    wanted = [animal for animal in read_mission(context.mission).targets if animal not in found]
+    if declared:
+        animal = resolve_target(declared[0])
+        words = declared[0]
+    else:
+        animal = wanted[0] if wanted else None
+        words = "none" if found else context.mission
+    return animal.name if animal else " ".join(words.split())[:MAX_WORDS_CHARS].replace(".", "")
+
+
+def plan_of_calls(calls: Sequence[ToolCall]) -> Plan:
+    """What the calls do, as a plan; notes are no part of it."""
+    moves = [action for call in calls if call.name == "move" for action in call.arguments["actions"]]
+    names = [call.name for call in calls]
+    return Plan(
+        moves=tuple((action["direction"], int(action["steps"])) for action in moves),
+        catch=" ".join(call.arguments["direction"] for call in calls if call.name == "catch"),
+        found="declare_found" in names,
+        done="declare_done" in names,
+    )
+
+
+def blocked_place(start: Tile, calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> Tile | None:
+    """The place that stopped the first move, from where it ended; None if nothing did or the results do not say."""
+    for call, result in zip(calls, results, strict=False):
+        if call.name != "move":
+            continue
+        pos = result.content.get("pos")
+        if result.content.get("blocked") is not True or not isinstance(pos, dict):
+            return None
+        walked, place = result.content.get("actualSteps"), start
+        for action in call.arguments["actions"]:
+            dx, dy = DIRECTIONS[action["direction"]]
+            if walked != action["steps"] and isinstance(walked, int):
+                end = (place[0] + dx * walked, place[1] + dy * walked)
+                if end == (pos.get("x"), pos.get("y")):
+                    return end[0] + dx, end[1] + dy
+            place = (place[0] + dx * action["steps"], place[1] + dy * action["steps"])
+        return None
+    return None

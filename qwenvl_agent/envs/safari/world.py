@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import cache
 from typing import NamedTuple
 
 VIEW = 10
@@ -148,25 +149,45 @@ def in_view(tile: Tile, corner: Tile) -> bool:
     return 0 <= tile[0] - corner[0] < VIEW and 0 <= tile[1] - corner[1] < VIEW
 
 
-def distances(goals: Iterable[Tile], blocked: Iterable[Tile], width: int, height: int) -> dict[Tile, int]:
+@cache
+def _grid(width: int, height: int) -> tuple[list[Tile], list[tuple[int, ...]]]:
+    """Tiles by index (y * width + x), and the indices beside each."""
+    tiles = [(x, y) for y in range(height) for x in range(width)]
+    beside = [
+        tuple(ny * width + nx for nx, ny in neighbours(tile) if 0 <= nx < width and 0 <= ny < height) for tile in tiles
+    ]
+    return tiles, beside
+
+
+def distances(
+    goals: Iterable[Tile], blocked: Iterable[Tile], width: int, height: int, *, until: Iterable[Tile] = ()
+) -> dict[Tile, int]:
     """Steps from every tile to the nearest goal, walking round `blocked`; unreachable tiles are missing.
 
-    A goal may itself be blocked: it can be walked onto, never through.
+    A goal may itself be blocked: it can be walked onto, never through. With `until`, tiles farther than all of these
+    may be missing too.
     """
-    closed = set(blocked)
-    reached = dict.fromkeys(goals, 0)
-    frontier = list(reached)
-    steps = 0
-    while frontier:
-        steps += 1
+    tiles, beside = _grid(width, height)
+    is_open = bytearray(b"\x01") * len(tiles)
+    frontier = [y * width + x for x, y in goals]
+    for x, y in blocked:
+        is_open[y * width + x] = 0
+    for cell in frontier:
+        is_open[cell] = 0
+    steps, count = {}, 0
+    missing = set(until)
+    while frontier and (missing or not until):
         following = []
-        for x, y in frontier:
-            for tile in ((x + 1, y), (x - 1, y), (x, y - 1), (x, y + 1)):
-                if tile not in reached and tile not in closed and 0 <= tile[0] < width and 0 <= tile[1] < height:
-                    reached[tile] = steps
-                    following.append(tile)
+        for cell in frontier:
+            steps[tiles[cell]] = count
+            for ahead in beside[cell]:
+                if is_open[ahead]:
+                    is_open[ahead] = 0
+                    following.append(ahead)
+        missing.difference_update(map(tiles.__getitem__, frontier))
         frontier = following
-    return reached
+        count += 1
+    return steps
 
 
 def neighbours(tile: Tile) -> list[Tile]:
