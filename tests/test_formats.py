@@ -83,7 +83,7 @@ def exact(answer: Answer) -> str:
 @given(turn=turns())
 @example(turn=Turn("t", (ToolCall("n", {"a": "\n\u0303"}),)))
 @example(turn=Turn("t", (ToolCall("n", {"a": '"}\n</'}), ToolCall("n", {"a": [1, 1.0, True, -0.0, 1e22]}))))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_rendered_turn_parses_back(name, turn):
     text = rendered(name, turn)
     answer = FORMATS[name].parse(text, TOOLS)
@@ -93,7 +93,7 @@ def test_a_rendered_turn_parses_back(name, turn):
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(text=st.text(min_size=1))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_free_text_parses_back(name, text):
     turn = try_make(Turn, text=text)
     assume(turn.text and not any(mark in turn.text for mark in ("Thought:", "Action:", "(", "{")))
@@ -157,7 +157,7 @@ MUTATIONS = st.sampled_from(
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(turn=turns() | st.sampled_from(TURNS), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_parse_never_raises_on_damaged_renderings(name, turn, data):
     text = rendered(data.draw(st.sampled_from(list(FORMATS))), turn)
     for _ in range(data.draw(st.integers(0, 3))):
@@ -169,7 +169,7 @@ def test_parse_never_raises_on_damaged_renderings(name, turn, data):
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(text=st.text() | st.lists(MUTATIONS | TRICKY).map("".join))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_parse_never_raises_on_any_text(name, text):
     check_answer(FORMATS[name].parse(text, TOOLS))
 
