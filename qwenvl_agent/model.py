@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from qwenvl_agent.config import Config, ModelConfig, VisionConfig, build_config
-from qwenvl_agent.vision import Geometry, num_image_tokens, resized_size
+from qwenvl_agent.vision import Geometry, num_image_tokens
 
 TINY_DIR = Path(__file__).parent / "assets" / "tiny"
 
@@ -104,7 +104,7 @@ def check_probe_pictures(image_processor, geometry: Geometry) -> None:
     for width, height in ((geometry.token_px, geometry.token_px), (side // 2 + 5, side // 2), (side + 99, side + 33)):
         grid = image_processor(images=[Image.new("RGB", (width, height))], return_tensors="pt")["image_grid_thw"]
         num_tokens = int(grid.prod()) // geometry.merge_size**2
-        planned = num_image_tokens(*resized_size(height, width, geometry), geometry)
+        planned = num_image_tokens(height, width, geometry)
         assert num_tokens == planned, f"{width}x{height} px: image processor {num_tokens} tokens, planner {planned}"
 
 
