@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         messages.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        messages.print("interrupted: nothing was written")
+        messages.print("interrupted: no result was written")
         return 130
 
 

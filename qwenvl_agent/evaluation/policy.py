@@ -18,6 +18,10 @@ from qwenvl_agent.prompt import END
 from qwenvl_agent.schema import Answer, Observation, Picture, Request, Row, Turn
 from qwenvl_agent.training.loss import MODEL_INPUTS, supervised_positions
 
+TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids")
+GREEDY = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+"""transformers' defaults, which it ignores without sampling (and warns of any others)."""
+
 
 class ModelPolicy:
     """Qwen3-VL with a format, greedy or sampled.
@@ -45,15 +49,13 @@ class ModelPolicy:
         self.sampling_seed = seed
         self.generation = GenerationConfig(
             max_new_tokens=cfg.max_new_tokens,
-            do_sample=cfg.temperature > 0,
-            temperature=cfg.temperature or 1.0,
             eos_token_id=self.end_id,
             pad_token_id=self.end_id,
-            # Stated, because what is left out is taken from the checkpoint's generation_config.json.
-            top_k=0,
-            top_p=1.0,
-            repetition_penalty=1.0,
             use_cache=True,
+            # Stated, because what is left out is taken from the checkpoint's generation_config.json.
+            do_sample=cfg.temperature > 0,
+            repetition_penalty=1.0,
+            **({"temperature": cfg.temperature, "top_k": 0, "top_p": 1.0} if cfg.temperature > 0 else GREEDY),
         )
 
     def act(self, requests: Sequence[Request]) -> list[Answer]:
@@ -76,6 +78,7 @@ class ModelPolicy:
         batch = self.collator.encode_prompt(requests)
         inputs = self._inputs(batch)
         with evaluating(self.model), self._seeded():
+            inputs = share_prefix(self.model, inputs)
             ids = self.model.generate(**inputs, generation_config=self.generation)
         return [self._text_before_end(row) for row in ids[:, inputs["input_ids"].shape[1] :].tolist()]
 
@@ -120,6 +123,45 @@ class ModelPolicy:
             score["num_correct"] += right
             score["loss_sum"] += loss
         return list(scores.values())
+
+
+def share_prefix(model: torch.nn.Module, inputs: dict) -> dict:
+    """Inputs of a left-padded batch (B, T) with the keys and values of its common beginning, computed once, not B times.
+
+    System prompt and tools are most of a prompt and the same in every request. Padding goes behind them:
+
+        pad  pad  sys  tools  a            sys  tools  pad  pad  a
+        sys  tools  b  b  b         ->     sys  tools  b    b    b
+    """
+    num_shared = count_shared(inputs)
+    if num_shared == 0:
+        return inputs
+    inputs = dict(inputs)
+    num_pads = (inputs["attention_mask"] == 0).sum(1, keepdim=True)  # (B, 1)
+    places = torch.arange(inputs["input_ids"].shape[1], device=num_pads.device)  # (T,)
+    source = torch.where(places < num_shared + num_pads, places - num_shared, places)
+    source = torch.where(places < num_shared, places + num_pads, source)  # (B, T)
+    for key in TOKEN_INPUTS:
+        inputs[key] = inputs[key].gather(-1, source.expand_as(inputs[key]))
+    prefix = {key: inputs[key][..., :1, :num_shared] for key in TOKEN_INPUTS}
+    cache = model(**prefix, use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(len(inputs["input_ids"]))
+    return inputs | {"past_key_values": cache}
+
+
+def count_shared(inputs: dict) -> int:
+    """How many text tokens all rows of a left-padded batch begin with; 0 for a batch of one, which shares nothing."""
+    if len(inputs["input_ids"]) == 1:
+        return 0
+    rows = [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+    kinds = [
+        kind[mask.bool()] for kind, mask in zip(inputs["mm_token_type_ids"], inputs["attention_mask"], strict=True)
+    ]
+    length = min(map(len, rows)) - 1  # something must be left to compute the first new token from
+    ids = torch.stack([row[:length] for row in rows])  # (B, length)
+    is_text = torch.stack([kind[:length] for kind in kinds]) == 0
+    is_shared = ((ids == ids[0]) & is_text).all(0)  # (length,)
+    return int(is_shared.long().cumprod(0).sum())
 
 
 def blank(request: Request) -> Request:
