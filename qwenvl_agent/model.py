@@ -25,7 +25,7 @@ PRESETS = {
     "tiny": {
         "hidden_size": 128,
         "num_layers": 4,
-        "num_heads": 4,
+        "num_heads": 2,
         "vision_hidden_size": 64,
         "vision_depth": 2,
         "merge_size": 1,
