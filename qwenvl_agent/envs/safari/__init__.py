@@ -1,7 +1,8 @@
 """Vision Safari: rules, picture, tools, missions, oracle and records of one world."""
 
+from qwenvl_agent.envs.safari.baselines import NoisyOracle, RandomAgent
 from qwenvl_agent.envs.safari.env import SafariEnv
-from qwenvl_agent.envs.safari.oracle import NoisyOracle, RandomAgent, SafariOracle
+from qwenvl_agent.envs.safari.oracle import SafariOracle
 from qwenvl_agent.envs.safari.world import SafariRules
 
 

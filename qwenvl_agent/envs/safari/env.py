@@ -36,6 +36,7 @@ from qwenvl_agent.envs.safari.tools import MAX_ACTIONS, MAX_STEPS, TOOLS, argume
 from qwenvl_agent.envs.safari.world import (
     COLOURS,
     DIRECTIONS,
+    FAR,
     SPRITES,
     Animal,
     SafariRules,
@@ -49,8 +50,6 @@ from qwenvl_agent.envs.safari.world import (
 )
 from qwenvl_agent.schema import Observation, Picture, ToolCall, ToolResult, Turn, tool_named
 
-FAR = 10**6
-"""Steps to what cannot be reached, in worlds that are not connected."""
 SYSTEM_PROMPT = {
     "reach": (
         "You are on safari in a world of {width}x{height} tiles; x grows to the right, y downward. The picture shows "

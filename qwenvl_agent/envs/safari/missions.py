@@ -108,7 +108,7 @@ SENTENCES = {
     },
 }
 ORDER_WORDS = re.compile(r"\b(?:first|then|after that|next)\b|먼저|그\s?다음|순서|先|再|然后", re.IGNORECASE)
-PARTICLES = {"을": ("을", "를"), "과": ("과", "와")}
+PARTICLES = {"을": ("을", "를"), "과": ("과", "와"), "이": ("이", "가")}
 """After a consonant, after a vowel."""
 
 
@@ -159,20 +159,25 @@ class Mission:
 
 
 def write_mission(
-    targets: tuple[Animal, ...], ordered: bool, language: str, rng: random.Random, plain=False
+    targets: tuple[Animal, ...], ordered: bool, language: str, rng: random.Random, plain: bool = False
 ) -> Mission:
     """A mission for these targets; `plain` takes the first phrasing and the first words."""
-
-    def pick(forms: tuple[str, ...]) -> str:
-        return forms[0] if plain else rng.choice(forms)
-
     ordered = ordered and len(targets) > 1
-    wordings = []
-    for colour, kind in targets:
-        words = {"colour": pick(COLOUR_WORDS[language][colour]), "kind": pick(KIND_WORDS[language][kind])}
-        wordings.append(pick(PHRASES[language]).format(**words))
-    text = with_particles(pick(SENTENCES[language][len(targets), ordered]).format(*wordings))
-    return Mission(text, tuple(targets), tuple(wordings), ordered)
+    wordings = tuple(word_target(target, language, rng, plain) for target in targets)
+    sentences = SENTENCES[language][len(targets), ordered]
+    text = with_particles(_pick(sentences, rng, plain).format(*wordings))
+    return Mission(text, tuple(targets), wordings, ordered)
+
+
+def word_target(target: Animal, language: str, rng: random.Random, plain: bool = False) -> str:
+    """Words for a target, as a mission would name it."""
+    colour = _pick(COLOUR_WORDS[language][target.colour], rng, plain)
+    kind = _pick(KIND_WORDS[language][target.kind], rng, plain)
+    return _pick(PHRASES[language], rng, plain).format(colour=colour, kind=kind)
+
+
+def _pick(forms: tuple[str, ...], rng: random.Random, plain: bool) -> str:
+    return forms[0] if plain else rng.choice(forms)
 
 
 def with_particles(text: str) -> str:

@@ -10,13 +10,14 @@ A zone is 10x10 tiles, named like a tile: column letter, row digit. Lines that w
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from qwenvl_agent.envs.safari.missions import resolve_target
 from qwenvl_agent.envs.safari.world import VIEW, Animal, Tile
 
-SEEN = re.compile(r"([a-z]+ [a-z]+) \((\d+), (\d+)\)")
-WALL = re.compile(r"\((\d+), (\d+)\)")
+TILE_NAME = re.compile(r"[a-z][0-9]{1,2}")
+SEEN = re.compile(r"([a-z]+ [a-z]+) \(([0-9]{1,4}), ([0-9]{1,4})\)")
+WALL = re.compile(r"\(([0-9]{1,4}), ([0-9]{1,4})\)")
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,6 @@ class Notes:
     sweep: int = 0
     seen: tuple[tuple[Animal, Tile], ...] = ()
     walls: tuple[Tile, ...] = ()
-
-    def with_swept(self, zone: Tile) -> "Notes":
-        return replace(self, swept=self.swept | {zone})
 
 
 def tile_name(tile: Tile) -> str:
@@ -47,7 +45,8 @@ def zone_counts(width: int, height: int) -> Tile:
     return -(-width // VIEW), -(-height // VIEW)
 
 
-def write_notes(notes: Notes, zones: Tile) -> str:
+def write_notes(notes: Notes, width: int, height: int) -> str:
+    zones = zone_counts(width, height)
     lines = []
     if notes.go or notes.swept:
         rows = ("".join("V" if (x, y) in notes.swept else "." for x in range(zones[0])) for y in range(zones[1]))
@@ -63,15 +62,14 @@ def write_notes(notes: Notes, zones: Tile) -> str:
     return "\n".join(lines)
 
 
-def read_notes(text: str, zones: Tile) -> Notes | None:
+def read_notes(text: str, width: int, height: int) -> Notes | None:
     """The notes in this form; None for any other text, which whoever held the notepad before may have left."""
     lines = dict(line.split(" ", 1) for line in text.split("\n") if " " in line)
-    rows = lines.get("Map", "").split()
-    go = lines.get("Go", "")
+    rows, go, sweep = lines.get("Map", "").split(), lines.get("Go", ""), lines.get("Sweep", "")
     notes = Notes(
         swept=frozenset((x, y) for y, row in enumerate(rows) for x, mark in enumerate(row) if mark == "V"),
-        go=named_tile(go) if re.fullmatch(r"[a-z]\d+", go) else None,
-        sweep=int(lines["Sweep"]) if re.fullmatch(r"\d{1,3}", lines.get("Sweep", "")) else 0,
+        go=named_tile(go) if TILE_NAME.fullmatch(go) else None,
+        sweep=int(sweep) if re.fullmatch(r"[0-9]{1,3}", sweep) else 0,
         seen=tuple(
             (animal, (int(x), int(y)))
             for name, x, y in SEEN.findall(lines.get("Seen", ""))
@@ -79,7 +77,11 @@ def read_notes(text: str, zones: Tile) -> Notes | None:
         ),
         walls=tuple((int(x), int(y)) for x, y in WALL.findall(lines.get("Walls", ""))),
     )
-    inside = all(
-        zone[0] < zones[0] and zone[1] < zones[1] for zone in [*notes.swept, *([notes.go] if notes.go else [])]
-    )
-    return notes if inside and write_notes(notes, zones) == text else None
+    zones = [*notes.swept, *([notes.go] if notes.go else [])]
+    places = [*(place for _, place in notes.seen), *notes.walls]
+    is_inside = _all_below(zones, zone_counts(width, height)) and _all_below(places, (width, height))
+    return notes if is_inside and write_notes(notes, width, height) == text else None
+
+
+def _all_below(tiles: list[Tile], size: Tile) -> bool:
+    return all(x < size[0] and y < size[1] for x, y in tiles)

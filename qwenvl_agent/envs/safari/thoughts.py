@@ -4,7 +4,7 @@ The words of a form are a table, so another form is another table.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwenvl_agent.envs.safari.context import Context, read_context
 from qwenvl_agent.envs.safari.missions import find_targets, read_mission, resolve_target
@@ -44,6 +44,8 @@ class ThoughtForm:
     known: str
     go: str
     way: str
+    blocked: str
+    content: str
     plan: str
     tile: Callable[[Tile, Tile], str]
 
@@ -58,22 +60,15 @@ THOUGHT_FORMS = {
         known="Known {}, go {}.",
         go="Go {}.",
         way="Path {}.",
+        blocked="Blocked {}.",
+        content="Tile {}.",
         plan="Plan {}.",
         tile=lambda view, world: tile_name(view),
-    ),
-    "world": ThoughtForm(
-        me="At {}.",
-        target="Target {}.",
-        target_absent="none",
-        swept="Done {}.",
-        zone="Zone {}, go {}.",
-        known="Known {}, go {}.",
-        go="Go {}.",
-        way="Path {}.",
-        plan="Plan {}.",
-        tile=lambda view, world: f"({world[0]}, {world[1]})",
-    ),
+    )
 }
+THOUGHT_FORMS["world"] = replace(
+    THOUGHT_FORMS["tiles"], me="At {}.", tile=lambda view, world: f"({world[0]}, {world[1]})"
+)
 
 
 @dataclass(frozen=True)
@@ -121,11 +116,15 @@ def generate_thought(text: str, calls: Sequence[ToolCall], results: Sequence[Too
     `At (25, 25). Target blue giraffe. Blocked none. Plan RIGHT 3 DOWN 3, catch RIGHT, found.` Coordinates are the
     context's and the calls', so thought and arguments agree. ValueError for a context in another form.
     """
-    context = read_context(text)
+    context, form = read_context(text), THOUGHT_FORMS["world"]
     blocked = blocked_place(context.position, calls, results)
-    shown = f"({blocked[0]}, {blocked[1]})" if blocked else "none"
-    x, y = context.position
-    return f"At ({x}, {y}). Target {target_name(context, calls)}. Blocked {shown}. Plan {plan_of_calls(calls).text()}."
+    parts = (
+        form.me.format(form.tile(None, context.position)),
+        form.target.format(target_name(context, calls)),
+        form.blocked.format(form.tile(None, blocked) if blocked else form.target_absent),
+        form.plan.format(plan_of_calls(calls).text()),
+    )
+    return " ".join(parts)
 
 
 def target_name(context: Context, calls: Sequence[ToolCall]) -> str:

@@ -46,6 +46,8 @@ TRAIN_SEEDS = range(0, 1_000_000)
 SELECTION_SEEDS = range(1_000_000, 2_000_000)
 REPORT_SEEDS = range(2_000_000, 3_000_000)
 
+FAR = 10**6
+"""Steps to what cannot be reached."""
 MAX_DRAWS = 200
 """Worlds drawn from one seed before its rules are called impossible."""
 
