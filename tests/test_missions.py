@@ -1,0 +1,103 @@
+"""Missions: what is written is read back, in three languages."""
+
+import random
+import unicodedata
+from itertools import product
+
+import pytest
+
+from qwenvl_agent.envs.safari.missions import (
+    COLOUR_WORDS,
+    KIND_WORDS,
+    PHRASES,
+    SENTENCES,
+    read_mission,
+    resolve_target,
+    with_particles,
+    write_mission,
+)
+from qwenvl_agent.envs.safari.world import COLOURS, KINDS, Animal
+
+LANGUAGES = ("ko", "en", "zh")
+ANIMALS = [Animal(colour, kind) for colour in COLOURS for kind in KINDS]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_wording_of_every_target_is_understood(language):
+    """Alone and in every sentence for one target."""
+    colours, kinds = COLOUR_WORDS[language], KIND_WORDS[language]
+    assert list(colours) == list(COLOURS) and list(kinds) == list(KINDS)
+    for animal, phrase in product(ANIMALS, PHRASES[language]):
+        for colour, kind in product(colours[animal.colour], kinds[animal.kind]):
+            wording = phrase.format(colour=colour, kind=kind)
+            assert resolve_target(wording) == animal, wording
+            for sentence in SENTENCES[language][1, False]:
+                mission = read_mission(with_particles(sentence.format(wording)))
+                assert (mission.targets, mission.wordings) == ((animal,), (wording,)), mission.text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("num_targets", [1, 2, 3])
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_mission_is_read_as_it_was_written(language, num_targets, ordered, plain):
+    rng = random.Random(f"{language} {num_targets} {ordered}")
+    for _ in range(60):
+        mission = write_mission(tuple(rng.sample(ANIMALS, num_targets)), ordered, language, rng, plain)
+        assert read_mission(mission.text) == mission
+        assert mission.ordered == (ordered and num_targets > 1)
+        assert all(wording in mission.text for wording in mission.wordings)
+
+
+@pytest.mark.parametrize(
+    ("language", "ordered", "text"),
+    [
+        ("ko", False, "빨간색 호랑이와 파란색 기린을 잡아줘"),
+        ("ko", True, "먼저 빨간색 호랑이를 잡고 그다음 파란색 기린을 잡아줘"),
+        ("en", False, "Find the red tiger and the blue giraffe."),
+        ("en", True, "Find first the red tiger, then the blue giraffe."),
+        ("zh", False, "找到红色老虎和蓝色长颈鹿"),
+        ("zh", True, "先找到红色老虎，再找到蓝色长颈鹿"),
+    ],
+)
+def test_plain_missions(language, ordered, text):
+    targets = (Animal("red", "tiger"), Animal("blue", "giraffe"))
+    assert write_mission(targets, ordered, language, random.Random(0), plain=True).text == text
+
+
+def test_the_recorded_missions():
+    mission = read_mission("파란색 기린을 잡아줘")
+    assert (mission.targets, mission.wordings) == ((Animal("blue", "giraffe"),), ("파란색 기린",))
+    mission = read_mission("first the red tiger, then the orange tiger")
+    assert mission.targets == (Animal("red", "tiger"), Animal("orange", "tiger")) and mission.ordered
+
+
+def test_a_target_named_twice_counts_once():
+    mission = read_mission("Find the red tiger. Yes, the RED tiger, and no order: the red tiger")
+    assert (mission.targets, mission.ordered) == ((Animal("red", "tiger"),), False)
+    assert read_mission("Find my keys.").targets == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("red tiger", "red tiger"),
+        ("  Red \n TIGER ", "red tiger"),
+        ("the red tiger.", "red tiger"),
+        ("a Sky  Blue koala bear", "cyan koala"),
+        ("tiger on a red background", "red tiger"),
+        ("빨간호랑이를", "red tiger"),
+        (unicodedata.normalize("NFD", "하늘색 코알라"), "cyan koala"),
+        ("红色 老虎", "red tiger"),
+        ("粉红色的猪", "pink pig"),
+        ("tiger", None),
+        ("red", None),
+        ("red cow", None),
+        ("red tiger and blue lion", None),
+        ("there is no red tiger", None),
+        ("", None),
+    ],
+)
+def test_what_a_declaration_names(text, name):
+    animal = resolve_target(text)
+    assert (animal.name if animal else None) == name
