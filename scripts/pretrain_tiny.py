@@ -1,10 +1,10 @@
 """Rebuild the tiny base that the package ships: tokenizer, vision stage, then perception and ways.
 
-    python scripts/pretrain_tiny.py --out generated/tiny --language-steps 7000
+    python scripts/pretrain_tiny.py --out generated/tiny --compile
 
 The base brings what a pre-trained Qwen3-VL brings along and random weights learn late (docs/LOG.md): it sees what
-stands where, compares it with a name in three languages, and finds its way around trees in a view. It has never seen
-a mission, a tool call or a notepad: `make demo` teaches those.
+stands where, compares it with a name in three languages, and finds its way around trees in a view. It has never
+played: no turn, no tool call and no notepad is in its rows. `make demo` teaches those.
 
 Vision stage: the tower's output for a tile must name it through the language model's own embedding table (the tile's
 place, what stands on it, which neighbours are free), so that a vision token reads like a bag of words. Then the tower is
@@ -53,6 +53,7 @@ TILE_PX = 16
 FEATURE_POWER = 0.05
 """Mean square of a vision feature's entries up to which it is not held back."""
 MAX_PATH = 6
+STAGES = ("vision", "perception")
 LANGUAGES = tuple(KIND_WORDS)
 ANIMALS = [Animal(colour, kind) for kind in KINDS for colour in COLOURS]
 TILES = [(column, row) for row in range(VIEW) for column in range(VIEW)]
@@ -115,7 +116,9 @@ def random_board(rng: random.Random) -> np.ndarray:
     return board.reshape(VIEW, VIEW)
 
 
-def statements(board: np.ndarray, rng: random.Random, ramp: float = 1.0) -> list[tuple[str, bool]]:
+def statements(
+    board: np.ndarray, rng: random.Random, ramp: float = 1.0, in_missions: float = 0.5
+) -> list[tuple[str, bool]]:
     """Text about a board in pieces, and whether each piece is supervised: what is asked is not, what is seen is.
 
     `ramp` from 0 to 1: at first every animal asked for is in view and no way is asked for. With all of it from the
@@ -149,7 +152,7 @@ def tile_statement(board, me, places, blocked, rng) -> list[tuple[str, bool]]:
 
 
 def target_statement(board, me, places, blocked, rng, absent) -> list[tuple[str, bool]]:
-    """Where one animal is, or none; half of the time it is asked for in a mission's words."""
+    """Where one animal is, or none."""
     animal = asked_animal(places, rng, absent)
     at = min(places[animal], key=lambda tile: abs(tile[0] - me[0]) + abs(tile[1] - me[1])) if animal in places else None
     answer = (f" {tile_name(at) if at else 'none'}.", True)
@@ -332,16 +335,14 @@ def init_attention(language, scale: float = 0.3) -> None:
 def train_language(model, tokenizer, args, save) -> dict:
     """Teach the language model statements about pictures, the tower frozen."""
     tower, language = model.model.visual.eval().requires_grad_(False), model.model.language_model
-    loader = torch.utils.data.DataLoader(
-        StatementRows(tokenizer, args.num_tokens, args.seed, args.ramp_rows), batch_size=args.batch_size, num_workers=1
-    )
+    rows = StatementRows(tokenizer, args.num_tokens, args.seed, args.ramp_rows)
+    loader = torch.utils.data.DataLoader(rows, batch_size=args.batch_size, num_workers=1)
     tower.patch_embed.proj.__class__ = PatchProjection
     patches, positions = patches_of_symbols(), position_rows(args.num_tokens)
     grid = torch.tensor([[1, VIEW, VIEW]] * args.batch_size)
     is_picture = torch.zeros(args.batch_size, args.num_tokens, dtype=torch.bool)
     is_picture[:, 1 : 1 + VIEW * VIEW] = True
 
-    init_attention(language)
     # The same sum without indexing by a mask, which would break the compiled graph.
     language._deepstack_process = lambda hidden, is_picture, deepstack: hidden + deepstack
 
@@ -357,7 +358,7 @@ def train_language(model, tokenizer, args, save) -> dict:
     forward = torch.compile(forward, dynamic=False) if args.compile else forward
     optimizer = torch.optim.AdamW(language.parameters(), lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.learning_rate, total_steps=args.language_steps, pct_start=0.02, final_div_factor=100
+        optimizer, args.learning_rate, total_steps=args.perception_steps, pct_start=0.02, final_div_factor=100
     )
     started, figures = time.time(), {}
     for step, (boards, ids, supervised) in enumerate(loader):
@@ -376,12 +377,12 @@ def train_language(model, tokenizer, args, save) -> dict:
         torch.nn.utils.clip_grad_norm_(language.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 100 == 0 or step == args.language_steps - 1:
+        if step % 100 == 0 or step == args.perception_steps - 1:
             figures = statement_figures(tokenizer, ids, keep, logits, targets) | {"loss": round(loss.item(), 4)}
             console.print(f"language {step} {time.time() - started:.0f}s", figures)
         if (step + 1) % 1000 == 0:
             save()
-        if step == args.language_steps - 1:
+        if step == args.perception_steps - 1:
             return figures
     raise AssertionError("the rows are endless")
 
@@ -411,43 +412,49 @@ def statement_figures(tokenizer, ids, keep, logits, targets) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; a checkpoint after every stage")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--start", type=Path, help="folder to go on from (default: a new tokenizer and random weights)")
     parser.add_argument("--vocab-size", type=int, default=3072)
-    parser.add_argument("--vision-steps", type=int, default=1000)
-    parser.add_argument("--language-steps", type=int, default=7000)
+    parser.add_argument("--vision-steps", type=int, default=600)
+    parser.add_argument("--perception-steps", type=int, default=3000)
     parser.add_argument("--num-tokens", type=int, default=272, help="length of a row of statements, picture included")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--ramp-rows", type=int, default=20_000, help="rows until statements are of all kinds")
+    parser.add_argument("--ramp-rows", type=int, default=20_000, help="rows until perception asks for everything")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vision-from", type=Path, help="take tokenizer and tower from this folder, skip their stages")
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile the language model (needs a C++ compiler)"
-    )
+    parser.add_argument("--compile", action="store_true", help="compile the language model (needs a C++ compiler)")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    if args.vision_from:
-        tokenizer, model, vision = load_stage(args.vision_from)
-    else:
-        tokenizer = build_tiny_tokenizer(track(list(corpus(300)), "tokenizer"), args.vocab_size, pre_tokens=PRE_TOKENS)
-        console.print(f"{len(tokenizer)} tokens")
-        model = build_tiny_model(tokenizer, "tiny", args.seed)
-        vision = train_vision(model, tokenizer, args.vision_steps)
+    tokenizer, model = load_stage(args.start) if args.start else new_base(args)
+    figures = {}
+    for stage in args.stages:
+        figures[stage] = run_stage(stage, model, tokenizer, args)
         save_tiny(args.out, tokenizer, model)
-    if args.language_steps == 0:
-        return
-    language = train_language(model, tokenizer, args, lambda: save_tiny(args.out, tokenizer, model))
-    save_tiny(args.out, tokenizer, model)
-    figures = {"vision": vision, "language": language}
-    (args.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        (args.out / f"{stage}.json").write_text(json.dumps(figures[stage], indent=2) + "\n", encoding="utf-8")
     console.print(figures)
+
+
+def run_stage(stage: str, model, tokenizer, args) -> dict:
+    """Train one stage; returns its last figures."""
+    if stage == "vision":
+        return train_vision(model, tokenizer, args.vision_steps)
+    init_attention(model.model.language_model)
+    return train_language(model, tokenizer, args, lambda: save_tiny(args.out, tokenizer, model))
+
+
+def new_base(args):
+    texts = track(list(corpus(300)), "tokenizer")
+    tokenizer = build_tiny_tokenizer(texts, args.vocab_size, pre_tokens=PRE_TOKENS)
+    console.print(f"{len(tokenizer)} tokens")
+    return tokenizer, build_tiny_model(tokenizer, "tiny", args.seed)
 
 
 def load_stage(path: Path):
     from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
     model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    return AutoTokenizer.from_pretrained(path), model, {}
+    return AutoTokenizer.from_pretrained(path), model
 
 
 if __name__ == "__main__":
