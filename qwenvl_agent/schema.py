@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Every added token of the Qwen3-VL tokenizer is spelled one of these two ways; the second kind is not "special", so
 # split_special_tokens would not protect against it.
 CONTROL_SPELLING = re.compile(r"<(?=\|[A-Za-z0-9_]+\|>|/?(?:tool_call|tool_response|tools|think)>)")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # A line that starts like this is structure in the plain and hybrid formats.
 MARKER_LINE = re.compile(r"(?m)^[ \t]*(?:Thought|Action):")
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -27,9 +28,9 @@ TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 def clean(text: str) -> str:
     """NFC, with a backslash after the `<` of every control token's spelling: `<|im_end|>` reads `<\\|im_end|>`.
 
-    Idempotent: what was escaped no longer matches.
+    Idempotent: what was escaped no longer matches. A lone surrogate, which no tokenizer takes, becomes U+FFFD.
     """
-    return CONTROL_SPELLING.sub(r"<\\", unicodedata.normalize("NFC", text))
+    return CONTROL_SPELLING.sub(r"<\\", unicodedata.normalize("NFC", LONE_SURROGATE.sub("\ufffd", text)))
 
 
 def clean_json(value: object) -> object:
@@ -45,6 +46,8 @@ def clean_json(value: object) -> object:
 
 def check_written(text: str, what: str) -> str:
     """NFC text that the model is taught to write; ValueError if it holds a control token's spelling."""
+    if LONE_SURROGATE.search(text):
+        raise ValueError(f"{what} holds half of a surrogate pair, which no tokenizer takes; correct the character")
     text = unicodedata.normalize("NFC", text)
     found = CONTROL_SPELLING.search(text)
     if found:

@@ -145,3 +145,9 @@ def test_tools():
     function = {"name": "look", "description": "Look.", "parameters": {"type": "object"}}
     assert tool.to_json() == {"type": "function", "function": function}
     assert tool_named((tool,), "look") is tool and tool_named((tool,), "jump") is None
+
+
+def test_a_lone_surrogate_is_replaced_in_what_is_read_and_refused_in_what_is_written():
+    assert clean("a\ud83db") == "a\ufffdb"
+    with pytest.raises(ValueError, match="surrogate"):
+        Turn(text="a\ud83d")

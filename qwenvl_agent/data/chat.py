@@ -385,7 +385,7 @@ def _build_results(
     results: dict[int, ToolResult] = {}
     for message in messages:
         call_id = message.get("tool_call_id")
-        index = ids.index(call_id) if call_id in ids else len(results)
+        index = ids.index(call_id) if call_id is not None and call_id in ids else len(results)
         has_stray_id = call_id is not None and call_id not in ids and any(ids)
         if has_stray_id or index >= len(calls) or index in results:
             raise ValueError(f"{message['place']} is a tool result without a call: it cannot be placed; add the call")
