@@ -57,11 +57,13 @@ def read_rows(
     for source, line in _lines(path):
         try:
             values = _load(line)
-            catches = values.get("episode_id") in catching or SPEAKS_OF_CATCH.search(str(values.get("system_prompt")))
-            row_tools = tools or TOOLS["catch" if catches else "reach"]
+            is_catch = _text(values, "episode_id") in catching or SPEAKS_OF_CATCH.search(_text(values, "system_prompt"))
+            row_tools = tools or TOOLS["catch" if is_catch else "reach"]
             yield _read_row(values, path.parent, source, row_tools, max_thought_chars)
         except ValueError as error:
             yield Reject(source, str(error))
+        except RecursionError:
+            yield Reject(source, "JSON nested too deep: the line is skipped; correct it")
 
 
 def episodes_that_catch(path: Path) -> frozenset[str]:
@@ -73,7 +75,7 @@ def episodes_that_catch(path: Path) -> frozenset[str]:
                 values = _load(line)
                 if any(call["name"] == "catch" for call in _list_of(values, "tool_calls")):
                     found.add(str(values.get("episode_id")))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # the reading pass reports it
     return frozenset(found)
 
@@ -93,14 +95,15 @@ def _load(line: bytes) -> dict:
         raise ValueError(f"byte {error.start} is not UTF-8: the line is skipped; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg}, column {error.colno}): the line is skipped; correct it") from None
-    except RecursionError:
-        raise ValueError("JSON nested too deep: the line is skipped; correct it") from None
     if not isinstance(values, dict):
         raise ValueError(f"{type(values).__name__} instead of an object: the line is skipped; write one object a line")
     return values
 
 
 def _read_row(values: dict, folder: Path, source: str, tools: tuple[Tool, ...], max_thought_chars: int) -> RecordedRow:
+    turn_index = values.get("turn")
+    if not isinstance(turn_index, int) or isinstance(turn_index, bool) or turn_index < 0:
+        raise ValueError(f"turn is {turn_index!r}: the row has no place in its episode; write its index from 0")
     text = _text(values, "context_text")
     calls = _read_calls(values, tools)
     results = _read_results(values, calls)
@@ -110,9 +113,6 @@ def _read_row(values: dict, folder: Path, source: str, tools: tuple[Tool, ...], 
     is_derived = not thought.strip() or len(thought) > max_thought_chars
     if is_derived:
         thought = generate_thought(text, calls, results)
-    turn_index = values.get("turn")
-    if not isinstance(turn_index, int) or isinstance(turn_index, bool) or turn_index < 0:
-        raise ValueError(f"turn is {turn_index!r}: the row has no place in its episode; write its index from 0")
     return RecordedRow(
         episode_id=_text(values, "episode_id"),
         turn_index=turn_index,
