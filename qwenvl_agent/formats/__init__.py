@@ -7,7 +7,7 @@ not an error here: the environment answers it.
 | error | the answer |
 |---|---|
 | empty | holds nothing but white space |
-| control_token | holds the spelling of a control token, such as <|im_start|> or <think> |
+| control_token | holds the spelling of a control token, such as <|im_start|> or <think>, or half a surrogate pair |
 | no_call | has a Thought or Action marker but no call |
 | unclosed_call | ends inside a call |
 | json_error | has a call whose arguments are no JSON, even mended |

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from qwenvl_agent.formats.repair import ParseError, Repairs, fit_arguments, only_required, read_json, skip_space
 from qwenvl_agent.schema import (
     CONTROL_SPELLING,
+    LONE_SURROGATE,
     MARKER_LINE,
     TOOL_NAME,
     Answer,
@@ -88,7 +89,7 @@ def _attempt(text: str, tools: Sequence[Tool], read: Reader) -> Answer:
 def _read_turn(body: str, tools: Sequence[Tool], read: Reader, repairs: Repairs) -> Turn:
     if not body:
         raise ParseError("empty")
-    if CONTROL_SPELLING.search(body.replace(OPEN, " ").replace(CLOSE, " ")):
+    if LONE_SURROGATE.search(body) or CONTROL_SPELLING.search(body.replace(OPEN, " ").replace(CLOSE, " ")):
         raise ParseError("control_token")
     found = read(body, tools, repairs)
     if found is None:
