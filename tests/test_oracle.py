@@ -189,6 +189,17 @@ def test_what_stands_under_the_disc_is_stepped_off_to_look():
     assert "Zone a0" in decide({(10, 10): BLUE_LION}, notepad="Map .. ..\nGo a0")[0]
 
 
+def test_a_walk_does_not_stop_on_an_animal():
+    assert "Path e5 d5 c5 b5 a5 a4. Plan" in decide({}, **TINY)[0]
+    assert "Path e5 d5 c5 b5 a5. Plan" in decide({(5, 9): BLUE_LION}, **TINY)[0]
+
+
+def test_a_zone_whose_waypoint_is_blocked_is_seen_whole_from_beside():
+    notepad = "Map .. ..\nGo a0"
+    assert "Done" not in decide({}, trees=[(5, 5)], player=(6, 6), notepad=notepad)[0]
+    assert "Done a0" in decide({}, trees=[(5, 5)], player=(4, 5), notepad=notepad)[0]
+
+
 def test_world_form_names_places():
     assert decide({(12, 8): RED_TIGER}, thought_form="world")[0] == (
         "At (10, 10). Target red tiger (12, 8). Path (11, 10) (12, 10) (12, 9) (12, 8). Plan RIGHT 2 UP 2, found, done."

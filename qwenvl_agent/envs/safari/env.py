@@ -207,8 +207,6 @@ class SafariEnv:
         is_true = animal is not None and self.is_found(animal)
         if is_true:
             self.found.append(animal)
-            if self.rules.rules == "catch":
-                self.caught.remove(animal)
         else:
             self.num_false_declarations += 1
         self.declared.append(" ".join(target.split()))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qwenvl_agent.envs.safari.heading import MAX_WALLS, best_place, field_to, walls_to_remember
+from qwenvl_agent.envs.safari.heading import MAX_WALLS, Field, best_place, field_to, walls_to_remember
 from qwenvl_agent.envs.safari.notepad import Notes, tile_name, write_notes
 from qwenvl_agent.envs.safari.paths import actions_of, direction_between, first_part, last_run, shortest_way
 from qwenvl_agent.envs.safari.render import read_view
@@ -20,6 +20,9 @@ from qwenvl_agent.envs.safari.thoughts import THOUGHT_FORMS, Plan, Reasons, writ
 from qwenvl_agent.envs.safari.tools import MAX_ACTIONS, MAX_STEPS
 from qwenvl_agent.envs.safari.world import Animal, SafariRules, Tile, in_view, neighbours, walk
 from qwenvl_agent.schema import Answer, Request, ToolCall, Turn
+
+MAX_NOTED_WALLS = 100
+"""The notepad holds no more."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class SafariOracle:
                 f"use one of {', '.join(THOUGHT_FORMS)}"
             )
         self.rules = rules
+        self.size = (rules.width, rules.height)
         self.max_path = max_path
         self.max_final_path = max_final_path
         self.form = THOUGHT_FORMS[thought_form]
@@ -97,7 +101,11 @@ class SafariOracle:
             return self.declaring(scene, way, target, reasons)
         # stop where the last run starts, or at least before the target
         kept = min(last_run(scene.me, way), self.max_final_path) if self.wants_straight else 1
-        return walking(scene, reasons, first_part(scene.me, way[:-kept], self.max_path))
+        decision = walking(scene, reasons, first_part(scene.me, way[:-kept], self.max_path))
+        if all(in_view(scene.place(tile), scene.corner_at(decision.end)) for tile in way):
+            return decision
+        goal = [scene.place(way[-1])]
+        return remembering(scene, decision, goal, field_to(goal, scene.walls, scene.corner, self.size))
 
     @property
     def wants_straight(self) -> bool:
@@ -158,24 +166,20 @@ class SafariOracle:
 
     def head_for(self, scene: Scene, goals: list[Tile], reasons: Reasons) -> Decision | None:
         """Walk to the view tile that is best towards the goals; None if they cannot be reached."""
-        field = field_to(goals, scene.walls, scene.corner, (self.rules.width, self.rules.height))
+        field = field_to(goals, scene.walls, scene.corner, self.size)
         animals = {scene.place(tile) for tile in scene.animals}
         place = best_place(scene.context.position, scene.walls, animals, scene.corner, field)
         if place is None:
             return None
         go = scene.tile(place)
         way = first_part(scene.me, shortest_way(scene.me, go, scene.blocked), self.max_path)
-        decision = walking(scene, replace(reasons, go=go), way)
-        walls = walls_to_remember(scene, scene.place(decision.end), goals, field)
-        notes = replace(scene.notes, walls=tuple(dict.fromkeys([*scene.notes.walls, *walls])))
-        return replace(decision, notes=notes)
+        return remembering(scene, walking(scene, replace(reasons, go=go), way), goals, field)
 
     def calls(self, scene: Scene, decision: Decision, written: Notes | None) -> list[ToolCall]:
         """The plan as calls, after an update of the notepad if it would say something else and is still needed."""
         calls, plan = [], decision.plan
-        size = (self.rules.width, self.rules.height)
-        notes = write_notes(decision.notes, *size)
-        is_new = written is None or notes != write_notes(without_found(written, scene.wanted), *size)
+        notes = write_notes(decision.notes, *self.size)
+        is_new = written is None or notes != write_notes(without_found(written, scene.wanted), *self.size)
         if (is_new and not plan.done) or plan == Plan():
             calls.append(ToolCall("update_notepad", {"content": notes}))
         if plan.moves:
@@ -201,6 +205,13 @@ def walking(scene: Scene, reasons: Reasons, way: Sequence[Tile]) -> Decision:
         part.pop()
     plan = Plan(tuple(actions_of(scene.me, part)))
     return Decision(replace(reasons, way=tuple(part)), plan, scene.notes, part[-1] if part else scene.me)
+
+
+def remembering(scene: Scene, decision: Decision, goals: Sequence[Tile], field: Field) -> Decision:
+    """The decision with what blocks on the way to the goals added to its notes, where it would be forgotten."""
+    added = walls_to_remember(scene, scene.place(decision.end), goals, field)
+    walls = tuple(dict.fromkeys([*scene.notes.walls, *added]))[-MAX_NOTED_WALLS:]
+    return replace(decision, notes=replace(scene.notes, walls=walls))
 
 
 def shown_targets(scene: Scene, chosen: dict[Animal, Tile] | None = None) -> tuple[tuple[str, Tile | None], ...]:

@@ -6,7 +6,7 @@ from qwenvl_agent.envs.safari.notepad import Notes, zone_counts
 from qwenvl_agent.envs.safari.scene import Scene
 from qwenvl_agent.envs.safari.world import VIEW, SafariRules, Tile, view_corner, walk
 
-SWEEP_SHIFTS = (0, -2, 2)
+SWEEP_SHIFTS = ((0, 0), (-2, -2), (2, 2), (2, -2), (-2, 2))
 """Where a sweep's waypoints stand from the zones' centres: later sweeps see the strips that the first one missed."""
 
 
@@ -26,22 +26,26 @@ def with_next_zone(notes: Notes, position: Tile, rules: SafariRules) -> Notes:
 
 def waypoint(zone: Tile, sweep: int, rules: SafariRules) -> Tile:
     """The place from which a zone is seen whole, shifted in later sweeps."""
-    shift = VIEW // 2 + SWEEP_SHIFTS[sweep % len(SWEEP_SHIFTS)]
-    return min(zone[0] * VIEW + shift, rules.width - 1), min(zone[1] * VIEW + shift, rules.height - 1)
+    dx, dy = SWEEP_SHIFTS[sweep % len(SWEEP_SHIFTS)]
+    centre = (zone[0] * VIEW + VIEW // 2, zone[1] * VIEW + VIEW // 2)
+    return min(centre[0] + dx, rules.width - 1), min(centre[1] + dy, rules.height - 1)
 
 
 def waypoint_goals(scene: Scene) -> list[Tile]:
-    """The waypoint of the zone to go to, or the places around it if something stands on it."""
+    """The waypoint of the zone to go to; if something stands on it the places around it, best those with its view."""
     place = waypoint(scene.notes.go, scene.notes.sweep, scene.rules)
     if scene.is_standing_room(place):
         return [place]
     around = [(place[0] + dx, place[1] + dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    return [other for other in around if scene.is_standing_room(other)]
+    rooms = [other for other in around if scene.is_standing_room(other)]
+    return [room for room in rooms if _corner(scene, room) == _corner(scene, place)] or rooms
 
 
 def is_swept(scene: Scene) -> bool:
     """Whether the zone to go to fills the view, or the player stands where its waypoint allows."""
     place = waypoint(scene.notes.go, scene.notes.sweep, scene.rules)
-    if scene.corner == view_corner(place, scene.rules.width, scene.rules.height):
-        return True
-    return scene.context.position in waypoint_goals(scene)
+    return scene.corner == _corner(scene, place) or scene.context.position in waypoint_goals(scene)
+
+
+def _corner(scene: Scene, place: Tile) -> Tile:
+    return view_corner(place, scene.rules.width, scene.rules.height)

@@ -50,6 +50,8 @@ FAR = 10**6
 """Steps to what cannot be reached."""
 MAX_DRAWS = 200
 """Worlds drawn from one seed before its rules are called impossible."""
+MAX_MOVES = 400
+"""Trees moved to connect a world before another one is drawn."""
 
 
 class Animal(NamedTuple):
@@ -199,58 +201,56 @@ def neighbours(tile: Tile) -> list[Tile]:
 def draw_world(rules: SafariRules, rng: random.Random) -> World:
     """Trees and animals on distinct tiles, none on the start."""
     tiles = [(x, y) for y in range(rules.height) for x in range(rules.width) if (x, y) != rules.start]
-    things = rng.sample(tiles, rules.num_trees + rules.num_animals)
-    trees, places = things[: rules.num_trees], things[rules.num_trees :]
-    if rules.connected:
-        trees, places = connect(rules, trees, places, rng)
-    animals = {place: Animal(rng.choice(list(COLOURS)), rng.choice(KINDS)) for place in places}
-    return World(rules.width, rules.height, frozenset(trees), animals, rules.start)
-
-
-def connect(rules: SafariRules, trees: list[Tile], places: list[Tile], rng: random.Random):
-    """Move trees that close off a pocket until everything can be reached; animals count as walls under catch."""
-    trees = list(trees)
-    for _ in range(1000):
-        animals = set(places)
-        walls = set(trees) | animals if rules.rules == "catch" else set(trees)
-        reached = distances([rules.start], walls, rules.width, rules.height)
-        pockets = pocket_tiles(rules, walls, reached)
-        pockets |= {place for place in animals & walls if not any(tile in reached for tile in neighbours(place))}
-        if not pockets:
-            return trees, places
-        doors = [i for i, tree in enumerate(trees) if any(tile in pockets for tile in neighbours(tree))]
-        free = [tile for tile in reached if tile not in animals and tile != rules.start]
-        if not doors or not free:
-            places = rng.sample([*free, *places], len(places))
-            continue
-        trees[rng.choice(doors)] = rng.choice(free)
+    for _ in range(MAX_DRAWS):
+        things = rng.sample(tiles, rules.num_trees + rules.num_animals)
+        drawn = (things[: rules.num_trees], things[rules.num_trees :])
+        drawn = connect(rules, *drawn, rng) if rules.connected else drawn
+        if drawn:
+            trees, places = drawn
+            animals = {place: Animal(rng.choice(list(COLOURS)), rng.choice(KINDS)) for place in places}
+            return World(rules.width, rules.height, frozenset(trees), animals, rules.start)
     raise ValueError(
         f"{rules.num_trees} trees and {rules.num_animals} animals leave no connected {rules.width}x{rules.height} "
         "world: it cannot be built; use fewer, or connected=false"
     )
 
 
-def pocket_tiles(rules: SafariRules, walls: set[Tile], reached: dict[Tile, int]) -> set[Tile]:
-    """Free tiles that were not reached."""
-    if len(walls) + len(reached) == rules.width * rules.height:
-        return set()
-    return {
-        (x, y) for y in range(rules.height) for x in range(rules.width) if (x, y) not in walls and (x, y) not in reached
-    }
+def connect(
+    rules: SafariRules, trees: list[Tile], places: list[Tile], rng: random.Random
+) -> tuple[list[Tile], list[Tile]] | None:
+    """Move trees that close off a pocket until everything can be reached; None if that does not succeed.
+
+    Animals count as walls under catch.
+    """
+    reached, pockets = closed_off(rules, trees, places)
+    for _ in range(MAX_MOVES):
+        if not pockets:
+            return trees, places
+        walls = [i for i, tree in enumerate(trees) if any(tile in pockets for tile in neighbours(tree))]
+        doors = [i for i in walls if any(tile in reached for tile in neighbours(trees[i]))]
+        free = [tile for tile in reached if tile not in places and tile != rules.start]
+        if not free:
+            return None
+        moved, stayed = list(trees), places
+        if walls:
+            moved[rng.choice(doors or walls)] = rng.choice(free)
+        else:
+            stayed = rng.sample([*free, *places], len(places))
+        others = closed_off(rules, moved, stayed)
+        if len(others[1]) <= len(pockets) or not doors:
+            trees, places, (reached, pockets) = moved, stayed, others
+    return None
 
 
-def choose_targets(rules: SafariRules, world: World, rng: random.Random) -> tuple[Animal, ...] | None:
-    """Distinct targets for a mission, or None if this world has none that keep the rules."""
-    count = rng.choices(range(1, len(rules.num_targets) + 1), rules.num_targets)[0]
-    outside = rng.random() < rules.outside_first_view
-    corner = view_corner(world.start, world.width, world.height)
-    candidates = []
-    for animal in dict.fromkeys(world.animals.values()):
-        places = [place for place, other in world.animals.items() if other == animal]
-        near = any(walk(place, world.start) < rules.min_distance for place in places)
-        if not near and not (outside and any(in_view(place, corner) for place in places)):
-            candidates.append(animal)
-    return tuple(rng.sample(candidates, count)) if len(candidates) >= count else None
+def closed_off(rules: SafariRules, trees: list[Tile], places: list[Tile]) -> tuple[dict[Tile, int], set[Tile]]:
+    """Distances from the start, and what cannot be reached: free tiles, and under catch animals with none beside."""
+    walls = {*trees, *places} if rules.rules == "catch" else set(trees)
+    reached = distances([rules.start], walls, rules.width, rules.height)
+    pockets = {place for place in places if place in walls and not any(tile in reached for tile in neighbours(place))}
+    if len(walls) + len(reached) < rules.width * rules.height:
+        tiles = {(x, y) for y in range(rules.height) for x in range(rules.width)}
+        pockets |= tiles - walls - reached.keys()
+    return reached, pockets
 
 
 def walk(a: Tile, b: Tile) -> int:
@@ -260,12 +260,26 @@ def walk(a: Tile, b: Tile) -> int:
 
 def draw_task(rules: SafariRules, rng: random.Random) -> tuple[World, tuple[Animal, ...]]:
     """A world and its targets that keep the rules."""
+    wish = None
     for _ in range(MAX_DRAWS):
         world = draw_world(rules, rng)
-        targets = choose_targets(rules, world, rng)
-        if targets:
-            return world, targets
+        # wished for once: a world that cannot serve is drawn again, not asked for something easier
+        wish = wish or (rng.choices((1, 2, 3)[: len(rules.num_targets)], rules.num_targets)[0], rng.random())
+        candidates = possible_targets(rules, world, is_outside=wish[1] < rules.outside_first_view)
+        if len(candidates) >= wish[0]:
+            return world, tuple(rng.sample(candidates, wish[0]))
     raise ValueError(
         f"no world with targets at least {rules.min_distance} tiles away in {MAX_DRAWS} draws: the suite would be "
-        "empty; use more animals, a smaller min_distance or fewer targets"
+        "empty; use more animals, a larger world, a smaller min_distance or fewer targets"
     )
+
+
+def possible_targets(rules: SafariRules, world: World, is_outside: bool) -> list[Animal]:
+    """What a mission may ask for: all that stand far enough away and, if asked, out of the first view."""
+    corner = view_corner(world.start, world.width, world.height)
+    too_near = {
+        animal
+        for place, animal in world.animals.items()
+        if walk(place, world.start) < rules.min_distance or (is_outside and in_view(place, corner))
+    }
+    return [animal for animal in dict.fromkeys(world.animals.values()) if animal not in too_near]
