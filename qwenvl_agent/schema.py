@@ -28,9 +28,9 @@ TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 def clean(text: str) -> str:
     """NFC, with a backslash after the `<` of every control token's spelling: `<|im_end|>` reads `<\\|im_end|>`.
 
-    Idempotent: what was escaped no longer matches. A lone surrogate, which no tokenizer takes, becomes U+FFFD.
+    Idempotent: what was escaped no longer matches.
     """
-    return CONTROL_SPELLING.sub(r"<\\", unicodedata.normalize("NFC", LONE_SURROGATE.sub("\ufffd", text)))
+    return CONTROL_SPELLING.sub(r"<\\", unicodedata.normalize("NFC", text))
 
 
 def clean_json(value: object) -> object:
@@ -46,8 +46,11 @@ def clean_json(value: object) -> object:
 
 def check_written(text: str, what: str) -> str:
     """NFC text that the model is taught to write; ValueError if it holds a control token's spelling."""
-    if LONE_SURROGATE.search(text):
-        raise ValueError(f"{what} holds half of a surrogate pair, which no tokenizer takes; correct the character")
+    half = LONE_SURROGATE.search(text)
+    if half:
+        raise ValueError(
+            f"{what} holds {half.group()!r}, which no tokenizer takes: it is half a character: correct the text"
+        )
     text = unicodedata.normalize("NFC", text)
     found = CONTROL_SPELLING.search(text)
     if found:
