@@ -175,3 +175,8 @@ def test_prompt_hash_is_of_the_words_alone():
     other = Request("Play.", (), (), Observation("Mission: b"))
     assert suites.prompt_hash(first, "native") == suites.prompt_hash(other, "native")
     assert suites.prompt_hash(first, "native") != suites.prompt_hash(Request("Go.", (), (), Observation("")), "native")
+
+
+@pytest.mark.parametrize("plan", ["RIGHT 140RIGHT 1", "RIGHT", "RIGHT 2UP 1", "RIGHT " + "9" * 5000, "RIGHT \u0663"])
+def test_a_plan_that_no_one_could_walk_is_no_plan(plan):
+    assert planned(f"Me f5. Plan {plan}.") is None

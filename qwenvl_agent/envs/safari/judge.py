@@ -7,7 +7,8 @@ from qwenvl_agent.envs.safari.thoughts import Plan
 from qwenvl_agent.envs.safari.world import DIRECTIONS
 
 PLAN = re.compile(r"\bPlan ([^.]*)\.?\s*$")
-MOVES = re.compile(rf"(?:(?:{'|'.join(DIRECTIONS)}) \d+ ?)+")
+_MOVE = rf"(?:{'|'.join(DIRECTIONS)}) [0-9]{{1,3}}"
+MOVES = re.compile(rf"{_MOVE}(?: {_MOVE})*")
 
 REFUSALS = {"move": "blocked", "catch": "nothing there", "declare_found": "false", "declare_done": "too early"}
 """What it means that the state refused a call."""
