@@ -8,6 +8,7 @@ the model is to write (`check_written`), because there an escaped spelling would
 
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,6 +165,27 @@ class Picture:
     def from_image(cls, image: "Image.Image") -> "Picture":
         return cls(image.width, image.height, image=image)
 
+    @classmethod
+    def from_file(cls, path: Path, name: str) -> "Picture":
+        """The picture with its size from the file's header; no pixel is decoded. `name` is what errors call it."""
+        from PIL import Image
+
+        try:
+            with warnings.catch_warnings():
+                # Pillow only warns between its limit and twice its limit; here both are refused.
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path) as image:
+                    return cls(*image.size, path=str(path))
+        except FileNotFoundError:
+            raise ValueError(f"{name} does not exist: there is nothing to look at; add the file") from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise ValueError(
+                f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels: decoding it could fill the memory; "
+                "make it smaller"
+            ) from None
+        except (OSError, SyntaxError) as error:  # among them Pillow's UnidentifiedImageError
+            raise ValueError(f"{name} is not a readable picture ({error}): save it again") from None
+
     def open(self) -> "Image.Image":
         """RGB image of exactly (width, height); ValueError if the file has another size than was recorded."""
         if self.image is not None:
@@ -176,7 +198,12 @@ class Picture:
                     f"{self.path} is {image.size}, recorded as {(self.width, self.height)}: token counts would be "
                     "wrong; read the dataset again"
                 )
-            return image.convert("RGB")
+            try:
+                return image.convert("RGB")
+            except (OSError, SyntaxError) as error:
+                raise ValueError(
+                    f"{self.path} is broken inside ({error}): nothing can be seen; save it again"
+                ) from None
 
 
 @dataclass(frozen=True)

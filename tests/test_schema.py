@@ -127,6 +127,29 @@ def test_picture_opens_as_recorded(tmp_path):
     assert Picture.from_image(Image.new("L", (4, 3))).open().mode == "RGB"
 
 
+def test_a_file_gives_its_size_without_being_decoded(tmp_path):
+    path = tmp_path / "a.png"
+    Image.effect_noise((64, 48), 99).save(path)
+    path.write_bytes(path.read_bytes()[:999])
+    assert Picture.from_file(path, "screenshot") == Picture(64, 48, str(path))
+    with pytest.raises(ValueError, match=r"a.png is broken inside \(.*\): nothing can be seen; save it again"):
+        Picture.from_file(path, "screenshot").open()
+
+
+def test_files_that_are_no_pictures_are_told_by_name(tmp_path, monkeypatch):
+    for content, message in ((None, "does not exist"), (b"no picture", "is not a readable picture"), (b"", "is not")):
+        path = tmp_path / "a.png"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"^screenshot 'a.png' {message}"):
+            Picture.from_file(path, "screenshot 'a.png'")
+    Image.new("L", (9, 1)).save(path)
+    for limit in (8, 4):  # Pillow warns of the first, raises on the second
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ValueError, match=f"^x has more than {limit} pixels"):
+            Picture.from_file(path, "x")
+
+
 @pytest.mark.parametrize("relative", ["../a.png", "/etc/passwd", "images/../../a.png", "link/a.png"])
 def test_paths_stay_inside_the_folder(tmp_path, relative):
     root = tmp_path / "data"

@@ -7,14 +7,12 @@ taken whole or rejected whole: a step whose history has a hole would be learned 
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from jsonschema import Draft202012Validator, SchemaError
 from jsonschema.exceptions import best_match
-from PIL import Image, UnidentifiedImageError
 
 from qwenvl_agent.data.source import Reject, SourceRow
 from qwenvl_agent.schema import (
@@ -213,26 +211,8 @@ class _Pictures:
             raise ValueError(
                 f"{place} is {value[:80]!r}: nothing is downloaded or decoded here; save the picture and name its file"
             )
-        return read_picture(confined_path(self.root, value.removeprefix("file://")), place)
-
-
-def read_picture(path: Path, place: str) -> Picture:
-    """The picture with its size from the file's header; no pixel is decoded. `place` names it in errors."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns between its limit and twice its limit; here both are refused.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return Picture(*image.size, path=str(path))
-    except FileNotFoundError:
-        raise ValueError(f"{place} {str(path)!r} does not exist: there is nothing to look at; add the file") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(
-            f"{place} {str(path)!r} has more than {Image.MAX_IMAGE_PIXELS} pixels: decoding it could fill the memory; "
-            "make it smaller"
-        ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{place} {str(path)!r} is not a readable picture ({error}): save it again") from None
+        path = confined_path(self.root, value.removeprefix("file://"))
+        return Picture.from_file(path, f"{place} {str(path)!r}")
 
 
 def _build_steps(messages: list[dict], tools: tuple[Tool, ...], pictures: _Pictures) -> list[tuple]:

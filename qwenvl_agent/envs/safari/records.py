@@ -6,12 +6,9 @@ becomes a `Reject` that says why and what to do; every other line stands alone, 
 
 import json
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image, UnidentifiedImageError
 
 from qwenvl_agent.envs.safari.thoughts import generate_thought
 from qwenvl_agent.envs.safari.tools import TOOLS, argument_error
@@ -196,22 +193,7 @@ def _read_picture(values: dict, folder: Path) -> Picture:
         value = value.get("path")
     if not isinstance(value, str) or not value:
         raise ValueError(f"{key} is {str(value)[:80]!r}: no file is named; save the picture and name its file")
-    path = confined_path(folder, value)
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns between its limit and twice its limit; here both are refused
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return Picture(*image.size, path=str(path))
-    except FileNotFoundError:
-        raise ValueError(f"{key} {value!r} does not exist: there is nothing to look at; add the file") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(
-            f"{key} {value!r} has more than {Image.MAX_IMAGE_PIXELS} pixels: decoding it could fill the memory; "
-            "make it smaller"
-        ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{key} {value!r} is not a readable picture ({error}): save it again") from None
+    return Picture.from_file(confined_path(folder, value), f"{key} {value!r}")
 
 
 def row_json(
