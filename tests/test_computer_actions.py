@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import time
 import unicodedata
 
 import pytest
@@ -15,11 +17,13 @@ from qwenvl_agent.envs.computer import (
     Action,
     ActionError,
     build_tool,
+    dialects,
     read_call,
     read_turn,
     to_call,
     to_turn,
 )
+from qwenvl_agent.envs.computer.actions import from_arguments, to_arguments
 from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT, describe, observation
 from qwenvl_agent.envs.computer.keys import ALIASES, NAMED_KEYS, browser_key, key_name
 from qwenvl_agent.envs.computer.tool import CLICKS, KINDS, argument_error
@@ -245,3 +249,291 @@ def test_the_prompt_holds_screen_task_and_steps():
     )
     text = render_prompt(Request(SYSTEM_PROMPT, (COMPUTER_USE,), (), seen), FORMATS["native"]).text
     assert json.dumps(GRID.prompt_line)[1:-1] in text and text.count("<|image_pad|>") == 1
+
+
+PAGE = Screen(1000, 500)
+"""One pixel is one cell across, two cells down."""
+
+
+def click_at(x_px: float, y_px: float, kind: str = "left_click") -> list[Action]:
+    return [Action.click(x_px, y_px, kind)]
+
+
+DRAG = [Action("mouse_move", x_px=10, y_px=10), Action("left_click_drag", x_px=30, y_px=20)]
+ENTER = Action("key", keys=("enter",))
+DIALECTS = [
+    # the seed's two forms, lists and boxes
+    ({"action": "click", "x": 300, "y": 80}, click_at(300, 40), "renamed_action xy_keys"),
+    (
+        {"type": "click", "x": 300, "y": 400, "target": "cat"},
+        click_at(300, 200),
+        "renamed_action_key renamed_action xy_keys",
+    ),
+    ({"next_action": {"action": "left_click", "coordinate": [3, 4]}}, click_at(3, 2), "nested_action"),
+    ([300, 80], click_at(300, 40), "missing_action"),
+    ([[300, 80]], click_at(300, 40), "missing_action nested_list"),
+    (["click", 300, 80], click_at(300, 40), "list_action renamed_action"),
+    (["left_click", [300, 80]], click_at(300, 40), "list_action"),
+    (["type", "cats"], [Action("type", text="cats")], "list_action"),
+    (
+        [{"action": "left_click", "coordinate": [3, 4]}, {"action": "type", "text": "cats"}],
+        [*click_at(3, 2), Action("type", text="cats")],
+        "several_actions",
+    ),
+    ([280, 70, 320, 90], click_at(300, 40), "missing_action box_centre"),
+    ({"bbox_2d": [280, 70, 320, 90], "label": "cat"}, click_at(300, 40), "missing_action box_centre"),
+    ({"action": "left_click", "box": {"x": 280, "y": 70, "width": 40, "height": 20}}, click_at(300, 40), "box_centre"),
+    ({"action": "left_click", "coordinate": [[280, 70], [320, 90]]}, click_at(300, 40), "box_centre"),
+    # the tool's own form, near misses
+    ({"action": "left_click", "coordinate": ["3", 4.0]}, click_at(3, 2), "string_number"),
+    ({"action": "left_click", "coordinate": "(3, 4)"}, click_at(3, 2), "coordinate_text"),
+    ({"action": "left_click", "coordinate": [3.5, 4]}, click_at(3.5, 2), "float_coordinate"),
+    ({"action": "left_click", "coordinate": {"x": 3, "y": 4}}, click_at(3, 2), "xy_keys"),
+    (
+        {"action": "left_click", "coordinate": [3, 4], "button": "right"},
+        click_at(3, 2, "right_click"),
+        "renamed_action",
+    ),
+    ({"action": "Double-Click", "coordinate": [3, 4]}, click_at(3, 2, "double_click"), "renamed_action"),
+    ({"action": "left_click", "coordinate": [3, 4], "speed": 2}, click_at(3, 2), "dropped_argument"),
+    (
+        {"name": "computer_use", "arguments": {"action": "left_click", "coordinate": [3, 4]}},
+        click_at(3, 2),
+        "call_as_value",
+    ),
+    ({"name": "left_click", "arguments": {"coordinate": [3, 4]}}, click_at(3, 2), "name_as_action"),
+    ({"action": "key", "keys": "ctrl+a"}, [Action("key", keys=("ctrl", "a"))], "key_combination"),
+    ({"action": "key", "keys": ["ctrl+a"]}, [Action("key", keys=("ctrl", "a"))], "key_combination"),
+    ({"action": "key", "keys": ["+"]}, [Action("key", keys=("+",))], ""),
+    ({"action": "type", "text": 7}, [Action("type", text="7")], "number_as_text"),
+    (
+        {"action": "type", "text": "cats", "coordinate": [3, 4], "enter": True},
+        [*click_at(3, 2), Action("type", text="cats"), ENTER],
+        "click_and_type typed_enter",
+    ),
+    ({"action": "scroll", "direction": "down", "pixels": 300}, [Action("scroll", scroll_px=-150)], "scroll_direction"),
+    ({"action": "scroll", "direction": "left"}, [Action("hscroll", scroll_px=-500)], "scroll_direction default_scroll"),
+    (
+        {"action": "scroll_up", "amount": 20},
+        [Action("scroll", scroll_px=10)],
+        "renamed_action renamed_argument scroll_direction",
+    ),
+    ({"action": "left_click_drag", "start_coordinate": [10, 20], "coordinate": [30, 40]}, DRAG, "drag_start"),
+    ({"action": "swipe", "coordinate": [10, 20], "coordinate2": [30, 40]}, DRAG, "renamed_action drag_start"),
+    ({"action": "left_click_drag", "x1": 10, "y1": 20, "x2": 30, "y2": 40}, DRAG, "drag_start"),
+    ({"action": "terminate"}, [Action("terminate", status="success")], "default_status"),
+    ({"action": "terminate", "status": "infeasible"}, [Action("terminate", status="failure")], "renamed_status"),
+    # pyautogui and its like
+    ("pyautogui.click(300, y=80)", click_at(300, 40), "python_call renamed_action xy_keys"),
+    ("pyautogui.click(x=3, y=4, clicks=2)", click_at(3, 2, "double_click"), "python_call renamed_action xy_keys"),
+    ("pyautogui.click(3, 4, button='right')", click_at(3, 2, "right_click"), "python_call renamed_action xy_keys"),
+    ("pyautogui.tripleClick(3, 4)", click_at(3, 2, "triple_click"), "python_call renamed_action xy_keys"),
+    (
+        "```python\nimport pyautogui\npyautogui.moveTo(10, 20)\npyautogui.dragTo(30, 40, duration=1, button='left')\n```",
+        DRAG,
+        "python_call renamed_action xy_keys",
+    ),
+    ("pyautogui.hotkey('ctrl', 'c')", [Action("key", keys=("ctrl", "c"))], "python_call"),
+    ("pyautogui.hotkey(['ctrl', 'c'])", [Action("key", keys=("ctrl", "c"))], "python_call"),
+    ("pyautogui.press('enter', presses=2)", [ENTER, ENTER], "python_call renamed_action key_combination"),
+    ("pyautogui.write(message='it\\'s', interval=0.1)", [Action("type", text="it's")], "python_call renamed_action"),
+    ("pyautogui.scroll(-5)", [Action("scroll", scroll_px=-500)], "python_call wheel_notches"),
+    ("pyautogui.scroll(clicks=-5)", [Action("scroll", scroll_px=-500)], "python_call wheel_notches"),
+    ("time.sleep(3)", [Action("wait", seconds=3)], "python_call renamed_action"),
+    ("computer.terminate(status='success')", [Action("terminate", status="success")], "python_call"),
+    (
+        "Thought: I see it.\nAction: click(start_box='<|box_start|>(300,80)<|box_end|>')",
+        click_at(300, 40),
+        "python_call renamed_action renamed_argument coordinate_text",
+    ),
+    (
+        "click(point='<point>300 80</point>')",
+        click_at(300, 40),
+        "python_call renamed_action renamed_argument coordinate_text",
+    ),
+    # other texts
+    ('I click.\n{"action": "left_click", "coordinate": [3, 4]}', click_at(3, 2), "json_text"),
+    (
+        "{'action': 'CLICK', 'value': None, 'position': [3, 4]}",
+        click_at(3, 2),
+        "python_literal renamed_action renamed_argument",
+    ),
+    ("actions:\nCLICK <point>[[300, 80]]</point>", click_at(300, 40), "upper_case_call renamed_action coordinate_text"),
+    ("COMPLETE", [Action("terminate", status="success")], "upper_case_call renamed_action default_status"),
+    ("The kitten is at (300, 80).", click_at(300, 40), "bare_coordinates missing_action"),
+    ("<box>[[280, 70, 320, 90]]</box>", click_at(300, 40), "bare_coordinates missing_action box_centre"),
+    ("[300, 80]", click_at(300, 40), "json_text missing_action"),
+]
+
+
+@pytest.mark.parametrize(("value", "expected", "repairs"), DIALECTS, ids=[str(value)[:40] for value, _, _ in DIALECTS])
+def test_dialects_are_read_and_every_repair_is_named(value, expected, repairs):
+    reading = dialects.read(value, PAGE)
+    assert (list(reading.actions), reading.error) == (expected, "")
+    assert list(reading.repairs) == repairs.split()
+
+
+def test_every_repair_is_documented_and_tested():
+    named = set(re.findall(r"[a-z_]{5,}", " ".join(re.findall(r"(?m)^\| ([a-z_, ]+) \|", dialects.__doc__))))
+    tested = {name for _, _, repairs in DIALECTS for name in repairs.split()} | {"clamped"}
+    assert tested == named - {"repair"}
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ({"action": "fly", "x": 1, "y": 2}, "unknown_action"),
+        ({"action": "left_click"}, "missing_argument"),
+        ({"action": "left_click", "coordinate": [1]}, "bad_argument"),
+        ({"action": "left_click", "coordinate": [1, 2, 3]}, "bad_argument"),
+        ({"action": "left_click", "coordinate": [math.nan, 1]}, "bad_argument"),
+        ({"action": "left_click", "coordinate": [10**400, 1]}, "bad_argument"),
+        ({"action": "left_click", "coordinate": ["left", 1]}, "bad_argument"),
+        ({"action": "left_click", "coordinate": [-1, 5]}, "outside_screen"),
+        ({"action": "left_click", "coordinate": [1001, 5]}, "outside_screen"),
+        ({"action": "key", "keys": "hyper"}, "unknown_key"),
+        ({"action": "terminate", "status": "maybe"}, "bad_argument"),
+        ({"action": {"action": {"action": {"action": {"action": {"action": {}}}}}}}, "no_action"),
+        ({"target": "cat"}, "no_action"),
+        ({}, "no_action"),
+        ([], "no_action"),
+        (None, "no_action"),
+        ("", "no_action"),
+        ("I cannot see a cat.", "no_action"),
+        ("pyautogui.click(x, y)", "not_literal"),
+        ("x = 3\npyautogui.click(x, 4)", "not_literal"),
+        ("for i in range(3):\n    pyautogui.click(1, 2)", "not_literal"),
+        ("pyautogui.moveRel(3, 4)", "unknown_action"),
+    ],
+)
+def test_what_is_no_action_is_named(value, error):
+    reading = dialects.read(value, PAGE)
+    assert (reading.error, reading.actions) == (error, ()) and reading.message
+
+
+def test_code_is_never_run(tmp_path):
+    witness = tmp_path / "ran"
+    for code in (
+        f"__import__('pathlib').Path({str(witness)!r}).touch()",
+        f"pyautogui.click(open({str(witness)!r}, 'w'), 3)",
+        f"pyautogui.write(str(open({str(witness)!r}, 'w')))",
+    ):
+        assert dialects.read(code, PAGE).error in ("not_literal", "unknown_action")
+    assert not witness.exists()
+
+
+def test_units_are_the_callers_to_say():
+    value = {"action": "left_click", "coordinate": [0.5, 0.5]}
+    places = [dialects.read(value, PAGE, unit).actions[0].point_px for unit in ("px", "fraction", "norm")]
+    assert places == [(0.5, 0.5), (500, 250), (0.5, 0.25)]
+    scroll = dialects.read({"action": "scroll", "pixels": -100}, PAGE, "px").actions[0]
+    assert scroll.wheel_px == (0, 100)
+
+
+def test_a_models_position_is_moved_onto_the_screen():
+    reading = dialects.read({"action": "left_click", "coordinate": [1200, -3]}, PAGE, clamp=True)
+    assert reading.actions[0].point_px == (999, 0) and reading.repairs == ("clamped",)
+
+
+@given(screen=SCREENS, data=st.data())
+def test_the_tools_own_form_needs_no_repair(screen, data):
+    arguments = to_arguments(data.draw(actions(screen)), screen)
+    assert dialects.read(arguments, screen, clamp=True) == dialects.Reading((from_arguments(arguments, screen),))
+
+
+@given(screen=SCREENS, data=st.data())
+def test_the_seeds_form_comes_back_to_the_pixel(screen, data):
+    action = data.draw(actions(screen))
+    written = json.loads(json.dumps(dialects.to_seed(action, screen, "因为")))
+    reading = dialects.read(written, screen, "px")
+    assert reading.thought == "因为" and not reading.error
+    (back,) = reading.actions
+    assert (back.kind, back.text, back.keys, back.seconds, back.status) == (
+        (action.kind, action.text, action.keys, action.seconds, action.status)
+    )
+    for name in ("x_px", "y_px", "scroll_px"):
+        assert getattr(action, name) is None or abs(getattr(action, name) - getattr(back, name)) <= 1
+
+
+def test_seed_form_exactly():
+    assert dialects.to_seed(Action.click(299.6, 80), PAGE, "点击搜索框") == {
+        "action": "click",
+        "x": 300,
+        "y": 80,
+        "reasoning": "点击搜索框",
+    }
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+WORDS = st.sampled_from(
+    [*dialects.KIND_NAMES, *KINDS, *dialects.ACTION_KEYS, *dialects.POINT_KEYS, *dialects.END_KEYS, *dialects.BOX_KEYS]
+    + ["x", "y", "x1", "y1", "x2", "y2", "button", "clicks", "presses", "notches", "direction", "down", "keys", "enter"]
+)
+LIKELY = st.dictionaries(WORDS, JSON | WORDS | st.lists(st.integers(-5, 1100), max_size=5), max_size=6)
+PIECES = st.sampled_from(
+    [
+        "pyautogui.",
+        "click",
+        "(",
+        ")",
+        "'",
+        '"',
+        "300",
+        ",",
+        " ",
+        "\n",
+        "Action:",
+        "[",
+        "]",
+        "{",
+        "}",
+        "<point>",
+        "CLICK",
+        "\\",
+    ]
+)
+
+
+@given(JSON | LIKELY | st.lists(WORDS | JSON, max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_reading_never_raises_on_values(value):
+    for unit in ("px", "norm"):
+        reading = dialects.read(value, PAGE, unit, clamp=unit == "norm")
+        assert bool(reading.actions) != bool(reading.error)
+        assert all(PAGE.contains(*action.point_px) for action in reading.actions if action.point_px)
+
+
+@given(st.text() | st.lists(PIECES | WORDS).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_reading_never_raises_on_texts(text):
+    reading = dialects.read(text, PAGE)
+    assert bool(reading.actions) != bool(reading.error)
+
+
+@pytest.mark.parametrize(
+    "piece", ["(", "[", "{", "click(", "'", "[300, ", "<point>", "a ", "CLICK ", "Thought: ", '{"a":']
+)
+def test_an_endless_text_is_read_in_no_time(piece):
+    start = time.process_time()
+    for length in (1000, 19_000, 1_000_000):
+        dialects.read(piece * (length // len(piece)), PAGE)
+    assert time.process_time() - start < 2
+
+
+def test_a_models_turn_is_read_and_mended():
+    thought = "The box is at the top."
+    strict = to_turn([Action.click(300, 80)], PAGE, thought)
+    assert dialects.mend_turn(strict, PAGE) == (strict, dialects.Reading(read_turn(strict, PAGE), thought))
+    other = Turn(thought, (ToolCall("computer_use", {"action": "click", "x": 300, "y": 160}),))
+    mended, reading = dialects.mend_turn(other, PAGE)
+    assert mended == strict and reading.repairs == ("renamed_action", "xy_keys")
+    assert dialects.read_turn(Turn(tool_calls=(ToolCall("click", {"x": 300, "y": 160}),)), PAGE).repairs == (
+        *("name_as_action", "renamed_action", "xy_keys"),
+    )
+    assert dialects.read_turn(Turn(text="click(300, 160)"), PAGE).actions == read_turn(strict, PAGE)
+    broken = Turn(tool_calls=(strict.tool_calls[0], ToolCall("computer_use", {"action": "fly"})))
+    assert dialects.mend_turn(broken, PAGE)[0] == broken and dialects.read_turn(broken, PAGE).error == "unknown_action"

@@ -1,0 +1,175 @@
+"""Text in which actions stand -> plain values (`dialects` reads those). Code is parsed, never run.
+
+| found in the text | value |
+|---|---|
+| JSON, perhaps in a ``` fence or among words | as it stands |
+| a Python literal, such as ShowUI's dict with single quotes | as it stands |
+| calls, such as pyautogui.click(300, 80) or UI-TARS' click(start_box='(300, 80)') | {"action": "click", ...} |
+| OS-Atlas' CLICK <point>[[300, 80]]</point>, TYPE [text], COMPLETE | {"action": "click", ...} |
+| only coordinates, such as (300, 80), [[280, 70, 320, 90]] or <point>300 80</point> | [300, 80] |
+"""
+
+import ast
+import json
+import re
+
+MAX_CHARS = 20_000
+"""Longer texts are not searched: no action is that long, and parsers are slow on nonsense."""
+THOUGHT = re.compile(r"(?is)\A\s*(?:thoughts?|reasoning)\s*:\s*(.*?)\s*(?:\n\s*actions?\s*:|\Z)")
+PREFIX = re.compile(r"(?i)^\s*(?:[-*]\s+|\d+[.)]\s+)?(?:(?:next\s+)?actions?\s*:\s*)?")
+FENCE = re.compile(r"(?s)```[a-z]*\s*\n?(.*?)```")
+CALL_LINE = re.compile(r"[A-Za-z_][\w.]*\s*\(.*\)", re.DOTALL)
+POINT_TAG = re.compile(r"<(?:point|box)>(.*?)</(?:point|box)>|<\|(?:point|box)_start\|>(.*?)<\|(?:point|box)_end\|>")
+OBJECT = re.compile(r"\[\s*(?=\{)|\{")
+ATLAS_NAMES = "CLICK|DOUBLE_CLICK|RIGHT_CLICK|LONG_PRESS|TYPE|SCROLL|DRAG|OPEN_APP|PRESS_[A-Z]+|ENTER|WAIT|COMPLETE"
+UPPER_CALL = re.compile(rf"(?m)^\s*({ATLAS_NAMES})\b[ \t]*(.*)$")
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+NUMBERS = re.compile(rf"[(\[]\s*({NUMBER}(?:\s*[, ]\s*{NUMBER}){{1,3}})\s*[)\]]")
+
+# The names of what stands without one, by function; the rest of a signature is of no use here.
+POINT = ("x", "y")
+SIGNATURES = {
+    "click": (*POINT, "clicks", "interval", "button"),
+    "scroll": ("notches", *POINT),
+    "vscroll": ("notches", *POINT),
+    "hscroll": ("notches", *POINT),
+    "write": ("text", "interval"),
+    "typewrite": ("text", "interval"),
+    "type": ("text",),
+    "press": ("keys", "presses", "interval"),
+    "sleep": ("time",),
+    "wait": ("time",),
+    "terminate": ("status", "answer"),
+    "answer": ("text",),
+    "finished": ("text",),
+}
+TIMING = ("interval", "duration", "tween", "pause", "logScreenshot", "_pause")
+"""Of pyautogui; how fast an action is done is no part of it here."""
+RENAMED = {"message": "text", "clicks": "notches", "secs": "time"}
+"""pyautogui's names of arguments, where they mean something else in other dialects (`clicks` of a click is a count)."""
+
+
+class NotLiteralError(Exception):
+    """Code whose arguments are not written out."""
+
+
+def split_thought(text: str) -> tuple[str, str]:
+    """(thought, rest) of a text that starts with "Thought:"."""
+    match = THOUGHT.match(text)
+    return (match.group(1), text[match.end() :]) if match else ("", text)
+
+
+def values_of(text: str) -> tuple[list, str]:
+    """The values and the name of what they were written as; ([], "") if there are none. NotLiteralError: see there."""
+    text = text.strip()
+    if len(text) > MAX_CHARS:
+        return [], ""
+    fenced = FENCE.search(text)
+    text = fenced.group(1).strip() if fenced else text
+    for name, find in (
+        ("json_text", _json),
+        ("python_literal", _literal),
+        ("python_call", _calls),
+        ("upper_case_call", _upper_case),
+        ("bare_coordinates", _coordinates),
+    ):
+        values = find(text)
+        if values:
+            return values, name
+    return [], ""
+
+
+def _json(text: str) -> list:
+    """The list that is all of the text, or else the objects in it."""
+    decoder, values, at = json.JSONDecoder(), [], 0
+    try:
+        whole = json.loads(text) if text.startswith("[") else None
+        while whole is None and (start := OBJECT.search(text, at)):
+            value, at = decoder.raw_decode(text, start.start())
+            values.append(value)
+    except (ValueError, RecursionError):
+        pass  # what stands before the fault counts
+    else:
+        values = [whole] if whole else values
+    return values
+
+
+def _literal(text: str) -> list:
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        return []
+    try:
+        value = ast.literal_eval(text[start : end + 1])
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return []
+    return [value] if isinstance(value, dict) else []
+
+
+def _calls(text: str) -> list:
+    """Every call of the program, or of the lines that are one."""
+    tree = _parse(text)
+    if tree is None:
+        lines = (PREFIX.sub("", line, count=1).strip() for line in text.splitlines())
+        trees = [_parse(line) for line in lines if CALL_LINE.fullmatch(line)]
+        statements = [statement for tree in trees if tree for statement in tree.body]
+    else:
+        statements = tree.body
+    calls = [s.value for s in statements if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
+    others = [s for s in statements if not isinstance(s, ast.Expr | ast.Import | ast.ImportFrom | ast.Pass)]
+    if others and (calls or any(isinstance(node, ast.Call) for s in others for node in ast.walk(s))):
+        raise NotLiteralError(ast.unparse(others[0])[:80])
+    return [_call_value(call) for call in calls]
+
+
+def _parse(code: str) -> ast.Module | None:
+    try:
+        return ast.parse(PREFIX.sub("", code, count=1).strip())
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+
+
+def _call_value(call: ast.Call) -> dict:
+    name = ast.unparse(call.func).rpartition(".")[2]
+    try:
+        positional = [ast.literal_eval(argument) for argument in call.args]
+        named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+    except (ValueError, TypeError):
+        raise NotLiteralError(ast.unparse(call)[:80]) from None
+    if name == "hotkey" and positional:
+        return {"action": "key", "keys": positional[0] if isinstance(positional[0], list) else positional}
+    if len(positional) == 1 and isinstance(positional[0], list | tuple) and name not in SIGNATURES:
+        named["coordinate"] = positional.pop()
+    names = SIGNATURES.get(name, (*POINT, "duration"))
+    is_scroll = "notches" in names
+    value = dict(zip(names, positional, strict=False)) | named
+    renamed = {RENAMED.get(key, key) if is_scroll or key != "clicks" else key: item for key, item in value.items()}
+    return {"action": name} | {key: item for key, item in renamed.items() if key not in TIMING}
+
+
+def _upper_case(text: str) -> list:
+    values = []
+    for name, rest in UPPER_CALL.findall(text):
+        tag = POINT_TAG.search(rest)
+        inside = re.search(r"\[(.*)\]", rest)
+        if tag:
+            values.append({"action": name, "coordinate": tag.group(1) or tag.group(2)})
+        elif inside and name.startswith("SCROLL"):
+            values.append({"action": name, "direction": inside.group(1)})
+        elif inside:
+            values.append({"action": name, "text": inside.group(1)})
+        elif not rest.strip():
+            values.append({"action": name})
+    return values
+
+
+def _coordinates(text: str) -> list:
+    tag = POINT_TAG.search(text)
+    if tag:
+        return [numbers_of(tag.group(1) or tag.group(2))]
+    match = NUMBERS.search(text)
+    return [numbers_of(match.group(1))] if match else []
+
+
+def numbers_of(text: str) -> list[float]:
+    """The numbers in a text such as "(300, 80)", whole ones as int."""
+    return [float(n) if re.search(r"[.eE]", n) else int(n[:18]) for n in re.findall(NUMBER, text)]
