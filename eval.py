@@ -2,6 +2,7 @@
 
     python eval.py --run runs/safari_2b --suite safari --episodes 200
     python eval.py --model Qwen/Qwen3-VL-2B-Instruct --format native --config configs/safari_2b.json
+    python eval.py --endpoint http://127.0.0.1:8000/v1 --model exports/2b --config exports/2b/qwenvl_agent.json
     python eval.py --policy oracle --world width=20 --world height=20
     python eval.py --compare runs/safari_2b/eval/safari runs/oracle/eval/safari
 
@@ -10,6 +11,7 @@ A result is a folder with records.jsonl, metrics.json and report.html (see qwenv
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -68,6 +70,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--format", choices=FORMAT_NAMES, help="action format of --model (default: the config's)")
     model.add_argument("--config", type=Path, help="settings for --model and --policy: world, budget, data")
     model.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override of the config")
+    model.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="OpenAI-compatible server of --model, http://HOST:PORT/v1; its key, if any: ENDPOINT_API_KEY",
+    )
+    model.add_argument(
+        "--field", action="append", default=[], metavar="KEY=VALUE", help="further field of each request to --endpoint"
+    )
     model.add_argument("--blank-pictures", action="store_true", help="show white pictures: does the text leak?")
     suite = parser.add_argument_group("suite")
     suite.add_argument(
@@ -121,6 +131,12 @@ def show_comparison(args: argparse.Namespace) -> int:
 
 
 def build_subject(args: argparse.Namespace) -> Subject:
+    if args.endpoint and not args.model:
+        raise ValueError("--endpoint without --model: a server may have several models; give --model as it names it")
+    if args.field and not args.endpoint:
+        raise ValueError("--field without --endpoint: there is no request to put it into; give --endpoint")
+    if args.endpoint:
+        return build_endpoint(args)
     if args.run:
         return build_run(args)
     if args.model:
@@ -144,10 +160,8 @@ def build_zero_shot(args: argparse.Namespace) -> Subject:
     """The model as published, in the config's precision, without adapters."""
     from qwenvl_agent.model import bind_precision, build_processor, load_base
 
-    config = read_config(args, {"path": args.model})
+    config = with_format(read_config(args, {"path": args.model}), args.format)
     config = replace(config, model=replace(config.model, path=args.model))
-    if args.format:
-        config = replace(config, prompt=replace(config.prompt, format=args.format))
     # Nothing trains, so the weights need no float32 masters.
     model_config = replace(config.model, method="lora" if config.model.method == "full" else config.model.method)
     processor = build_processor(model_config, config.vision)
@@ -156,6 +170,33 @@ def build_zero_shot(args: argparse.Namespace) -> Subject:
     name = f"{Path(args.model).name}, zero-shot"
     directory = Path(config.runs_dir) / f"{Path(args.model).name}_{config.prompt.format}"
     return model_subject(args, name, config, model, processor, directory)
+
+
+def build_endpoint(args: argparse.Namespace) -> Subject:
+    """The served model; prompts are made with the tokenizer and picture budget of --config, else of --model's folder."""
+    from qwenvl_agent.data.collator import Collator
+    from qwenvl_agent.evaluation.endpoint import EndpointPolicy
+    from qwenvl_agent.formats import FORMATS
+    from qwenvl_agent.model import build_processor
+
+    config = with_format(read_config(args, {"path": args.model}), args.format)
+    processor = build_processor(config.model, config.vision)
+    fmt = FORMATS[config.prompt.format]
+    policy = EndpointPolicy(
+        args.endpoint,
+        args.model,
+        Collator(processor, fmt, config.prompt, config.vision, config.train),
+        fmt,
+        config.eval,
+        blank_pictures=args.blank_pictures,
+        fields=with_overrides({}, args.field),
+        api_key=os.environ.get("ENDPOINT_API_KEY", ""),
+    )
+    policy.check()
+    name = Path(args.model).name
+    directory = Path(config.runs_dir) / f"{name}_{fmt.name}_endpoint"
+    subject = describe_subject(args, f"{name} at {args.endpoint}", policy, config, processor, directory)
+    return replace(subject, about=subject.about | {"endpoint": args.endpoint, "model": args.model})
 
 
 def build_run(args: argparse.Namespace) -> Subject:
@@ -180,6 +221,10 @@ def model_subject(args, name: str, config: Config, model, processor, directory: 
     fmt = FORMATS[config.prompt.format]
     collator = Collator(processor, fmt, config.prompt, config.vision, config.train)
     policy = ModelPolicy(model, processor, collator, fmt, config.eval, blank_pictures=args.blank_pictures)
+    return describe_subject(args, name, policy, config, processor, directory)
+
+
+def describe_subject(args, name: str, policy: Policy, config: Config, processor, directory: Path) -> Subject:
     about = {
         "config": to_json(config),
         "processor": {"name": processor.name, **asdict(processor.geometry)},
@@ -204,6 +249,10 @@ def read_config(args: argparse.Namespace, model: dict) -> Config:
     for override in args.set:
         apply_override(values, override)
     return build_config(values)
+
+
+def with_format(config: Config, name: str | None) -> Config:
+    return replace(config, prompt=replace(config.prompt, format=name)) if name else config
 
 
 def with_overrides(world: dict, overrides: Sequence[str]) -> dict:
