@@ -156,7 +156,7 @@ def newest_log(sweep: Sweep, name: str) -> Path:
 
 
 def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:#.4g}" if isinstance(value, float) else str(value)
 
 
 def best_row(sweep: Sweep, rows: Sequence[dict]) -> dict | None:

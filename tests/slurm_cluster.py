@@ -64,18 +64,20 @@ class Cluster:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.environment = os.environ | {"SLURM_CONF": str(directory / "slurm.conf"), "PATH": SEARCH_PATH}
         # A test that itself runs in a Slurm job must not pass that job's settings on.
-        for name in [
-            name for name in self.environment if name.startswith(("SLURM_", "SBATCH_")) and name != "SLURM_CONF"
-        ]:
-            del self.environment[name]
+        outer = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
+        self.environment = outer | {"SLURM_CONF": str(directory / "slurm.conf"), "PATH": SEARCH_PATH}
 
     def run(self, *command: str, **kwargs) -> str:
         """Its output; an error shows what it wrote."""
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, **kwargs)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def submit(self, *arguments: str | Path) -> str:
+        """sbatch from the repository's folder; the job's id."""
+        command = ["sbatch", "--parsable", *map(str, arguments)]
+        return self.run(*command, cwd=Path(__file__).parent.parent).strip()
 
     def job(self, job_id: str) -> dict[str, str]:
         """The fields that `scontrol show job` prints."""
@@ -140,21 +142,20 @@ def start_daemons(cluster: Cluster) -> None:
 
 
 def stop_daemons(cluster: Cluster) -> None:
-    """By the process ids that they wrote, jobs first."""
-    pid_files = sorted(cluster.directory.glob("*.pid"), key=lambda path: path.stem == "munge")
+    """Jobs first, then the daemons, by the process ids that they wrote; munged, which all of them ask, last."""
     if (cluster.directory / "slurmctld.pid").exists():
-        subprocess.run(["scancel", "--me"], env=cluster.environment, capture_output=True)
-        cluster.wait_for(lambda: not cluster.run("squeue", "-h"), 40)
-    for path in pid_files:
-        pid = int(path.read_text())
-        try:
+        cluster.run("scancel", "--me")
+        cluster.wait_for(lambda: not cluster.run("squeue", "-h"), 60)
+    for daemons in ("slurm*.pid", "munge.pid"):
+        pids = [int(path.read_text()) for path in cluster.directory.glob(daemons)]
+        for pid in pids:
             os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            continue
-        wait_for_end(pid)
+        for pid in pids:
+            wait_for_end(pid)
 
 
-def wait_for_end(pid: int, seconds: float = 20) -> None:
+def wait_for_end(pid: int, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline, f"process {pid} has not ended"
         time.sleep(0.1)

@@ -82,10 +82,11 @@ def start(sweep: Sweep, cell: Cell, num_at_once: int, gpus: Sequence[str] | None
 
 def visible_gpus() -> list[str]:
     """As CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu not in ("", "-1")]
+    # In a process of its own: this one stays small beside the trainers.
+    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    return [str(i) for i in range(int(subprocess.run(count, capture_output=True, text=True, check=True).stdout))]
 
 
 def share_gpus(gpus: Sequence[str], num_at_once: int) -> list[list[str] | None]:

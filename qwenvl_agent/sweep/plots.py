@@ -30,6 +30,7 @@ def plot_curves(path: Path, sweep: Sweep, progresses: dict[str, Progress]) -> No
             # One evaluation is a point, which a line alone would not show.
             axis.plot(*zip(*points, strict=True) if points else ((), ()), marker=".", color=colour, label=name)
         axis.set(xlabel="optimizer step", title=key)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     legend_beside(figure, axes[0].get_legend_handles_labels())
     figure.savefig(path, dpi=120)
@@ -59,7 +60,8 @@ def plot_metric(path: Path, sweep: Sweep, rows: Sequence[dict], best: dict) -> N
         axis.plot([], [], marker=marker, color=colour, label=label)
     axis.plot(places[best["cell"]], best[sweep.metric], "o", markersize=16, color="red", fillstyle="none", label="best")
     label_x(axis, x_key, places)
-    axis.set(ylabel=sweep.metric, title=f"{sweep.name}: best {sweep.metric} of each cell ({sweep.goal} is better)")
+    better = "higher" if sweep.goal == "max" else "lower"
+    axis.set(ylabel=sweep.metric, title=f"{sweep.name}: best {sweep.metric} of each cell ({better} is better)")
     axis.grid(alpha=0.3)
     legend_beside(figure, axis.get_legend_handles_labels())
     figure.savefig(path, dpi=120)
