@@ -1,0 +1,45 @@
+"""Pictures of generated pages, with what can be clicked on them."""
+
+import base64
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qwenvl_agent.envs.browser.chromium import SAMPLES, check_fonts, open_context
+from qwenvl_agent.envs.browser.elements import Layout, read_layout
+from qwenvl_agent.envs.browser.pages import Page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+SCROLL = "share => scrollTo(0, share * (document.documentElement.scrollHeight - innerHeight))"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A page as it was seen: the picture as PNG, and the layout in its pixels."""
+
+    page: Page
+    png: bytes
+    layout: Layout
+
+
+class Camera:
+    """Renders pages one after another in one tab."""
+
+    def __init__(self, browser: "Browser", scripts: tuple[str, ...] = tuple(SAMPLES)):
+        """`scripts`: what the fonts must be able to draw; ValueError if they cannot."""
+        context = open_context(browser, width=800, height=600)
+        self._tab = context.new_page()
+        self._session = context.new_cdp_session(self._tab)
+        check_fonts(self._tab, scripts)
+
+    def shoot(self, page: Page) -> Shot:
+        # Playwright cannot change a tab's device scale; the protocol can, for pictures taken through the same session.
+        metrics = {"width": page.width, "height": page.height, "deviceScaleFactor": page.scale, "mobile": False}
+        self._session.send("Emulation.setDeviceMetricsOverride", metrics)
+        self._tab.set_content(page.html)
+        self._tab.evaluate(SCROLL, page.scroll)
+        layout = read_layout(self._tab, self._session)
+        # Playwright's own screenshot compresses harder and takes twice as long.
+        picture = self._session.send("Page.captureScreenshot", {"format": "png", "optimizeForSpeed": True})
+        return Shot(page, base64.b64decode(picture["data"]), layout)
