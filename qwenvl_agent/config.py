@@ -66,12 +66,12 @@ class SourceConfig:
     path: str
     """A dataset.jsonl of recorded turns or a chat-style JSONL; a folder means the dataset.jsonl in it."""
     kind: str = "safari"
-    """safari: the recorded form of docs/DATA.md | chat: messages + images + tools."""
+    """safari: the recorded form of docs/DATA.md | chat: messages + images + tools | computer: screenshot + action."""
     weight: float = 1.0
     """Share of rows drawn from this source, relative to the other sources' weights."""
 
     def __post_init__(self):
-        check_choice("data.sources[].kind", self.kind, ("safari", "chat"))
+        check_choice("data.sources[].kind", self.kind, ("safari", "chat", "computer"))
 
 
 @dataclass(frozen=True, kw_only=True)

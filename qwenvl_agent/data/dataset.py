@@ -30,7 +30,7 @@ from datasets.arrow_writer import ArrowWriter
 
 import qwenvl_agent
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
-from qwenvl_agent.data import chat
+from qwenvl_agent.data import chat, computer
 from qwenvl_agent.data.source import Reject, SourceRow
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
 
@@ -85,10 +85,15 @@ def _read_chat(path: Path, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]
     return chat.read_rows(path)
 
 
+def _read_computer(path: Path, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]:
+    return computer.read_rows(path)
+
+
 # A new kind of source is one reader and one entry here (and its name among config.SourceConfig's choices).
 READERS: dict[str, Callable[[Path, DataConfig], Iterator[SourceRow | Reject]]] = {
     "safari": _read_safari,
     "chat": _read_chat,
+    "computer": _read_computer,
 }
 
 
@@ -347,7 +352,15 @@ def _digest(value: object) -> str:
 def _code_digest() -> str:
     """Of the code that decides what a row holds, so that a changed reader never meets rows of the old one."""
     package = Path(qwenvl_agent.__file__).parent
-    names = ("schema.py", "data/source.py", "data/chat.py", "data/dataset.py")
+    names = (
+        "schema.py",
+        "coordinates.py",
+        "data/source.py",
+        "data/chat.py",
+        "data/computer.py",
+        "data/pictures.py",
+        "data/dataset.py",
+    )
     files = [*(package / name for name in names), *sorted(package.glob("envs/**/*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

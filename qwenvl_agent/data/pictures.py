@@ -1,0 +1,79 @@
+"""Pictures told apart by what they show: broken ones found, copies and near copies known again. No torch.
+
+A file's name and bytes say nothing: the same screenshot is published as PNG and JPEG, in several sizes, under several
+names. Equal pixels have equal hashes; a near copy (compressed, scaled) has nearly the same thumbnail.
+"""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+THUMBNAIL_SIDE = 32
+MAX_DIFFERENCE = 12
+"""Grey levels by which any part of two thumbnails may differ in copies; JPEG at quality 75 and halving stay below it,
+one changed button does not."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture that was decoded once: its size, and a hash of its pixels."""
+
+    width: int
+    height: int
+    pixels: str
+
+
+def decode(content: bytes | Path, name: str) -> Image.Image:
+    """The whole picture as RGB; ValueError, with `name`, for what is broken, too large or no picture."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+                return image.convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"{name} does not exist: there is nothing to look at; add the file") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(
+            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels: decoding it could fill the memory; make it smaller"
+        ) from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{name} is not a readable picture ({error}): save it again") from None
+
+
+def see(image: Image.Image) -> Seen:
+    digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
+    return Seen(image.width, image.height, digest)
+
+
+def thumbnail(image: Image.Image) -> np.ndarray:
+    """(THUMBNAIL_SIDE^2,) int16: mean grey of each part, whatever the picture's size."""
+    small = image.convert("L").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.int16).reshape(-1)
+
+
+class KnownPictures:
+    """Pictures to be known again, exactly or nearly; for sets that fit in memory (2 KB each)."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.thumbnails: list[np.ndarray] = []
+        self._stack = np.zeros((0, THUMBNAIL_SIDE**2), dtype=np.int16)
+
+    def add(self, image: Image.Image, name: str) -> None:
+        self.names.append(name)
+        self.thumbnails.append(thumbnail(image))
+
+    def find(self, image: Image.Image) -> str:
+        """The name of a picture that shows the same; "" if none does."""
+        if len(self._stack) < len(self.thumbnails):
+            self._stack = np.stack(self.thumbnails)
+        if not len(self._stack):
+            return ""
+        difference = np.abs(self._stack - thumbnail(image)).max(axis=1)
+        nearest = int(difference.argmin())
+        return self.names[nearest] if difference[nearest] <= MAX_DIFFERENCE else ""
