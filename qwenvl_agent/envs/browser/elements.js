@@ -174,7 +174,7 @@ async MARK => {
   });
   const describe = e => {
     const picture = e.matches('img') ? e : e.querySelector('img');
-    const label = e.labels && e.labels[0];
+    const label = e.labels?.[0] ?? document.getElementById(e.getAttribute('aria-labelledby') ?? '');
     const isField = e.matches('input,textarea,select');
     return {
       text: isField ? '' : text(e),

@@ -114,7 +114,7 @@ FAMILIES = {
         num_blocks=(2, 5),
     ),
     "tablet": Family(screens=((768, 1024, 1), (820, 1180, 1), (1024, 768, 1.25))),
-    # One button, picture or field a page differs from the others by something that a glance tells.
+    # For models that see little: a few large buttons and pictures, cut into patches the same way wherever they stand.
     "simple": Family(screens=((256, 256, 1),), **BOARD),
     "simple_wide": Family(screens=((320, 240, 1),), **BOARD),
 }
@@ -216,6 +216,13 @@ class Draw:
             "intent": f"select {key}",
             "options": options[LANGUAGES.index(self.language)],
         }
+
+    def options(self, number: int) -> list[dict]:
+        """Things to be switched on and off; the id joins a switch to its words."""
+        labels = self.some("options", number)
+        return [
+            {"id": f"option-{self.rng.randrange(10**9)}", "label": label, "on": self.chance(0.5)} for label in labels
+        ]
 
     def picture(self, key: str) -> dict:
         """A picture on a backdrop whose colour has a name."""
@@ -338,7 +345,7 @@ def form(draw: Draw) -> dict:
         "title": draw.word("sections"),
         "fields": [draw.field(key) for key in keys[: draw.rng.randint(2, 5)]],
         "selects": [draw.select(key) for key in draw.rng.sample(list(words()["selects"]), draw.rng.randint(0, 2))],
-        "options": [{"label": label, "on": draw.chance(0.5)} for label in draw.some("options", draw.rng.randint(0, 2))],
+        "options": draw.options(draw.rng.randint(0, 2)),
         "forgot": draw.action("forgot", style="link") if final == "login" else None,
         "actions": [draw.action(final, style="strong"), draw.action("dismiss", style="outline")],
         "columns": draw.rng.randint(1, 2) if draw.width > 700 else 1,
@@ -375,7 +382,7 @@ def settings(draw: Draw) -> dict:
         "title": draw.word("sections"),
         "tabs": draw.some("tabs", draw.rng.randint(3, 4)) if draw.chance(0.5) else [],
         "current": draw.rng.randrange(3),
-        "options": [{"label": label, "on": draw.chance(0.5)} for label in draw.some("options", draw.rng.randint(3, 6))],
+        "options": draw.options(draw.rng.randint(3, 6)),
         "is_switch": draw.chance(0.6),
         "select": draw.select(draw.rng.choice(list(words()["selects"]))) if draw.chance(0.5) else None,
         "save": draw.action("save", style="strong"),
