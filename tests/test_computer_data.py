@@ -13,6 +13,7 @@ from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.pictures import KnownPictures, see
 from qwenvl_agent.envs.computer import Action, build_tool
 from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT
+from scripts import convert_data
 
 WIDTH, HEIGHT = 400, 200
 SEARCH = {
@@ -261,6 +262,7 @@ MIND2WEB_ACTION = {
     "bbox": {"x": 280, "y": 70, "width": 40, "height": 20},
 }
 CANDIDATE = {"attributes": json.dumps({"bounding_box_rect": "280,70,40,20"}), "tag": "button"}
+UNDRAWN = {"attributes": json.dumps({"bounding_box_rect": "-1,-1,-1,-1"})}
 ROWS = {
     "screenspot": {**SPOT, "bbox": [280, 70, 40, 20]},
     "screenspot_v2": {**SPOT, "bbox": [280, 70, 40, 20]},
@@ -308,7 +310,8 @@ ROWS = {
     "multimodal_mind2web": {
         **{"screenshot": "a.png", "confirmed_task": "open it", "website": "shop", "action_uid": "u1"},
         "operation": json.dumps({"op": "CLICK", "value": ""}),
-        "pos_candidates": [json.dumps(CANDIDATE)],
+        "pos_candidates": [json.dumps(UNDRAWN), json.dumps(CANDIDATE)],
+        **{"action_reprs": ["[link] shop -> CLICK", "[button] it -> CLICK"], "target_action_index": "1"},
     },
     "agentnet": {
         "task_id": "t",
@@ -399,7 +402,26 @@ def test_steps_of_an_episode_know_those_before(converted):
     assert typed.past == ("[button] it -> CLICK",) and [a.kind for a in typed.actions] == ["left_click", "type"]
     assert click.split_key == typed.split_key == "shop" and "click_and_type" in typed.notes
     (step,) = converted("aguvis", ROWS["aguvis"])
-    assert step.past == ("Open the page.",) and step.thought == "Action: Click it."
+    assert step.past == ("Open the page.",) and step.thought == "Click it." and step.turn.thought == "Click it."
+
+
+def test_flat_rows_know_the_steps_before(converted):
+    (step,) = converted("multimodal_mind2web", ROWS["multimodal_mind2web"])
+    assert step.past == ("[link] shop -> CLICK",) and step.id == "u1"
+
+
+def test_all_actions_of_a_step_are_kept(converted):
+    position = {"position": {"x": 0.75, "y": 0.4}}
+    truth = [
+        {"type": "moveTo", "params": position, "metadata": {"bboxes": []}},
+        {"type": "click", "params": position},
+        {"type": "write", "params": {"content": "cats"}},
+        {"type": "press", "params": {"keys": ["enter"]}},
+        {"type": "scroll", "params": {"amount": -5}},
+    ]
+    (sample,) = converted("agentnet_bench", change("agentnet_bench", ground_truth_actions=truth))
+    assert [action.kind for action in sample.actions] == ["mouse_move", "left_click", "type", "key", "scroll"]
+    assert sample.actions[4].wheel_px == (0, 500) and sample.box_px is None
 
 
 def test_a_bad_step_leaves_its_place_in_the_history(converted):
@@ -507,3 +529,34 @@ def test_hashes_tell_pixels_and_sizes_apart():
 def test_the_summary_counts_everything():
     text = summary(3, Counter(box_outside=2), Counter(box_cut=1))
     assert text == "3 samples, 2 rejected\n  rejected 2 x box_outside\n  box_cut: 1"
+
+
+def test_the_script_writes_a_folder_that_training_reads(folder, capsys):
+    rows = [ROWS["os_atlas"], change("os_atlas", bbox=[0, 0, 2, 2])]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    arguments = ["--layout", "os_atlas", "--data", folder / "rows.json", "--pictures", folder, "--out", folder / "out"]
+    arguments = [str(argument) for argument in arguments]
+    assert convert_data.main([*arguments, "--json"]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest == json.loads((folder / "out" / "manifest.json").read_text())
+    assert (manifest["samples"], manifest["rejects"], manifest["actions"]) == (1, {"box_outside": 1}, {"left_click": 1})
+    (reject,) = map(json.loads, (folder / "out" / "rejects.jsonl").read_text().splitlines())
+    assert reject["reason"] == "box_outside" and reject["source"] == f"{folder}/rows.json:1[0]"
+    (row,) = read_rows(folder / "out")
+    assert row.step.turn.tool_calls[0].arguments == {"action": "left_click", "coordinate": [750, 400]}
+    assert convert_data.main(arguments) == 2 and "exists and would be lost" in capsys.readouterr().err
+    assert convert_data.main(["--layouts"]) == 0 and "screenspot_pro" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("layout", "data", "message"),
+    [("nothing", "rows.json", "layout 'nothing' is not known"), ("os_atlas", "gone.json", "No such file")]
+    + [("screenspot", "rows.json", "no row gave a sample")],
+)
+def test_the_script_names_a_users_mistake(folder, capsys, layout, data, message):
+    (folder / "rows.json").write_text(json.dumps([ROWS["os_atlas"]]))
+    arguments = ["--layout", layout, "--data", folder / data, "--pictures", folder, "--out", folder / "out"]
+    assert convert_data.main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") or "\nerror: " in error
+    assert message in error and "Traceback" not in error

@@ -35,6 +35,8 @@ from qwenvl_agent.envs.computer.dialects import read
 from qwenvl_agent.schema import Picture
 
 POINT_SLACK_PX = 1.0
+THOUGHT_LABEL = re.compile(r"(?mi)^[ \t]*(?:thought|action|observation|low-level instruction)[ \t]*:[ \t]*")
+"""Of a line in a thought; in our formats these words are structure and cannot be taught."""
 KEPT_FORMATS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
 """How a file of each format starts."""
 CODE = re.compile(r"\b(?:pyautogui|mobile|browser|computer)\.\w+\(|^terminate\(|^answer\(")
@@ -123,12 +125,17 @@ def _mind2web_steps(row: dict) -> dict:
 
 
 def _mind2web_row(row: dict) -> dict:
-    """A flat row: JSON texts decoded, the first positive candidate's box taken from its attributes."""
-    candidates = _decoded(row.get("pos_candidates")) or []
-    first = _decoded(candidates[0]) if candidates else {}
-    attributes = _decoded(first.get("attributes")) or {}
-    box = [_number(n) for n in str(attributes.get("bounding_box_rect") or "").split(",") if n.strip()]
-    return {**row, "bbox": box or None, "act": _operation(_decoded(row.get("operation")))}
+    """A flat row: JSON texts decoded, the first positive candidate's box, and what was done before as `before`."""
+    boxes = [_candidate_box(_decoded(candidate)) for candidate in _decoded(row.get("pos_candidates")) or []]
+    box = next((box for box in boxes if box and box[2] > 0), None)  # -1,-1,-1,-1: the element was not drawn
+    said, index = row.get("action_reprs") or [], row.get("target_action_index")
+    before = list(said)[: int(index)] if index is not None else []
+    return {**row, "bbox": box, "before": before, "act": _operation(_decoded(row.get("operation")))}
+
+
+def _candidate_box(candidate: dict) -> list[float]:
+    attributes = _decoded(candidate.get("attributes")) or {}
+    return [_number(n) for n in str(attributes.get("bounding_box_rect") or "").split(",") if n.strip()]
 
 
 def _operation(operation: object) -> dict:
@@ -140,16 +147,20 @@ def _operation(operation: object) -> dict:
 
 
 def _bench_steps(row: dict) -> dict:
-    """AgentNetBench: the first ground-truth action of each step as a dialect's object, its first box as [x, y, w, h]."""
+    """AgentNetBench: the ground-truth actions of each step as dialects' objects, and the first box that one of them has."""
     steps = []
     for step in _listed(row, "steps"):
-        truth = (step.get("ground_truth_actions") or [{}])[0]
-        parameters, metadata = truth.get("params") or {}, truth.get("metadata") or {}
-        boxes = metadata.get("bboxes") or [{}]
-        position = parameters.get("position") or {}
-        act = {"action": truth.get("type"), **{k: v for k, v in parameters.items() if k != "position"}, **position}
-        steps.append({**step, "act": act, "rel_bbox": boxes[0].get("rel_bbox")})
+        truth = step.get("ground_truth_actions") or []
+        boxes = [box.get("rel_bbox") for action in truth for box in (action.get("metadata") or {}).get("bboxes") or []]
+        steps.append({**step, "act": [_bench_action(action) for action in truth], "box": boxes[0] if boxes else None})
     return {**row, "steps": steps}
+
+
+def _bench_action(action: dict) -> dict:
+    values = dict(action.get("params") or {})
+    # `amount` of a scroll is pyautogui's: notches of the wheel.
+    renamed = {"notches" if key in ("amount", "pixels") else key: value for key, value in values.items()}
+    return {"action": action.get("type"), **renamed}
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -272,7 +283,7 @@ LAYOUTS: dict[str, Layout] = {
         picture="item.image",
         instruction=("high_level_task_description", "user_task_description"),
         items="steps",
-        box="item.rel_bbox",
+        box="item.box",
         box_unit="fraction",
         box_order="xywh",
         action="item.act",
@@ -316,6 +327,7 @@ LAYOUTS: dict[str, Layout] = {
         box="bbox",
         box_order="xywh",
         action="act",
+        history="before",
         id="action_uid",
         group="website",
         details=("website", "domain", "subdomain"),
@@ -399,7 +411,7 @@ class _Converter:
             picture=picture,
             seen=seen,
             actions=actions,
-            thought=thought or _text_at(row, layout.thought),
+            thought=THOUGHT_LABEL.sub("", thought or _text_at(row, layout.thought)),
             box_px=box,
             id="" if layout.is_episode else row_id,
             episode_id=f"{self.name}/{episode}" if layout.is_episode else "",
