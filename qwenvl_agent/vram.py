@@ -1,0 +1,721 @@
+"""Peak GPU memory of a training run as arithmetic: does a config fit a card, and if not, what would make it fit. No torch.
+
+The formulas follow what one optimizer step of train.py really keeps: float32 masters of what trains, frozen parts in
+`model.dtype`, bfloat16 autocast, a frozen vision tower without autograd, logits at supervised positions only. A step has
+four moments that can be its peak (`MOMENTS`); each is a sum over the same categories, and the plan is the largest.
+tests/test_vram.py holds the sums against a step traced under fake tensors.
+
+    python scripts/plan_vram.py --config configs/safari_2b.json --gpu 24
+
+Legend of the formulas: bytes a token; h hidden size, q and kv width of the query and key heads, f intermediate size.
+What no trace shows (the CUDA context, fragmentation) is the category `slack`, an assumption: see SLACK_SHARE.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from qwenvl_agent.config import Config, ModelConfig, VisionConfig, apply_override, build_config, to_json
+from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.prompt import render_row
+from qwenvl_agent.schema import Picture, Row
+from qwenvl_agent.vision import Geometry, picture_tokens, reduce_request
+
+GIB = 2**30
+
+CATEGORIES = (
+    "weights",
+    "quantisation",
+    "adapters",
+    "gradients",
+    "optimizer",
+    "zero",
+    "inputs",
+    "activations",
+    "vision",
+    "logits",
+    "slack",
+)
+MOMENTS = ("vision tower", "loss", "layer backward", "embedding backward", "optimizer step")
+
+# Assumptions, not measured here: a CUDA context with cuBLAS workspaces, NCCL's buffers with more than one GPU, and the
+# caching allocator's share of what comes and goes.
+CONTEXT_BYTES = 0.6 * GIB
+NCCL_BYTES = 0.4 * GIB
+SLACK_SHARE = 0.06
+
+# DeepSpeed 0.19's defaults, in elements: training/zero.py sets none of them.
+REDUCE_BUCKET = 500_000_000
+MAX_LIVE_PARAMETERS = 1_000_000_000
+SUB_GROUP = 1_000_000_000
+
+# bitsandbytes NF4 with double quantisation: blocks of 64 weights with one byte each, blocks of 256 such bytes with one
+# float32 each, and two code books with an offset.
+NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, (16 + 256 + 1) * 4
+
+CHARS_PER_TOKEN = 3.0
+"""Of text when no tokenizer is at hand, as data/dataset.py estimates."""
+TYPICAL_TEXT = {"prompt": 600, "history_step": 250, "turn": 150}
+"""Tokens of a row whose data is not there: system prompt with tools and the observation, one earlier step, the turn."""
+
+
+# architecture
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The numbers of a Qwen3-VL config.json that memory depends on."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool
+    vision_hidden: int
+    vision_depth: int
+    vision_intermediate: int
+    vision_heads: int
+    num_positions: int
+    num_deepstack: int
+    patch: int = 16
+    merge: int = 2
+    temporal: int = 2
+    channels: int = 3
+
+    @property
+    def q(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def patch_values(self) -> int:
+        """Pixel values of one patch."""
+        return self.channels * self.temporal * self.patch**2
+
+    @cached_property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of the seven projections of a language layer."""
+        h, q, kv, f = self.hidden, self.q, self.kv, self.intermediate
+        return {
+            "q_proj": (h, q),
+            "k_proj": (h, kv),
+            "v_proj": (h, kv),
+            "o_proj": (q, h),
+            "gate_proj": (h, f),
+            "up_proj": (h, f),
+            "down_proj": (f, h),
+        }
+
+    @property
+    def layer_matrices(self) -> int:
+        """Parameters of one layer's seven projections."""
+        return sum(inputs * outputs for inputs, outputs in self.projections.values())
+
+    @property
+    def embedding(self) -> int:
+        return self.vocab * self.hidden
+
+    @property
+    def language_other(self) -> int:
+        """Parameters of the language model outside the projections: embedding, an untied head, norms."""
+        norms = self.layers * (2 * self.hidden + 2 * self.head_dim) + self.hidden
+        return self.embedding * (1 if self.tied else 2) + norms
+
+    @property
+    def language(self) -> int:
+        return self.layers * self.layer_matrices + self.language_other
+
+    @property
+    def vision_block(self) -> int:
+        v, i = self.vision_hidden, self.vision_intermediate
+        return 3 * v * v + 3 * v + v * v + v + 2 * v * i + v + i + 4 * v
+
+    @property
+    def vision(self) -> int:
+        """Parameters of the vision tower with its mergers."""
+        v, wide = self.vision_hidden, self.vision_hidden * self.merge**2
+        merger = wide * wide + wide + wide * self.hidden + self.hidden
+        stem = self.patch_values * v + v + self.num_positions * v
+        norms = 2 * v + self.num_deepstack * 2 * wide
+        return stem + self.vision_depth * self.vision_block + (1 + self.num_deepstack) * merger + norms
+
+
+# The published config.json of Qwen/Qwen3-VL-{2B,4B,8B}-Instruct, so that a plan needs no download.
+_SMALL_TOWER = {"vision_hidden": 1024, "vision_depth": 24, "vision_intermediate": 4096}
+_LARGE_TOWER = {"vision_hidden": 1152, "vision_depth": 27, "vision_intermediate": 4304}
+_COMMON = {
+    "kv_heads": 8,
+    "head_dim": 128,
+    "vocab": 151936,
+    "vision_heads": 16,
+    "num_positions": 2304,
+    "num_deepstack": 3,
+}
+ARCHITECTURES = {
+    "Qwen/Qwen3-VL-2B-Instruct": Architecture(
+        hidden=2048, layers=28, heads=16, intermediate=6144, tied=True, **_SMALL_TOWER, **_COMMON
+    ),
+    "Qwen/Qwen3-VL-4B-Instruct": Architecture(
+        hidden=2560, layers=36, heads=32, intermediate=9728, tied=True, **_SMALL_TOWER, **_COMMON
+    ),
+    "Qwen/Qwen3-VL-8B-Instruct": Architecture(
+        hidden=4096, layers=36, heads=32, intermediate=12288, tied=False, **_LARGE_TOWER, **_COMMON
+    ),
+}
+
+
+def find_architecture(model_path: str, config_dir: str | Path | None = None) -> Architecture:
+    """Of a hub id in the table, a folder with a config.json, or a config's JSON file; `config_dir` goes before."""
+    path = Path(config_dir or model_path)
+    if config_dir is None and model_path in ARCHITECTURES:
+        return ARCHITECTURES[model_path]
+    if config_dir is None and model_path == "tiny":
+        path = Path(__file__).parent / "assets" / "tiny"
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        return read_architecture(json.loads(file.read_text(encoding="utf-8")))
+    except OSError:
+        raise ValueError(
+            f"model {str(path)!r} is no folder with a config.json and not in the table "
+            f"({', '.join(ARCHITECTURES)}): its sizes are unknown; give its config's folder with --model-config"
+        ) from None
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{file} is not a Qwen3-VL config ({type(error).__name__}: {error}): its sizes are unknown; give the "
+            "config.json of a dense Qwen3-VL checkpoint"
+        ) from None
+
+
+def read_architecture(values: dict) -> Architecture:
+    """From a config.json's values; KeyError names what is missing."""
+    text, vision = values["text_config"], values["vision_config"]
+    return Architecture(
+        hidden=text["hidden_size"],
+        layers=text["num_hidden_layers"],
+        heads=text["num_attention_heads"],
+        kv_heads=text["num_key_value_heads"],
+        head_dim=text["head_dim"],
+        intermediate=text["intermediate_size"],
+        vocab=text["vocab_size"],
+        tied=values.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
+        vision_hidden=vision["hidden_size"],
+        vision_depth=vision["depth"],
+        vision_intermediate=vision["intermediate_size"],
+        vision_heads=vision["num_heads"],
+        num_positions=vision["num_position_embeddings"],
+        num_deepstack=len(vision["deepstack_visual_indexes"]),
+        patch=vision["patch_size"],
+        merge=vision["spatial_merge_size"],
+        temporal=vision["temporal_patch_size"],
+        channels=vision.get("in_channels", 3),
+    )
+
+
+# rows
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """Tokens of one training row; a micro-batch is planned as `batch_size` such rows."""
+
+    tokens: int
+    """All of them, vision tokens included."""
+    image_tokens: int
+    supervised: int
+    num_images: int = 1
+    source: str = ""
+    """Where the numbers come from, for people."""
+
+
+def geometry_of(arch: Architecture, vision: VisionConfig) -> Geometry:
+    area = (arch.patch * arch.merge) ** 2
+    return Geometry(arch.patch, arch.merge, vision.min_tokens_per_image * area, vision.max_tokens_per_image * area)
+
+
+def budget_row(config: Config, arch: Architecture) -> RowShape:
+    """The row that the config's budget allows at most, with typical text: for a plan before there is data."""
+    vision, steps = config.vision, config.prompt.history_steps
+    side = arch.patch * arch.merge
+    # A picture large enough to fill the budget; a board of tiles is square and takes the fewest whole tiles.
+    a_picture = picture_tokens(Picture(256 * side, 256 * side), vision, geometry_of(arch, vision))
+    num_images = max(1, min(1 + steps, vision.max_tokens_per_row // a_picture))
+    turn = TYPICAL_TEXT["turn"]
+    text = TYPICAL_TEXT["prompt"] + steps * TYPICAL_TEXT["history_step"] + turn
+    supervised = turn * (1 + steps) if config.prompt.supervise_history else turn
+    return RowShape(
+        tokens=min(vision.max_row_tokens, num_images * a_picture + text),
+        image_tokens=num_images * a_picture,
+        supervised=supervised,
+        num_images=num_images,
+        source=f"budget of the config: {num_images} x {a_picture} vision tokens, {text} tokens of typical text",
+    )
+
+
+def measure_row(row: Row, config: Config, arch: Architecture) -> RowShape:
+    """Of one row of data: vision tokens exact, text tokens by its characters."""
+    geometry = geometry_of(arch, config.vision)
+    request, _ = reduce_request(row.request, config.vision, geometry)
+    rendered = render_row(request, row.turn, FORMATS[config.prompt.format], config.prompt.supervise_history)
+    pictures = [picture_tokens(picture, config.vision, geometry) for picture in rendered.pictures]
+    chars = {True: 0, False: 0}
+    for span in rendered.spans:
+        chars[span.part == "prompt"] += len(span.text)
+    supervised = math.ceil(chars[False] / CHARS_PER_TOKEN)
+    text = math.ceil(chars[True] / CHARS_PER_TOKEN) + supervised
+    tokens = min(sum(pictures) + text, config.vision.max_row_tokens)
+    return RowShape(tokens, sum(pictures), supervised, len(pictures))
+
+
+def data_row(rows: Sequence[Row], lengths: Sequence[float], config: Config, arch: Architecture) -> RowShape:
+    """The largest row of a dataset, as if all rows of a micro-batch were like it.
+
+    `lengths` orders the rows (RowDataset.lengths); the 64 longest are measured, and the median tells how usual that is.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    shapes = [measure_row(rows[i], config, arch) for i in order[:64]]
+    median = measure_row(rows[order[len(order) // 2]], config, arch)
+    return RowShape(
+        tokens=max(shape.tokens for shape in shapes),
+        image_tokens=max(shape.image_tokens for shape in shapes),
+        supervised=max(shape.supervised for shape in shapes),
+        num_images=max(shape.num_images for shape in shapes),
+        source=f"longest of {len(lengths)} rows, vision tokens exact, text by characters; the median row has "
+        f"{median.tokens} tokens",
+    )
+
+
+# bytes
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of one number."""
+
+    frozen: int
+    compute: int
+    stream: int
+    """The residual stream: what the embedding gives."""
+    normed: int
+    """What a norm gives: its weight's type if that is wider."""
+    trains_all: bool
+
+    @classmethod
+    def of(cls, cfg: ModelConfig) -> "Precision":
+        frozen = 2 if cfg.dtype == "bfloat16" else 4
+        trains_all = cfg.method == "full"
+        stream = 4 if trains_all else frozen
+        return cls(frozen, 2 if cfg.autocast else stream, stream, stream, trains_all)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes on one GPU at the moment of the peak, by category; `host_bytes` are in the machine's memory, a rank."""
+
+    parts: dict[str, int]
+    moment: str
+    moments: dict[str, int]
+    host_bytes: int
+    row: RowShape
+    num_gpus: int
+    steady: dict[str, int] = field(default_factory=dict)
+    """What stays between steps, by category."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Without the slack that is no tensor: what a trace counts."""
+        return self.total - self.parts["slack"]
+
+    def fits(self, gpu_gb: float) -> bool:
+        """On a card sold as `gpu_gb`, of which the driver leaves about 2 %."""
+        return self.total <= 0.98 * gpu_gb * GIB
+
+
+def plan_memory(config: Config, arch: Architecture, row: RowShape, num_gpus: int = 1) -> Plan:
+    """The peak of one training step on one of `num_gpus` GPUs, with the rows as long as `row`."""
+    check_shape(config, row, num_gpus)
+    persistent, zero, host = _persistent(config, arch, num_gpus)
+    persistent["inputs"] = _input_bytes(config, arch, row)
+    temporary = _temporary(config, arch, row)
+    moments = {}
+    for name in MOMENTS:
+        parts = dict.fromkeys(CATEGORIES, 0) | persistent
+        parts["zero"] = zero[name]
+        for category, size in temporary[name].items():
+            parts[category] += int(size)
+        coming_and_going = sum(parts[c] for c in ("activations", "vision", "logits", "zero"))
+        nccl = NCCL_BYTES if num_gpus > 1 else 0
+        parts["slack"] = int(CONTEXT_BYTES + nccl + SLACK_SHARE * coming_and_going)
+        moments[name] = parts
+    totals = {name: sum(parts.values()) for name, parts in moments.items()}
+    moment = max(totals, key=totals.get)
+    return Plan(moments[moment], moment, totals, int(host), row, num_gpus, persistent)
+
+
+def check_shape(config: Config, row: RowShape, num_gpus: int) -> None:
+    if num_gpus < 1:
+        raise ValueError(f"{num_gpus} GPUs: nothing could run; give 1 or more")
+    if row.image_tokens + row.supervised > row.tokens:
+        raise ValueError(
+            f"a row of {row.tokens} tokens cannot hold {row.image_tokens} vision and {row.supervised} supervised "
+            "tokens: the plan would be of no row that exists; raise the row's tokens"
+        )
+    if config.train.zero_stage == 3 and config.model.method == "qlora":
+        raise AssertionError("Config refuses QLoRA with ZeRO-3")
+
+
+def adapter_parameters(cfg: ModelConfig, arch: Architecture) -> int:
+    """Of all layers; 0 for full."""
+    if cfg.method == "full":
+        return 0
+    per_layer = sum(sum(arch.projections[name]) for name in cfg.lora_targets)
+    return arch.layers * cfg.lora_rank * per_layer
+
+
+def trainable_parameters(cfg: ModelConfig, arch: Architecture) -> int:
+    if cfg.method != "full":
+        return adapter_parameters(cfg, arch)
+    return arch.language + (arch.vision if cfg.train_vision else 0)
+
+
+def quantisation_bytes(arch: Architecture) -> int:
+    """Scales and code books of the NF4 projections."""
+    total = 0
+    for inputs, outputs in arch.projections.values():
+        blocks = math.ceil(inputs * outputs / NF4_BLOCK)
+        total += blocks + 4 * math.ceil(blocks / NF4_NESTED_BLOCK) + NF4_CODE_BYTES
+    return arch.layers * total
+
+
+def weight_bytes(cfg: ModelConfig, arch: Architecture, zero_stage: int = 0) -> dict[str, int]:
+    """Of the whole model, by category; adapters are float32."""
+    frozen = 2 if cfg.dtype == "bfloat16" else 4
+    if cfg.method == "full":
+        # Sharded by ZeRO-3, the tower stays in the dtype in which everything was loaded.
+        tower = 4 if cfg.train_vision or zero_stage == 3 else frozen
+        return {"weights": 4 * arch.language + tower * arch.vision, "quantisation": 0, "adapters": 0}
+    matrices = arch.layers * arch.layer_matrices
+    rest = frozen * (arch.language_other + arch.vision)
+    adapters = 4 * adapter_parameters(cfg, arch)
+    if cfg.method == "qlora":
+        return {"weights": matrices // 2 + rest, "quantisation": quantisation_bytes(arch), "adapters": adapters}
+    return {"weights": frozen * matrices + rest, "quantisation": 0, "adapters": adapters}
+
+
+def _persistent(config: Config, arch: Architecture, num_gpus: int) -> tuple[dict[str, int], dict[str, int], int]:
+    """What stays between micro-batches by category, ZeRO's buffers by moment, bytes in the host's memory."""
+    cfg, stage, offload = config.model, config.train.zero_stage, config.train.cpu_offload
+    held = weight_bytes(cfg, arch, stage)
+    trainable = 4 * trainable_parameters(cfg, arch)
+    share = trainable / num_gpus
+    held["optimizer"] = int(2 * (share if stage else trainable))
+    held["gradients"] = int(share if stage >= 2 else trainable)
+    zero = dict.fromkeys(MOMENTS, 0)
+    backward = ("loss", "layer backward", "embedding backward")
+    host = 0
+    if stage == 0:
+        if num_gpus > 1:  # DDP's buckets are a second copy of the gradients
+            zero = dict.fromkeys(MOMENTS, trainable)
+        return held, zero, host
+    bucket = 4 * REDUCE_BUCKET
+    if stage < 3:
+        # The stage keeps float32 copies of its partition, though the masters are float32 already.
+        master = share
+        step = share if stage == 2 else 2 * share
+        for name in MOMENTS:
+            zero[name] = (0 if offload else master) + (bucket if name in backward else 0)
+        zero["optimizer step"] += 0 if offload else step
+        if offload:
+            host = master + 2 * share + share + master
+            held["optimizer"] = 0
+            held["gradients"] = 0 if stage == 2 else trainable
+            largest = 4 * max(arch.embedding if cfg.method == "full" else 0, 1)
+            zero = {name: size + largest for name, size in zero.items()}
+        return held, {name: int(size) for name, size in zero.items()}, host
+    # Stage 3: every rank has a slice of every weight; those in use are gathered, at most MAX_LIVE_PARAMETERS of them.
+    whole = sum(held[c] for c in ("weights", "quantisation", "adapters"))
+    parameters = arch.language + arch.vision + adapter_parameters(cfg, arch)
+    live = min(1.0, MAX_LIVE_PARAMETERS / parameters) * whole
+    sub_group = min(share, 4 * SUB_GROUP)
+    for category in ("weights", "quantisation", "adapters"):
+        held[category] = 0 if offload else math.ceil(held[category] / num_gpus)
+    if offload:
+        host = whole / num_gpus + 4 * share
+        held["optimizer"] = held["gradients"] = 0
+    for name in MOMENTS:
+        zero[name] = int(bucket + (0 if name == "optimizer step" else live) + (0 if offload else sub_group))
+    if offload:
+        zero["optimizer step"] = int(bucket)
+    return held, zero, int(host)
+
+
+def _input_bytes(config: Config, arch: Architecture, row: RowShape) -> int:
+    """All micro-batches of a step are on the GPU from its start: float32 pixels, and seven int64 numbers a token."""
+    patches = row.image_tokens * arch.merge**2
+    a_row = 4 * patches * arch.patch_values + 8 * 8 * row.tokens
+    return config.train.accumulation * config.train.batch_size * a_row
+
+
+def _temporary(config: Config, arch: Architecture, row: RowShape) -> dict[str, dict[str, float]]:
+    """What a micro-batch needs beyond what stays, by moment and category."""
+    cfg, batch = config.model, config.train.batch_size
+    precision = Precision.of(cfg)
+    tokens = batch * row.tokens
+    layer = layer_saved(cfg, arch, batch, row.tokens) + cast_weights(cfg, arch)
+    stream = precision.stream * arch.hidden * tokens  # one hidden state
+    kept_a_layer = stream if cfg.gradient_checkpointing else layer
+    saved = arch.layers * kept_a_layer + head_saved(cfg, arch, tokens)
+    tower_saved = tower_saved_bytes(cfg, arch, batch * row.image_tokens * arch.merge**2)
+    logits = logit_bytes(arch, batch * row.supervised)
+    backward = layer_backward(cfg, arch, tokens) + (layer if cfg.gradient_checkpointing else 0)
+    return {
+        "vision tower": {"vision": tower_bytes(cfg, arch, batch * row.image_tokens * arch.merge**2) + tower_saved},
+        "loss": {"activations": saved + cached_casts(cfg, arch), "logits": logits, "vision": tower_saved},
+        "layer backward": {
+            "activations": saved + backward,
+            "gradients": head_gradient(cfg, arch),
+            "vision": tower_saved,
+        },
+        "embedding backward": {
+            "activations": 2 * stream,
+            "gradients": embedding_gradient(cfg, arch),
+            "vision": tower_saved,
+        },
+        "optimizer step": {},
+    }
+
+
+def layer_saved(cfg: ModelConfig, arch: Architecture, batch: int, length: int) -> float:
+    """What autograd keeps of one language layer, without weights; see the legend."""
+    p, tokens = Precision.of(cfg), batch * length
+    norms = _norm_saved(arch.hidden, p.stream, p) * 2
+    norms += _norm_saved(arch.q, p.compute, p) + _norm_saved(arch.kv, p.compute, p)
+    linears = sum(_linear_saved(cfg, name, arch, p) for name in arch.projections)
+    if p.normed == p.compute and not _has_dropout(cfg):
+        # The consumers of one norm keep the same tensor.
+        shared = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"} & set(_kept_inputs(cfg))
+        linears -= p.compute * arch.hidden * (max(0, len(shared & {"q_proj", "k_proj", "v_proj"}) - 1))
+        linears -= p.compute * arch.hidden * (max(0, len(shared & {"gate_proj", "up_proj"}) - 1))
+    mlp = 3 * p.compute * arch.intermediate  # silu's input, and both factors of the product
+    return tokens * (norms + linears + mlp) + _attention_saved(cfg, arch, batch, length)
+
+
+def _norm_saved(width: int, input_bytes: int, p: Precision) -> float:
+    """RMSNorm works on float32 (a copy unless its input is that); to train its weight it keeps the normed input too."""
+    return 4 * width + (input_bytes * width if p.trains_all else 0)
+
+
+def _has_dropout(cfg: ModelConfig) -> bool:
+    return cfg.method != "full" and cfg.lora_dropout > 0
+
+
+def _kept_inputs(cfg: ModelConfig) -> Sequence[str]:
+    """Projections that keep their input for a weight's gradient."""
+    return LANGUAGE if cfg.method == "full" else cfg.lora_targets
+
+
+LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _linear_saved(cfg: ModelConfig, name: str, arch: Architecture, p: Precision) -> float:
+    """Input of a projection in the compute type; with dropout a mask of a byte; the adapter's inner activations."""
+    inputs = arch.projections[name][0]
+    if cfg.method == "full":
+        # The attention's output is kept by the attention already.
+        return 0 if name == "o_proj" else p.compute * inputs
+    if name not in cfg.lora_targets:
+        return 0
+    dropout = inputs if cfg.lora_dropout > 0 else 0
+    return p.compute * inputs + dropout + p.compute * cfg.lora_rank
+
+
+def _attention_saved(cfg: ModelConfig, arch: Architecture, batch: int, length: int) -> float:
+    """Queries, keys, values, output and, by kind, the mask or the whole matrix of probabilities."""
+    p, tokens = Precision.of(cfg), batch * length
+    kind = planned_attention(cfg)
+    if kind == "flash_attention_2":
+        return tokens * (p.compute * (2 * arch.q + 2 * arch.kv) + 4 * arch.heads)
+    expanded = p.compute * 4 * arch.q * tokens  # keys and values are repeated for every query head
+    if kind == "eager":
+        return expanded + (4 + (p.compute if p.compute < 4 else 0)) * batch * arch.heads * length**2
+    return expanded + 4 * arch.heads * tokens + p.compute * batch * length**2
+
+
+def planned_attention(cfg: ModelConfig) -> str:
+    """`auto` is planned as sdpa, which is there on every GPU."""
+    return "sdpa" if cfg.attention == "auto" else cfg.attention
+
+
+def cast_weights(cfg: ModelConfig, arch: Architecture) -> float:
+    """Copies of one layer's weights in the compute type, kept until its backward."""
+    if not cfg.autocast:
+        return 0
+    adapters = 2 * adapter_parameters(cfg, arch) / arch.layers
+    if cfg.method == "full" or (cfg.method == "lora" and cfg.dtype == "float32"):
+        return 2 * arch.layer_matrices + adapters
+    return adapters
+
+
+def cached_casts(cfg: ModelConfig, arch: Architecture) -> float:
+    """Autocast caches its copy of every trained weight until the forward ends; without checkpointing they are kept."""
+    if not cfg.autocast or not cfg.gradient_checkpointing:
+        return 0
+    if cfg.method == "full":
+        return 0  # the copies are released before the loss is made: see the moment "loss"
+    return 2 * adapter_parameters(cfg, arch)
+
+
+def head_saved(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
+    """Last norm, and the head's weight in the compute type if it trains."""
+    p = Precision.of(cfg)
+    head = 2 * arch.embedding if cfg.method == "full" and cfg.autocast else 0
+    return tokens * (_norm_saved(arch.hidden, p.stream, p) + p.normed * arch.hidden) + head
+
+
+def logit_bytes(arch: Architecture, num_supervised: int) -> float:
+    """Log-probabilities, their gradient and the logits' gradient, float32, at once."""
+    return 12 * num_supervised * arch.vocab
+
+
+def layer_backward(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
+    """Gradients of activations beside all that the layer saved: at its output, where the most is alive."""
+    p = Precision.of(cfg)
+    return tokens * 3 * p.stream * arch.hidden
+
+
+def head_gradient(cfg: ModelConfig, arch: Architecture) -> float:
+    """The tied head's gradient waits for the embedding's before it is added to what has been accumulated."""
+    return 4 * arch.embedding if cfg.method == "full" and arch.tied else 0
+
+
+def embedding_gradient(cfg: ModelConfig, arch: Architecture) -> float:
+    if cfg.method != "full":
+        return 0
+    return 4 * arch.embedding + head_gradient(cfg, arch)
+
+
+def tower_bytes(cfg: ModelConfig, arch: Architecture, patches: int) -> float:
+    """What one block of the tower needs at once: the stream, queries, keys and values, and their float32 rotation."""
+    return patches * 40 * arch.vision_hidden
+
+
+def tower_saved_bytes(cfg: ModelConfig, arch: Architecture, patches: int) -> float:
+    """What autograd keeps of a tower that trains."""
+    if not cfg.train_vision:
+        return 0
+    p = Precision.of(cfg)
+    stream = 4 * arch.vision_hidden
+    block = stream * 4 + p.compute * (9 * arch.vision_hidden + 2 * arch.vision_intermediate)
+    kept = arch.vision_depth * stream + block if cfg.gradient_checkpointing else arch.vision_depth * block
+    return patches * kept
+
+
+# advice
+
+
+@dataclass(frozen=True)
+class Change:
+    """Overrides that make a config smaller, and what they cost."""
+
+    overrides: tuple[str, ...]
+    cost: str
+
+    def apply(self, config: Config) -> Config:
+        values = to_json(config)
+        for override in self.overrides:
+            apply_override(values, override)
+        return build_config(values)
+
+    def __add__(self, other: "Change") -> "Change":
+        # A later override of the same key stands.
+        merged = {o.partition("=")[0]: o for o in (*self.overrides, *other.overrides)}
+        return Change(tuple(merged.values()), "; ".join(c for c in (self.cost, other.cost) if c))
+
+
+def changes(config: Config, num_gpus: int) -> Iterator[Change]:
+    """What can be made smaller, the cheapest first: first what changes nothing but time, then what the model sees."""
+    train, model, vision = config.train, config.model, config.vision
+    batch = train.batch_size
+    while batch > 1 and batch % 2 == 0:
+        batch //= 2
+        accumulation = train.accumulation * train.batch_size // batch
+        yield Change(
+            (f"train.batch_size={batch}", f"train.accumulation={accumulation}"), "same optimizer step, a little slower"
+        )
+    if not model.gradient_checkpointing:
+        yield Change(("model.gradient_checkpointing=true",), "about a third more time")
+    most = 2 if model.method == "qlora" else 3
+    if num_gpus > 1:
+        for stage in range(max(2, train.zero_stage + 1), most + 1):
+            yield Change((f"train.zero_stage={stage}",), "more traffic between the GPUs")
+    if not train.cpu_offload:
+        stage = most if num_gpus > 1 or model.method == "full" else max(1, train.zero_stage)
+        yield Change((f"train.zero_stage={stage}", "train.cpu_offload=true"), "each step waits for the host's memory")
+    tokens = vision.max_tokens_per_image
+    while not vision.tiles and tokens // 2 >= vision.min_tokens_per_image:
+        tokens //= 2
+        yield Change((f"vision.max_tokens_per_image={tokens}",), "smaller pictures: small targets blur")
+    if model.method == "lora" and train.zero_stage != 3:
+        yield Change(("model.method=qlora",), "4-bit base weights")
+    if model.method == "lora" and train.zero_stage == 3:
+        yield Change(("model.method=qlora", "train.zero_stage=2"), "4-bit base weights")
+
+
+def cheapest_fit(
+    config: Config, arch: Architecture, row_of, num_gpus: int, gpu_gb: float
+) -> tuple[Change, Plan] | None:
+    """The first change that makes the config fit, alone or with all cheaper ones; None if none does.
+
+    `row_of` gives the RowShape of a config: fewer vision tokens make shorter rows.
+    """
+    single = list(changes(config, num_gpus))
+    combined = Change((), "")
+    together = []
+    for change in single:
+        combined = combined + change
+        together.append(combined)
+    for change in (*single, *together[1:]):
+        smaller = change.apply(config)
+        plan = plan_memory(smaller, arch, row_of(smaller), num_gpus)
+        if plan.fits(gpu_gb):
+            return change, plan
+    return None
+
+
+# for people
+
+
+def describe_plan(
+    config: Config,
+    row: RowShape | None = None,
+    num_gpus: int = 1,
+    gpu_gb: float | None = None,
+    arch: Architecture | None = None,
+) -> str:
+    """A short block for the start of a run: the peak, its parts and whether it fits; rows by budget if none is given."""
+    arch = arch or find_architecture(config.model.path)
+    plan = plan_memory(config, arch, row or budget_row(config, arch), num_gpus)
+    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.parts.items() if size >= 0.005 * GIB)
+    lines = [
+        f"planned peak: {plan.total / GIB:.1f} GiB a GPU on {num_gpus}, at the {plan.moment} ({parts})",
+        f"  for {config.train.batch_size} rows of {plan.row.tokens} tokens, {plan.row.image_tokens} of them vision, "
+        f"{plan.row.supervised} supervised" + (f" ({plan.row.source})" if plan.row.source else ""),
+    ]
+    if plan.host_bytes:
+        lines.append(f"  and {plan.host_bytes / GIB:.1f} GiB of the host's memory a rank")
+    if gpu_gb is not None:
+        verdict = "fits" if plan.fits(gpu_gb) else "does NOT fit; scripts/plan_vram.py names what would"
+        lines.append(f"  {verdict} {gpu_gb:g} GB")
+    return "\n".join(lines)

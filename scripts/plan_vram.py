@@ -1,0 +1,141 @@
+"""Plan the peak GPU memory of a config, and name the cheapest change that makes it fit. No GPU and no download.
+
+python scripts/plan_vram.py --config configs/safari_2b.json --gpu 24
+python scripts/plan_vram.py --config configs/safari_8b.json --gpu 24 --gpus 4 --json
+python scripts/plan_vram.py --config configs/safari_2b.json --gpu 24 --row-tokens 4096 --image-tokens 2048
+
+Status: 0 it fits, 1 it does not, 2 the config or a file is wrong.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from qwenvl_agent.config import Config, load_config
+from qwenvl_agent.vram import (
+    GIB,
+    TYPICAL_TEXT,
+    Architecture,
+    Plan,
+    RowShape,
+    budget_row,
+    cheapest_fit,
+    data_row,
+    find_architecture,
+    plan_memory,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a JSON file of configs/")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
+    parser.add_argument("--gpu", type=float, default=24, metavar="GB", help="memory of one card (default: 24)")
+    parser.add_argument("--gpus", type=int, default=1, help="how many cards (default: 1)")
+    parser.add_argument("--model-config", metavar="DIR", help="folder or config.json of another architecture")
+    parser.add_argument("--row-tokens", type=int, help="plan for rows of so many tokens, not for those of the data")
+    parser.add_argument("--image-tokens", type=int, help="vision tokens among them (default: by the config's budget)")
+    parser.add_argument("--supervised", type=int, help="supervised tokens among them (default: a typical turn)")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout")
+    args = parser.parse_args(argv)
+    try:
+        config = load_config(args.config, args.set)
+        arch = find_architecture(config.model.path, args.model_config)
+        row_of = choose_rows(args, config, arch)
+        plan = plan_memory(config, arch, row_of(config), args.gpus)
+        fits = plan.fits(args.gpu)
+        fix = None if fits else cheapest_fit(config, arch, row_of, args.gpus, args.gpu)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(report(config, plan, fix, args.gpu)))
+    else:
+        show(config, plan, fix, args.gpu)
+    return 0 if fits else 1
+
+
+def choose_rows(args: argparse.Namespace, config: Config, arch: Architecture) -> Callable[[Config], RowShape]:
+    """How long rows are under a config: as asked, as the data says, or as the budget allows."""
+    if args.row_tokens:
+        image_tokens = args.image_tokens
+        if image_tokens is None:
+            image_tokens = min(budget_row(config, arch).image_tokens, max(0, args.row_tokens - TYPICAL_TEXT["turn"]))
+        supervised = args.supervised if args.supervised is not None else TYPICAL_TEXT["turn"]
+        supervised = min(supervised, args.row_tokens - image_tokens)
+        return lambda _: RowShape(args.row_tokens, image_tokens, supervised, source="as asked")
+    rows = load_rows(config)
+    if rows is None:
+        return lambda changed: budget_row(changed, arch)
+    return lambda changed: data_row(rows, rows.lengths, changed, arch)
+
+
+def load_rows(config: Config):
+    """The training rows, or None if a source is not there: the plan is then of the budget, and says so."""
+    from qwenvl_agent.data.dataset import build_rows  # not needed where sizes are given
+
+    try:
+        return build_rows(config.data, config.prompt).train
+    except ValueError as error:
+        print(f"no rows ({error}): planning for the config's budget with typical text", file=sys.stderr)
+        return None
+
+
+def report(config: Config, plan: Plan, fix, gpu_gb: float) -> dict:
+    row = plan.row
+    return {
+        "config": config.name,
+        "gpu_gb": gpu_gb,
+        "gpus": plan.num_gpus,
+        "fits": plan.fits(gpu_gb),
+        "peak_bytes": plan.total,
+        "moment": plan.moment,
+        "parts": plan.parts,
+        "moments": plan.moments,
+        "host_bytes": plan.host_bytes,
+        "row": {
+            "tokens": row.tokens,
+            "image_tokens": row.image_tokens,
+            "supervised": row.supervised,
+            "source": row.source,
+        },
+        "change": None if fix is None else {"set": fix[0].overrides, "cost": fix[0].cost, "peak_bytes": fix[1].total},
+    }
+
+
+def show(config: Config, plan: Plan, fix, gpu_gb: float) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    row, train = plan.row, config.train
+    console.print(
+        f"{config.name}: {config.model.path}, {config.model.method}, ZeRO {train.zero_stage}"
+        f"{' with CPU offload' if train.cpu_offload else ''}, {plan.num_gpus} x {gpu_gb:g} GB; micro-batch of "
+        f"{train.batch_size} rows of {row.tokens} tokens ({row.image_tokens} vision, {row.supervised} supervised)"
+    )
+    console.print(f"rows: {row.source}", style="dim")
+    table = Table("category", "GiB")
+    table.columns[1].justify = "right"
+    for name, size in plan.parts.items():
+        if size:
+            table.add_row(name, f"{size / GIB:.2f}")
+    table.add_row("peak, a GPU", f"{plan.total / GIB:.2f}", style="bold")
+    console.print(table)
+    console.print(f"the peak is at the {plan.moment}")
+    if plan.host_bytes:
+        console.print(f"host memory, a rank: {plan.host_bytes / GIB:.1f} GiB")
+    if plan.fits(gpu_gb):
+        console.print(f"fits {gpu_gb:g} GB")
+    elif fix is None:
+        console.print(f"does not fit {gpu_gb:g} GB, and no change of this config would make it fit: take more memory")
+    else:
+        change, smaller = fix
+        sets = " ".join(f"--set {override}" for override in change.overrides)
+        console.print(f"does not fit {gpu_gb:g} GB; cheapest change: {sets}  ({change.cost}) ")
+        console.print(f"with it: {smaller.total / GIB:.2f} GiB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
