@@ -6,9 +6,9 @@
     python scripts/sweep.py configs/sweeps/safari_2b_lora.json --status
     python scripts/sweep.py configs/sweeps/safari_2b_lora.json --collect      # results.csv, a table, plots
 
---submit and --local start the cells that are missing, stopped or failed; one that has a checkpoint goes on from it. Cells
-that are done, run or wait are left alone. A sweep's file: qwenvl_agent/sweep/cells.py. All runs in one TensorBoard, with
-their hyper-parameters: tensorboard --logdir runs/NAME.
+--submit and --local start the cells that are missing, stopped or failed; one that has a checkpoint goes on from it.
+Cells that are done, run or wait are left alone. A sweep's file: qwenvl_agent/sweep/cells.py. All runs in one
+TensorBoard, with their hyper-parameters: tensorboard --logdir runs/NAME.
 """
 
 import argparse
@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: what still runs saves a checkpoint and ends", file=sys.stderr)
+        return 130
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -83,13 +83,15 @@ class Cluster:
         """The fields that `scontrol show job` prints."""
         return dict(field.partition("=")[::2] for field in self.run("scontrol", "-o", "show", "job", job_id).split())
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float, log: Path | None = None) -> None:
+    def wait_for(
+        self, condition: Callable[[], bool], seconds: float, log: Path | None = None, every: float = 0.2
+    ) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
                 text = log.read_text() if log and log.exists() else ""
                 raise AssertionError(f"timed out\n{self.run('squeue', '-a', '-t', 'all')}{text[-4000:]}")
-            time.sleep(0.2)
+            time.sleep(every)
 
     def wait_for_job(self, job_id: str, seconds: float, log: Path | None = None) -> dict[str, str]:
         """Its fields once it has ended for good."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_confi
 from qwenvl_agent.sweep.cells import load_sweep
 
 REPOSITORY = Path(__file__).parent.parent
-PATIENCE_S = 600
+PATIENCE_S = 1200
 """Starting a trainer takes seconds on an idle machine, and minutes on a busy one."""
+POLL_S = 2
+"""Asking for the states starts a process."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,9 +31,8 @@ pytestmark = [
 def cluster(tmp_path_factory):
     with running_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
         # The nodes are pretended, so are their GPUs; the trainers run on the CPU, in this environment.
-        binaries = Path(sys.executable).parent
-        cluster.environment |= {"VENV": str(binaries.parent), "PATH": f"{binaries}:{cluster.environment['PATH']}"}
-        cluster.environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
+        cluster.environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PATH": path}
         yield cluster
 
 
@@ -105,15 +107,15 @@ def test_a_sweep_is_an_array_and_its_failed_cell_is_submitted_again_alone(cluste
 
     assert states() == ["missing", "missing"]
     assert "--array=0-1%1" in run("--submit", "--limit", "1")
-    cluster.wait_for(lambda: states() == ["running", "queued"], PATIENCE_S)
+    cluster.wait_for(lambda: states() == ["running", "queued"], PATIENCE_S, every=POLL_S)
     assert "nothing to submit: 2 cells" in run("--submit")
-    cluster.wait_for(lambda: states() == ["done", "failed"], 2 * PATIENCE_S)
+    cluster.wait_for(lambda: states() == ["done", "failed"], 2 * PATIENCE_S, every=POLL_S)
     (log,) = logs.glob("*_1.log")
     assert f"error: {late}: there is no such file" in log.read_text() and str(log) in run("--status")
 
     save_dataset(late.parent)
     assert "--array=0-0%4" in run("--submit")
-    cluster.wait_for(lambda: states() == ["done", "done"], PATIENCE_S)
+    cluster.wait_for(lambda: states() == ["done", "done"], PATIENCE_S, every=POLL_S)
     assert [len(steps_of(cell.config.run_dir)) for cell in sweep.cells] == [2, 2]
     assert "2 cells: 2 done" in run("--collect") and (sweep.directory / "metric.png").exists()
     rates = [hyper_parameters(cell.config.run_dir)["train.learning_rate"].number_value for cell in sweep.cells]
@@ -128,3 +130,13 @@ def test_sbatchs_refusal_is_one_message(cluster, base, tmp_path):
     done = subprocess.run(command, cwd=REPOSITORY, env=cluster.environment, capture_output=True, text=True)
     assert done.returncode == 2 and "error: sbatch refused, nothing was submitted" in done.stderr
     assert "invalid partition" in done.stderr and not os.listdir(load_sweep(path).directory / "submissions")
+
+
+def test_a_port_in_use_is_named(cluster, base, tmp_path):
+    config, log = save_config(tiny_config(tmp_path, *base), tmp_path / "config.json"), tmp_path / "log"
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        export = f"--export=ALL,MASTER_PORT={port}"
+        job = cluster.submit(export, f"--output={log}", "scripts/slurm/train.sbatch", config)
+        assert cluster.wait_for_job(job, PATIENCE_S, log)["ExitCode"] == "2:0"
+    assert f"error: MASTER_PORT {port} is in use on n1" in log.read_text()

@@ -30,54 +30,86 @@ def run_cells(sweep: Sweep, cells: Sequence[Cell], num_at_once: int) -> dict[str
     if not Path("train.py").exists():
         raise ValueError("there is no train.py here: nothing was started; start from the repository's folder")
     shares = share_gpus(visible_gpus(), num_at_once)
-    waiting, running, ended = list(cells), {}, {}
-    is_stopping = False
-    (sweep.directory / "logs").mkdir(parents=True, exist_ok=True)
     with locked(sweep) as lock, progress_bar(len(cells)) as bar, interrupt_on_sigterm():
         freeze(sweep, cells)
-        while running or (waiting and not is_stopping):
+        (sweep.directory / "logs").mkdir(exist_ok=True)
+        slots = Slots(sweep, shares, lock)
+        waiting = list(cells)
+        while waiting or slots.running:
             try:
-                while waiting and not is_stopping and len(running) < num_at_once:
-                    slot = min(set(range(num_at_once)) - {slot for _, slot, _ in running.values()})
-                    cell = waiting.pop(0)
-                    running[cell.name] = cell, slot, start(sweep, cell, num_at_once, shares[slot], lock)
-                    list_running(lock, running)
+                while waiting and slots.has_room:
+                    slots.start(waiting.pop(0))
                 time.sleep(POLL_S)
-                for name, (cell, _, process) in list(running.items()):
-                    if process.poll() is not None:
-                        (cell.config.run_dir / "exit_status").write_text(f"{process.returncode}\n")
-                        ended[name] = state_of(read_progress(cell.config.run_dir))
-                        del running[name]
-                        list_running(lock, running)
-                        bar.advance(bar.task_ids[0], ended[name] == DONE)
-                        bar.console.print(f"{name}: {ended[name]} ({local_log(sweep, name)})", soft_wrap=True)
+                for name, state in slots.take_ended().items():
+                    bar.advance(bar.task_ids[0], state == DONE)
+                    bar.console.print(f"{name}: {state} ({local_log(sweep, name)})", soft_wrap=True, highlight=False)
             except KeyboardInterrupt:
                 bar.console.print("interrupted: the running cells save a checkpoint and end; --local again goes on")
-                is_stopping = True
-                for cell, _, _ in running.values():
-                    (cell.config.run_dir / "STOP").touch()
-    return ended
+                waiting, slots.is_stopping = [], True
+    return slots.ended
 
 
-def start(sweep: Sweep, cell: Cell, num_at_once: int, gpus: Sequence[str] | None, lock: TextIO) -> subprocess.Popen:
-    """The launcher of one cell; away from the terminal's Ctrl-C, which is ours to answer."""
-    run_dir = cell.config.run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "exit_status").unlink(missing_ok=True)
-    num_processes = len(gpus) if gpus else 1
+class Slots:
+    """The cells that run now, each in a slot; the slot's number decides which GPUs are the cell's."""
+
+    def __init__(self, sweep: Sweep, shares: Sequence[Sequence[str] | None], lock: TextIO):
+        self.sweep, self.shares, self.lock = sweep, shares, lock
+        self.running: dict[int, tuple[Cell, subprocess.Popen]] = {}
+        self.ended: dict[str, str] = {}
+        self.is_stopping = False
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.running) < len(self.shares)
+
+    def start(self, cell: Cell) -> None:
+        slot = min(set(range(len(self.shares))) - self.running.keys())
+        gpus = self.shares[slot]
+        run_dir = cell.config.run_dir
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "exit_status").unlink(missing_ok=True)
+        environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(self.shares)))} | os.environ
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        with open(local_log(self.sweep, cell.name), "a", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                launch_command(frozen_path(self.sweep, cell), len(gpus) if gpus else 1),
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # the terminal's Ctrl-C is ours to answer
+                pass_fds=[self.lock.fileno()],
+            )
+        self.running[slot] = cell, process
+        self._list()
+
+    def take_ended(self) -> dict[str, str]:
+        """Cell name -> state of those that ended since the last call."""
+        ended = {}
+        for slot, (cell, process) in list(self.running.items()):
+            run_dir = cell.config.run_dir
+            if process.poll() is not None:
+                (run_dir / "exit_status").write_text(f"{process.returncode}\n", encoding="utf-8")
+                ended[cell.name] = state_of(read_progress(run_dir))
+                del self.running[slot]
+                self._list()
+            elif self.is_stopping:
+                # Again and again: a trainer that is just starting takes it for a file of an earlier stop.
+                (run_dir / "STOP").touch()
+        self.ended |= ended
+        return ended
+
+    def _list(self) -> None:
+        list_running(self.lock, [cell.name for cell, _ in self.running.values()])
+
+
+def launch_command(config_path: Path, num_processes: int) -> list[str]:
     options = ["--num_machines", "1", "--num_processes", str(num_processes), "--mixed_precision", "no"]
     options += ["--dynamo_backend", "no", "--quiet"]
     if num_processes > 1:
-        options += ["--multi_gpu", "--main_process_port", "0"]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_at_once))} | os.environ
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    training = ["train.py", "--config", str(frozen_path(sweep, cell)), "--resume"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, *training]
-    with open(local_log(sweep, cell.name), "a", encoding="utf-8") as log:
-        return subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock.fileno()]
-        )
+        options += ["--multi_gpu", "--main_process_port", "0"]  # a free one, for several launchers run here
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    return [*launcher, *options, "train.py", "--config", str(config_path), "--resume"]
 
 
 def visible_gpus() -> list[str]:
