@@ -1,0 +1,464 @@
+"""A run as a folder that needs nothing of this package: merged bfloat16 weights, processor, chat template, model card.
+
+One decision: a QLoRA adapter is merged into the weights it was trained on, the NF4 ones, unpacked. The custom is to
+merge into the original weights (`base="original"`); they are better weights, but other ones: the adapter never saw
+them, and what was measured of the run is not what would be served.
+
+    exports/NAME/
+        config.json  generation_config.json  model*.safetensors      as `from_pretrained` reads them
+        tokenizer*  preprocessor_config.json  video_preprocessor_config.json  chat_template.jinja  processor_config.json
+        qwenvl_agent.json       the run's config, for eval.py --config
+        README.md               the model card
+
+Legend: T tokens, V vocabulary.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+import qwenvl_agent
+from qwenvl_agent.config import Config, ModelConfig, build_config, to_json
+from qwenvl_agent.data.collator import Collator
+from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.model import (
+    Processor,
+    base_of,
+    build_model,
+    build_processor,
+    checkpoint_path,
+    choose_attention,
+    find_checkpoint,
+    load_model_config,
+)
+from qwenvl_agent.prompt import ASSISTANT, END
+from qwenvl_agent.schema import Observation, Picture, Request, Tool
+from qwenvl_agent.training.loss import MODEL_INPUTS
+
+BASES = ("trained", "original")
+AGENT_CONFIG = "qwenvl_agent.json"
+MAX_KL = 0.01
+"""Nats a token that the written folder may be away from what was merged: bfloat16 rounding of weights and activations
+is well below, a missing or misplaced adapter above as soon as it has learnt anything."""
+
+# For a base without a chat template (the tiny one). Tools and calls stand in the text, as the prompt builder writes it.
+CHAT_TEMPLATE = """\
+{%- if tools %}{{ raise_exception('this template takes no tools: write them into the system message') }}{% endif -%}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.content is string %}
+        {{- message.content }}
+    {%- else %}
+        {%- for part in message.content %}
+            {%- if part.type == 'image' or 'image' in part or 'image_url' in part %}
+                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+            {%- else %}
+                {{- part.text }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+RAW_ANSWERS = {
+    "defaults": {"role": "assistant", "content": ""},
+    "start_anchor": ASSISTANT,
+    "fields": {"content": {"close": END, "content": "text", "content_args": {"strip": False}}},
+}
+"""transformers' response template under which `transformers serve` gives an answer as the model wrote it. By default
+it takes calls out of the text, and a malformed call, which is an outcome, is an internal error of the server."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a model is from another one, over the tokens of a probe prompt."""
+
+    mean_kl: float
+    """Nats a token, from the other one to this."""
+    max_logit_difference: float
+    same_choice: float
+    """Share of tokens after which both would go on alike."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, and how far it is from the run's model."""
+
+    directory: Path
+    base: str
+    merged: Distance
+    """From the unmerged model on the same base."""
+    live: Distance
+    """From the run's model as it was trained and evaluated; `merged` again, unless base is "original"."""
+    adapter: Distance | None
+    """From the run's model without its adapter: what it has learnt, for comparison; None for a run in full."""
+
+
+def export_run(
+    path: Path,
+    out: Path,
+    *,
+    base: str = "trained",
+    parse_on_server: bool = False,
+    device: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Export:
+    """Write a run's `best` (else `last`) checkpoint, or the checkpoint itself, to the new folder `out`.
+
+    The folder is read back by plain transformers and its logits on a probe prompt are compared with the live model's;
+    ValueError, and no folder, if they are further away than MAX_KL.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists: it would be overwritten; delete it or name another folder")
+    checkpoint = find_checkpoint(path).resolve()
+    config = build_config(read_json(checkpoint / "config.json"))
+    if base == "original" and config.model.method != "qlora":
+        raise ValueError(f"base 'original' with method {config.model.method!r}: it is the trained one; leave it out")
+    processor = build_processor(config.model, config.vision)
+    inputs = probe_inputs(config, processor)
+
+    say("loading the run's model")
+    model = build_model(without_training(config.model), device, checkpoint / "model").requires_grad_(False)
+    live = source = probe_logits(model, inputs)
+    bare = None
+    if hasattr(model, "disable_adapter"):
+        with model.disable_adapter():
+            bare = probe_logits(model, inputs)
+    if base == "original":
+        del model
+        unpacked = replace(without_training(config.model), method="lora", dtype="bfloat16")
+        model = build_model(unpacked, device, checkpoint / "model").requires_grad_(False)
+        source = probe_logits(model, inputs)
+
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        say("merging and writing")
+        save_model(temporary, config, merged_weights(model), processor)
+        del model
+        save_processor(temporary, config.model, processor, parse_on_server)
+        write_json(temporary / AGENT_CONFIG, to_json(config))
+        say("reading back and comparing")
+        written = probe_logits(load_plain(temporary, config.model, device), inputs)
+        export = Export(
+            out,
+            base,
+            merged=distance(source, written),
+            live=distance(live, written),
+            adapter=None if bare is None else distance(live, bare),
+        )
+        if not export.merged.mean_kl <= MAX_KL:
+            raise ValueError(
+                f"the merged weights answer otherwise than {checkpoint}: {export.merged.mean_kl:.3g} nats a token on a "
+                f"probe prompt, {MAX_KL} are allowed: nothing was written; report this with the run's config.json"
+            )
+        (temporary / "README.md").write_text(model_card(export, config, checkpoint), encoding="utf-8")
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return export
+
+
+def without_training(model_cfg: ModelConfig) -> ModelConfig:
+    return replace(model_cfg, gradient_checkpointing=False)
+
+
+# weights
+
+
+def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters under their names in a plain model, bfloat16 on the CPU; sums are made in float32."""
+    base = base_of(model)
+    return {name.replace(".base_layer", ""): weight.to(torch.bfloat16).cpu() for name, weight in plain_weights(base)}
+
+
+def plain_weights(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters with 4-bit ones unpacked and adapters added; one tensor is made at a time."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    for name, parameter in base.named_parameters():
+        if ".lora_" in name:
+            continue
+        weight = parameter.data
+        if hasattr(parameter, "quant_state"):
+            weight = dequantize_4bit(weight, parameter.quant_state)
+        if name.endswith(".base_layer.weight"):
+            adapter = base.get_submodule(name.removesuffix(".base_layer.weight"))
+            weight = weight.float() + adapter.get_delta_weight("default").float()
+        yield name, weight
+
+
+def save_model(directory: Path, config: Config, weights: dict[str, torch.Tensor], processor: Processor) -> None:
+    from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
+
+    model_config = load_model_config(checkpoint_path(config.model.path))
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(model_config).to(torch.bfloat16)
+    expected = {name for name, _ in model.named_parameters()}
+    assert expected == set(weights), f"names differ: {sorted(expected ^ set(weights))[:4]}"
+    end_id = processor.tokenizer.convert_tokens_to_ids(END)
+    temperature = config.eval.temperature
+    # As the run was evaluated: one end token, and sampling only if asked for, from the whole distribution.
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    model.generation_config = GenerationConfig(
+        eos_token_id=end_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        max_new_tokens=config.eval.max_new_tokens,
+        **sampling,
+    )
+    model.save_pretrained(directory, state_dict=weights, max_shard_size="5GB")
+
+
+def load_plain(directory: Path, model_cfg: ModelConfig, device) -> nn.Module:
+    """The folder's model as anybody would load it."""
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(
+        directory,
+        dtype=torch.bfloat16,
+        attn_implementation=choose_attention(model_cfg.attention, device),
+        device_map=None if device is None else {"": torch.device(device)},
+    )
+    return model.eval()
+
+
+# processor
+
+
+def save_processor(directory: Path, model_cfg: ModelConfig, processor: Processor, parse_on_server: bool) -> None:
+    """Tokenizer, chat template and image processor with the run's picture budget, so that servers resize alike."""
+    from transformers import Qwen3VLProcessor
+
+    tokenizer = processor.tokenizer
+    tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
+    if not parse_on_server:
+        tokenizer.response_template = RAW_ANSWERS
+    whole = Qwen3VLProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=tokenizer,
+        video_processor=load_video_processor(checkpoint_path(model_cfg.path), processor),
+        chat_template=tokenizer.chat_template,
+    )
+    whole.save_pretrained(directory)
+    # Its one file is enough for transformers 5; others look for these.
+    whole.image_processor.save_pretrained(directory)
+    whole.video_processor.save_pretrained(directory)
+
+
+def load_video_processor(path: str, processor: Processor):
+    """The base's, or one of its patch size: the agent sees no videos, but Qwen3-VL's processor class wants one."""
+    from transformers import AutoVideoProcessor, Qwen3VLVideoProcessor
+
+    try:
+        return AutoVideoProcessor.from_pretrained(path)
+    except (OSError, ValueError):
+        return Qwen3VLVideoProcessor(patch_size=processor.geometry.patch_size, merge_size=processor.geometry.merge_size)
+
+
+# comparison
+
+
+def probe_inputs(config: Config, processor: Processor) -> dict[str, torch.Tensor]:
+    """A prompt in the run's format: a tool, a text and a picture of noise."""
+    import numpy as np
+    from PIL import Image
+
+    fmt = FORMATS[config.prompt.format]
+    collator = Collator(processor, fmt, config.prompt, config.vision, config.train)
+    parameters = {"type": "object", "properties": {"direction": {"enum": ["UP", "DOWN"]}}, "required": ["direction"]}
+    tools = (Tool("move", "Walk one tile.", parameters),)
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    observation = Observation("Mission: find the red tiger.", (Picture.from_image(Image.fromarray(pixels)),))
+    batch = collator.encode_prompt([Request("You are an agent in a park.", tools, (), observation)])
+    return {key: batch[key] for key in MODEL_INPUTS}
+
+
+@torch.no_grad()
+def probe_logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(T, V) float32."""
+    device = next(model.parameters()).device
+    return model(**{key: value.to(device) for key, value in inputs.items()}, use_cache=False).logits[0].float().cpu()
+
+
+def distance(reference: torch.Tensor, logits: torch.Tensor) -> Distance:
+    """Of `logits` from the reference's, both (T, V)."""
+    log_p, log_q = functional.log_softmax(reference, -1), functional.log_softmax(logits, -1)
+    return Distance(
+        mean_kl=(log_p.exp() * (log_p - log_q)).sum(-1).mean().item(),
+        max_logit_difference=(reference - logits).abs().max().item(),
+        same_choice=(reference.argmax(-1) == logits.argmax(-1)).float().mean().item(),
+    )
+
+
+# model card
+
+
+def model_card(export: Export, config: Config, checkpoint: Path) -> str:
+    """README.md of the folder; what has not been measured is not in it."""
+    base = base_name(config.model.path)
+    run_dir = checkpoint.parent.parent
+    step = read_json(checkpoint / "state.json")["step"] if (checkpoint / "state.json").exists() else None
+    return "\n\n".join(
+        part
+        for part in (
+            front_matter(config.model.path),
+            f"# {export.directory.name}",
+            f"{base}, made into an agent by the run `{config.name}` of qwenvl-agent {qwenvl_agent.__version__}: it "
+            f"looks at a picture, writes a thought and calls tools, in the action format `{config.prompt.format}`.",
+            "## Weights",
+            weights_text(export, config.model, base, step),
+            "## Data",
+            data_text(run_dir / "data.json"),
+            "## Metrics",
+            metrics_text(run_dir, checkpoint, step),
+            "## Use",
+            use_text(export.directory.name),
+            "## Config",
+            f"```json\n{json.dumps(to_json(config), indent=1, ensure_ascii=False)}\n```\n",
+        )
+        if part
+    )
+
+
+def front_matter(path: str) -> str:
+    """What model hubs read; a base in a local folder has no name there."""
+    base = [f"base_model: {path}"] if path != "tiny" and not Path(path).exists() else []
+    lines = ["library_name: transformers", "pipeline_tag: image-text-to-text", *base, "tags: [agent, tool-use]"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def base_name(path: str) -> str:
+    return "The tiny base of qwenvl-agent" if path == "tiny" else Path(path).name if Path(path).exists() else path
+
+
+def weights_text(export: Export, model_cfg: ModelConfig, base: str, step: int | None) -> str:
+    adapter = f", rank {model_cfg.lora_rank}, alpha {model_cfg.lora_alpha}" if model_cfg.method != "full" else ""
+    into = {
+        "full": "",
+        "lora": f" The adapter is merged into {base}.",
+        "qlora": f" The adapter is merged into the NF4 weights of {base} that it was trained on, unpacked: the answers "
+        "are those of the run's 4-bit model.",
+    }[model_cfg.method]
+    if export.base == "original":
+        into = (
+            f" The adapter was trained on the NF4 weights of {base} and is merged into its original ones, as is the "
+            "custom: the answers differ from those of the run's 4-bit model as the last lines of the table say."
+        )
+    rows = [("the same weights, not merged", export.merged)]
+    rows += [("the run's model, 4 bit", export.live)] if export.base == "original" else []
+    rows += [("the run's model without its adapter, from the one with it", export.adapter)] if export.adapter else []
+    table = "\n".join(
+        f"| {name} | {d.mean_kl:.2g} | {d.max_logit_difference:.2g} | {100 * d.same_choice:.1f} % |" for name, d in rows
+    )
+    return (
+        f"Method {model_cfg.method}{adapter}{'' if step is None else f', step {step}'}; bfloat16, no adapter left."
+        f"{into}\n\nOn a probe prompt, the logits of this folder, read back by transformers, compared with:\n\n"
+        "| | mean KL, nats a token | largest difference of a logit | same best token |\n|---|---|---|---|\n"
+        f"{table}\n\nAbove {MAX_KL} nats from the first line's model, the folder would not have been written."
+    )
+
+
+def data_text(path: Path) -> str:
+    if not path.exists():
+        return "The run has no data.json: its data is not known here."
+    data = read_json(path)
+    rows = [
+        f"| {source['path']} | {source['kind']} | {source['num_rows']} | {source['num_episodes']} "
+        f"| {source['num_rejects']} |"
+        for source in data["sources"]
+    ]
+    head = "| source | kind | rows | episodes | rejected |\n|---|---|---|---|---|\n"
+    return (
+        f"Dataset hash `{data['dataset_hash']}`; {data['num_train_rows']} rows trained on, "
+        f"{data['num_held_out_rows']} held out.\n\n" + head + "\n".join(rows)
+    )
+
+
+def metrics_text(run_dir: Path, checkpoint: Path, step: int | None) -> str:
+    """What was measured of this checkpoint, before the merge: inside training, and by eval.py."""
+    parts = [
+        f"From `{path.parent.relative_to(run_dir)}` ({about['suite']}):\n\n{result_table(result)}"
+        for path in sorted(run_dir.glob("eval/*/metrics.json"))
+        for result in [read_json(path)]
+        for about in [result["about"]]
+        if is_about(about, run_dir, checkpoint)
+    ]
+    inside = scalars_at(run_dir / "metrics.jsonl", step)
+    if inside:
+        table = "\n".join(f"| {name} | {value:.4g} |" for name, value in inside.items())
+        parts.append(f"Inside training, at step {step}:\n\n| | |\n|---|---|\n{table}")
+    if not parts:
+        return "None was measured of this checkpoint."
+    return "\n\n".join(["Measured of the run's model, before the merge.", *parts])
+
+
+def is_about(about: dict, run_dir: Path, checkpoint: Path) -> bool:
+    """Whether a result of eval.py is of this checkpoint and saw the pictures."""
+    name = about.get("checkpoint")
+    if not name or about.get("blank_pictures"):
+        return False
+    return find_checkpoint(run_dir if name == "best" else run_dir / "checkpoints" / name).resolve() == checkpoint
+
+
+def result_table(result: dict) -> str:
+    """Every figure with its interval."""
+    rows = [
+        f"| {name} | {m['value']:.4g} | {m['low']:.4g} to {m['high']:.4g} | {m['n']} |"
+        for name, m in result.items()
+        if isinstance(m, dict) and m.get("value") is not None and "low" in m
+    ]
+    return "| | value | 95 % interval | of |\n|---|---|---|---|\n" + "\n".join(rows)
+
+
+def scalars_at(path: Path, step: int | None) -> dict[str, float]:
+    """The figures of an evaluation inside training at `step`; a tool's and a field's own have a dot in their name."""
+    if step is None or not path.exists():
+        return {}
+    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    logged: dict[str, float] = {}
+    for line in lines:
+        if line["step"] == step:
+            logged |= line
+    return {
+        name: value
+        for name, value in logged.items()
+        if name.startswith(("eval/", "rollout/")) and "." not in name and math.isfinite(value)
+    }
+
+
+def use_text(name: str) -> str:
+    return f"""```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("{name}", dtype="auto")
+processor = AutoProcessor.from_pretrained("{name}")
+```
+
+Served, and evaluated as it is served:
+
+```bash
+transformers serve {name} --port 8000      # or: vllm serve {name}
+python eval.py --endpoint http://127.0.0.1:8000/v1 --model {name} --config {name}/{AGENT_CONFIG}
+```
+
+Prompts must be those of training (`qwenvl_agent/prompt.py`): tools and the format's instructions stand in the system
+message. Pictures of another size are resized to the budget in preprocessor_config.json."""
+
+
+def write_json(path: Path, values: object) -> None:
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,78 @@
+"""Turn a run into a folder that transformers, vLLM and `transformers serve` load as any other model.
+
+    python scripts/merge_adapter.py runs/safari_2b --out exports/safari_2b
+
+Adapters are merged, weights are bfloat16, processor, chat template and model card lie beside them. The folder is read
+back and its logits are compared with the live model's; if they differ, it is not kept.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from qwenvl_agent.export import BASES, Export, export_run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run (its best, else last checkpoint), or of a checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument(
+        "--base",
+        choices=BASES,
+        default="trained",
+        help="of a QLoRA run, merge into the weights trained on (NF4, unpacked) or the original (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--parse-on-server",
+        action="store_true",
+        help="let `transformers serve` take calls out of the answers, as chat clients want it; a malformed call is "
+        "then the server's internal error, and eval.py --endpoint sees no raw text",
+    )
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--json", action="store_true", help="print the comparison on stdout, and nothing else there")
+    args = parser.parse_args(argv)
+    messages = Console(stderr=True)
+    try:
+        with messages.status("starting") as status:
+            export = export_run(
+                args.run,
+                args.out,
+                base=args.base,
+                parse_on_server=args.parse_on_server,
+                device=args.device or default_device(),
+                say=status.update,
+            )
+    except ValueError as error:
+        messages.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    print(json.dumps(as_json(export), indent=1) if args.json else summary(export))
+    return 0
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def as_json(export: Export) -> dict:
+    return asdict(export) | {"directory": str(export.directory)}
+
+
+def summary(export: Export) -> str:
+    lines = [f"{export.directory}: {export.merged.mean_kl:.2g} nats a token from the model before the merge"]
+    if export.base == "original":
+        lines.append(f"{export.live.mean_kl:.2g} nats a token from the run's 4-bit model")
+    if export.adapter:
+        lines.append(f"(the adapter itself makes {export.adapter.mean_kl:.2g})")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
