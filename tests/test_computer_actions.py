@@ -71,7 +71,7 @@ def assert_same(action: Action, back: Action, screen: Screen) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(screen=SCREENS, data=st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_actions_come_back_through_every_format(name, screen, data):
     given_actions = data.draw(st.lists(actions(screen), min_size=1, max_size=3))
     thought = data.draw(st.sampled_from(["", "点击小猫图片。", "I click it."]))
@@ -499,7 +499,7 @@ PIECES = st.sampled_from(
 
 
 @given(JSON | LIKELY | st.lists(WORDS | JSON, max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_reading_never_raises_on_values(value):
     for unit in ("px", "norm"):
         reading = dialects.read(value, PAGE, unit, clamp=unit == "norm")
@@ -508,7 +508,7 @@ def test_reading_never_raises_on_values(value):
 
 
 @given(st.text() | st.lists(PIECES | WORDS).map("".join))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_reading_never_raises_on_texts(text):
     reading = dialects.read(text, PAGE)
     assert bool(reading.actions) != bool(reading.error)

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.data.computer import Rejected, Sample, SampleWriter, read_rows, read_samples, summary
@@ -518,6 +518,24 @@ def test_training_pictures_of_the_evaluation_set_are_found_though_changed(conver
     reject, sample = converted("os_atlas", {**ROWS["os_atlas"], **small}, moved, known=known)
     assert reject.reason == "known_picture" and "'a.png' of the set kept apart" in reject.message
     assert isinstance(sample, Sample)
+
+
+def page(words: list[str]) -> Image.Image:
+    image = Image.new("RGB", (1280, 720), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(16)
+    for i, word in enumerate(words):
+        draw.text((40 + i % 6 * 200, 30 + i // 6 * 40), word, fill="black", font=font)
+    return image
+
+
+def test_scaled_and_compressed_copies_are_known_and_one_other_word_is_not(folder):
+    words = ["save", "open file", "delete", "invoice 2031", "kitten photo", "Maria Lopez", "cancel"] * 10
+    original, known = page(words), KnownPictures()
+    known.add(original, "original")
+    for size, quality in (((1280, 720), 50), ((640, 360), 75), ((427, 240), 90), ((1000, 563), 75)):
+        original.resize(size).save(folder / "copy.jpg", quality=quality)
+        assert known.find(Image.open(folder / "copy.jpg")) == "original"
+    assert known.find(page([*words[:30], "settings", *words[31:]])) == ""
 
 
 def test_hashes_tell_pixels_and_sizes_apart():
