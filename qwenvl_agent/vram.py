@@ -2,7 +2,7 @@
 
 The formulas follow what one optimizer step of train.py really keeps: float32 masters of what trains, frozen parts in
 `model.dtype`, bfloat16 autocast, a frozen vision tower without autograd, logits at supervised positions only. A step has
-four moments that can be its peak (`MOMENTS`); each is a sum over the same categories, and the plan is the largest.
+a few moments that can be its peak (`MOMENTS`); each is a sum over the same categories, and the plan is the largest.
 tests/test_vram.py holds the sums against a step traced under fake tensors.
 
     python scripts/plan_vram.py --config configs/safari_2b.json --gpu 24
@@ -39,7 +39,15 @@ CATEGORIES = (
     "logits",
     "slack",
 )
-MOMENTS = ("vision tower", "loss", "layer backward", "embedding backward", "optimizer step")
+MOMENTS = (
+    "vision tower",
+    "end of forward",
+    "loss",
+    "head backward",
+    "layer backward",
+    "embedding backward",
+    "optimizer step",
+)
 
 # Assumptions, not measured here: a CUDA context with cuBLAS workspaces, NCCL's buffers with more than one GPU, and the
 # caching allocator's share of what comes and goes.
@@ -423,7 +431,7 @@ def _persistent(config: Config, arch: Architecture, num_gpus: int) -> tuple[dict
     held["optimizer"] = int(2 * (share if stage else trainable))
     held["gradients"] = int(share if stage >= 2 else trainable)
     zero = dict.fromkeys(MOMENTS, 0)
-    backward = ("loss", "layer backward", "embedding backward")
+    backward = ("loss", "head backward", "layer backward", "embedding backward")
     host = 0
     if stage == 0:
         if num_gpus > 1:  # DDP's buckets are a second copy of the gradients
@@ -477,24 +485,24 @@ def _temporary(config: Config, arch: Architecture, row: RowShape) -> dict[str, d
     stream = precision.stream * arch.hidden * tokens  # one hidden state
     kept_a_layer = stream if cfg.gradient_checkpointing else layer
     saved = arch.layers * kept_a_layer + head_saved(cfg, arch, tokens)
+    if not cfg.gradient_checkpointing:
+        saved -= first_layer_unsaved(cfg, arch, tokens)
     tower_saved = tower_saved_bytes(cfg, arch, batch * row.image_tokens * arch.merge**2)
-    logits = logit_bytes(arch, batch * row.supervised)
+    supervised = batch * row.supervised
     backward = layer_backward(cfg, arch, tokens) + (layer if cfg.gradient_checkpointing else 0)
-    return {
-        "vision tower": {"vision": tower_bytes(cfg, arch, batch * row.image_tokens * arch.merge**2) + tower_saved},
-        "loss": {"activations": saved + cached_casts(cfg, arch), "logits": logits, "vision": tower_saved},
-        "layer backward": {
-            "activations": saved + backward,
-            "gradients": head_gradient(cfg, arch),
-            "vision": tower_saved,
-        },
-        "embedding backward": {
-            "activations": 2 * stream,
-            "gradients": embedding_gradient(cfg, arch),
-            "vision": tower_saved,
-        },
+    logits = precision.compute * supervised * arch.vocab
+    moments = {
+        "vision tower": {"vision": tower_bytes(cfg, arch, batch * row.image_tokens * arch.merge**2)},
+        "end of forward": {"activations": saved + cached_casts(cfg, arch), "logits": logits},
+        "loss": {"activations": saved, "logits": loss_bytes(arch, supervised)},
+        "head backward": {"activations": saved, "logits": logits, "gradients": head_gradient(cfg, arch)},
+        "layer backward": {"activations": saved + backward, "gradients": waiting_gradient(cfg, arch)},
+        "embedding backward": {"activations": stream, "gradients": embedding_gradient(cfg, arch)},
         "optimizer step": {},
     }
+    for name in MOMENTS[:-1]:
+        moments[name]["vision"] = moments[name].get("vision", 0) + tower_saved
+    return moments
 
 
 def layer_saved(cfg: ModelConfig, arch: Architecture, batch: int, length: int) -> float:
@@ -572,38 +580,63 @@ def cached_casts(cfg: ModelConfig, arch: Architecture) -> float:
     """Autocast caches its copy of every trained weight until the forward ends; without checkpointing they are kept."""
     if not cfg.autocast or not cfg.gradient_checkpointing:
         return 0
+    return 2 * (arch.layers * arch.layer_matrices if cfg.method == "full" else adapter_parameters(cfg, arch))
+
+
+def first_layer_unsaved(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
+    """Before the first adapter nothing needs a gradient: no copy for the norm, no mask of a dropout."""
     if cfg.method == "full":
-        return 0  # the copies are released before the loss is made: see the moment "loss"
-    return 2 * adapter_parameters(cfg, arch)
+        return 0
+    masks = len({"q_proj", "k_proj", "v_proj"} & set(cfg.lora_targets)) if cfg.lora_dropout > 0 else 0
+    return tokens * arch.hidden * (4 + masks)
 
 
 def head_saved(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
     """Last norm, and the head's weight in the compute type if it trains."""
     p = Precision.of(cfg)
     head = 2 * arch.embedding if cfg.method == "full" and cfg.autocast else 0
-    return tokens * (_norm_saved(arch.hidden, p.stream, p) + p.normed * arch.hidden) + head
+    return tokens * _norm_saved(arch.hidden, p.stream, p) + head
 
 
-def logit_bytes(arch: Architecture, num_supervised: int) -> float:
+def loss_bytes(arch: Architecture, num_supervised: int) -> float:
     """Log-probabilities, their gradient and the logits' gradient, float32, at once."""
     return 12 * num_supervised * arch.vocab
 
 
 def layer_backward(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
-    """Gradients of activations beside all that the layer saved: at its output, where the most is alive."""
+    """What is alive beside all that a layer saved, at its output: hidden states, the product of the MLP, gradients.
+
+    A bfloat16 projection with an adapter also holds its input in float32, before and after dropout (peft casts it;
+    over 4-bit weights it does not, under autocast).
+    """
     p = Precision.of(cfg)
-    return tokens * 3 * p.stream * arch.hidden
+    a_token = 5 * p.stream * arch.hidden
+    if cfg.method == "full":
+        largest = max(inputs * outputs for inputs, outputs in arch.projections.values())
+        return tokens * a_token + (4 + (2 if cfg.autocast else 0)) * largest
+    a_token += p.compute * arch.intermediate
+    if cfg.method == "lora" and p.stream < 4:
+        a_token += 4 * arch.intermediate * (2 if cfg.lora_dropout > 0 else 1)
+    return tokens * a_token
 
 
 def head_gradient(cfg: ModelConfig, arch: Architecture) -> float:
-    """The tied head's gradient waits for the embedding's before it is added to what has been accumulated."""
+    """Of the head's weight, in the compute type and as float32."""
+    if cfg.method != "full":
+        return 0
+    return (4 + (2 if cfg.autocast else 0)) * arch.embedding
+
+
+def waiting_gradient(cfg: ModelConfig, arch: Architecture) -> float:
+    """A tied head's gradient waits for the embedding's: only their sum is added to what has been accumulated."""
     return 4 * arch.embedding if cfg.method == "full" and arch.tied else 0
 
 
 def embedding_gradient(cfg: ModelConfig, arch: Architecture) -> float:
+    """The embedding's own, float32 and dense; with a tied head also the head's and their sum."""
     if cfg.method != "full":
         return 0
-    return 4 * arch.embedding + head_gradient(cfg, arch)
+    return 4 * arch.embedding * (3 if arch.tied else 1)
 
 
 def tower_bytes(cfg: ModelConfig, arch: Architecture, patches: int) -> float:

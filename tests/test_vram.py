@@ -1,0 +1,328 @@
+"""The planner's arithmetic: exact where it can be, and within 10 % of a step that torch's MemTracker counted."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qwenvl_agent.config import LANGUAGE_PROJECTIONS, Config, load_config
+from qwenvl_agent.schema import Observation, Picture, Request, Row, ToolCall, Turn
+from qwenvl_agent.vram import (
+    ARCHITECTURES,
+    CATEGORIES,
+    GIB,
+    REDUCE_BUCKET,
+    Change,
+    RowShape,
+    adapter_parameters,
+    budget_row,
+    changes,
+    cheapest_fit,
+    data_row,
+    describe_plan,
+    find_architecture,
+    measure_row,
+    plan_memory,
+    quantisation_bytes,
+    read_architecture,
+    trainable_parameters,
+)
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SMALL, MIDDLE, LARGE = ARCHITECTURES.values()
+ROW = RowShape(tokens=1000, image_tokens=100, supervised=100)
+
+
+def config_of(path: str = "Qwen/Qwen3-VL-2B-Instruct", method: str = "qlora", batch_size: int = 2, **groups) -> Config:
+    """A config without accumulation whose attention is what the trace runs."""
+    from qwenvl_agent.config import build_config
+
+    values = {
+        "name": "planned",
+        "model": {"path": path, "method": method, "attention": "sdpa"} | groups.pop("model", {}),
+        "train": {"batch_size": batch_size, "accumulation": 1} | groups.pop("train", {}),
+    }
+    return build_config(values | groups)
+
+
+# parameters: the counts of the published checkpoints
+
+
+@pytest.mark.parametrize(
+    ("arch", "num_parameters"), [(SMALL, 2_127_532_032), (MIDDLE, 4_437_815_808), (LARGE, 8_767_123_696)]
+)
+def test_parameters_are_those_of_the_published_checkpoints(arch, num_parameters):
+    assert arch.language + arch.vision == num_parameters
+
+
+def test_safari_2b_trains_17_4_million_adapter_parameters():
+    config = load_config(CONFIGS / "safari_2b.json")
+    assert adapter_parameters(config.model, SMALL) == trainable_parameters(config.model, SMALL) == 17_432_576
+
+
+def test_nf4_scales_take_a_byte_for_64_weights_and_a_little():
+    matrices = SMALL.layers * SMALL.layer_matrices
+    assert matrices // 64 < quantisation_bytes(SMALL) < 1.05 * matrices / 64
+
+
+def test_every_parameter_is_counted_once(tmp_path):
+    """Weights on one GPU: bfloat16 for LoRA, half a byte for NF4's projections, float32 masters for full."""
+    matrices = LARGE.layers * LARGE.layer_matrices
+    whole = LARGE.language + LARGE.vision
+    path = "Qwen/Qwen3-VL-8B-Instruct"
+    assert plan_memory(config_of(path, "lora"), LARGE, ROW).steady["weights"] == 2 * whole
+    assert plan_memory(config_of(path, "qlora"), LARGE, ROW).steady["weights"] == 2 * whole - 3 * matrices // 2
+    assert plan_memory(config_of(path, "full"), LARGE, ROW).steady["weights"] == 4 * LARGE.language + 2 * LARGE.vision
+    full = plan_memory(config_of(path, "full"), LARGE, ROW).steady
+    assert (full["gradients"], full["optimizer"]) == (4 * LARGE.language, 8 * LARGE.language)
+
+
+def test_an_architecture_comes_from_a_table_a_folder_or_the_tiny_base(tmp_path):
+    assert find_architecture("Qwen/Qwen3-VL-4B-Instruct") is MIDDLE
+    tiny = find_architecture("tiny")
+    assert (tiny.hidden, tiny.merge, tiny.tied) == (128, 1, True)
+    source = Path(__file__).parent.parent / "qwenvl_agent" / "assets" / "tiny" / "config.json"
+    (tmp_path / "config.json").write_text(source.read_text())
+    assert find_architecture(str(tmp_path)) == find_architecture("no/matter", tmp_path) == tiny
+    assert find_architecture("no/matter", tmp_path / "config.json") == tiny
+
+
+def test_an_unknown_model_is_one_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="no/such.* is no folder with a config.json .*give its config's folder"):
+        find_architecture("no/such")
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {}, "vision_config": {}}))
+    with pytest.raises(ValueError, match="is not a Qwen3-VL config .KeyError: 'hidden_size'."):
+        find_architecture(str(tmp_path))
+
+
+# rows
+
+
+def test_without_data_the_row_is_the_budget():
+    config = config_of(vision={"max_tokens_per_image": 400, "max_tokens_per_row": 1000}, prompt={"history_steps": 4})
+    row = budget_row(config, SMALL)
+    assert (row.num_images, row.image_tokens) == (2, 800)  # two pictures of 20 x 20 tokens
+    assert row.tokens == 800 + 600 + 4 * 250 + 150 and row.supervised == 150
+    assert budget_row(load_config(CONFIGS / "safari_2b.json"), SMALL).image_tokens == 100  # a board of 10 x 10 tiles
+
+
+def row_of_data(text: str, pixels: int = 320) -> Row:
+    request = Request("You play.", (), (), Observation(text, (Picture(pixels, pixels),)))
+    return Row("r", request, Turn("I go right.", (ToolCall("move", {"steps": 2}),)), "a.jsonl:1")
+
+
+def test_a_row_of_data_has_exact_vision_tokens_and_estimated_text():
+    row = measure_row(row_of_data("x" * 3000, 640), config_of(), SMALL)
+    assert row.image_tokens == 400 and 1400 < row.tokens < 1500 and 20 < row.supervised < 50
+
+
+def test_the_longest_rows_are_planned():
+    rows = [row_of_data("x" * n) for n in (30, 3000, 300)]
+    row = data_row(rows, [10, 1000, 100], config_of(), SMALL)
+    assert row.tokens == measure_row(rows[1], config_of(), SMALL).tokens
+    assert row.source.startswith("longest of 3 rows")
+
+
+def test_a_row_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="a row of 100 tokens cannot hold 90 vision and 20 supervised"):
+        plan_memory(config_of(), SMALL, RowShape(100, 90, 20))
+
+
+# sharding
+
+
+def test_zero_shards_what_its_stage_says():
+    """Of LoRA on 4 GPUs: stage 2 shards gradients and optimizer, stage 3 the weights too."""
+    path, share = "Qwen/Qwen3-VL-8B-Instruct", 4 * adapter_parameters(config_of(method="lora").model, LARGE) // 4
+    plans = [
+        plan_memory(config_of(path, "lora", train={"zero_stage": stage}), LARGE, ROW, num_gpus=4) for stage in range(4)
+    ]
+    assert [plan.steady["gradients"] // share for plan in plans] == [4, 4, 1, 1]
+    assert [plan.steady["optimizer"] // share for plan in plans] == [8, 2, 2, 2]
+    weights = [plan.steady["weights"] for plan in plans]
+    assert weights[0] == weights[1] == weights[2] == 4 * weights[3]
+    assert plans[2].parts["zero"] > 4 * REDUCE_BUCKET  # DeepSpeed's bucket, whole even for 44 M parameters
+
+
+def test_offload_moves_state_to_the_host():
+    def plan(offload: bool):
+        train = {"zero_stage": 3, "cpu_offload": offload}
+        return plan_memory(config_of("Qwen/Qwen3-VL-8B-Instruct", "full", train=train), LARGE, ROW, num_gpus=8)
+
+    on_gpu, on_host = plan(False), plan(True)
+    assert on_gpu.host_bytes == 0 and on_host.host_bytes > 16 * LARGE.language // 8
+    assert on_host.steady["optimizer"] == on_host.steady["weights"] == 0
+    assert on_host.total < on_gpu.total
+
+
+# fits or not
+
+
+def test_the_parts_add_up_to_the_peak():
+    plan = plan_memory(config_of(), SMALL, ROW)
+    assert tuple(plan.parts) == CATEGORIES and sum(plan.parts.values()) == plan.total == max(plan.moments.values())
+
+
+def test_the_shipped_configs_fit_what_they_promise():
+    config = load_config(CONFIGS / "safari_2b.json")
+    assert plan_memory(config, SMALL, budget_row(config, SMALL)).fits(24)
+
+
+def test_the_cheapest_change_is_the_one_that_changes_least():
+    """Two long rows of 8B in 4 bit: one row at a time is the same step."""
+    config = config_of("Qwen/Qwen3-VL-8B-Instruct", batch_size=8, train={"accumulation": 2})
+    row = RowShape(4000, 2500, 300)
+    gpu = 24.0
+    assert not plan_memory(config, LARGE, row).fits(gpu)
+    change, plan = cheapest_fit(config, LARGE, lambda _: row, 1, gpu)
+    assert change.overrides[0].startswith("train.batch_size=") and plan.fits(gpu)
+    smaller = change.apply(config)
+    assert smaller.train.batch_size * smaller.train.accumulation == 16
+
+
+def test_changes_combine_if_no_single_one_is_enough():
+    config = config_of(model={"gradient_checkpointing": False}, batch_size=4)
+    row = RowShape(3000, 2000, 200)
+    smallest = Change(("train.batch_size=1", "train.accumulation=4", "model.gradient_checkpointing=true"), "").apply(
+        config
+    )
+    needed = plan_memory(smallest, SMALL, row).total
+    change, plan = cheapest_fit(config, SMALL, lambda _: row, 1, 1.03 * needed / GIB)
+    assert {"train.batch_size=1", "model.gradient_checkpointing=true"} <= set(change.overrides)
+    assert plan.total == needed
+
+
+def test_nothing_helps_a_card_that_is_far_too_small():
+    assert cheapest_fit(config_of(), SMALL, lambda _: ROW, 1, 1.0) is None
+
+
+def test_every_change_is_a_config_that_loads():
+    for method in ("full", "lora", "qlora"):
+        config = config_of("Qwen/Qwen3-VL-8B-Instruct", method, 8, model={"gradient_checkpointing": False})
+        for num_gpus in (1, 8):
+            found = list(changes(config, num_gpus))
+            assert found and all(isinstance(change.apply(config), Config) for change in found)
+
+
+def test_the_block_for_the_start_of_a_run_says_peak_rows_and_verdict():
+    text = describe_plan(load_config(CONFIGS / "safari_2b.json"), gpu_gb=24)
+    assert text.startswith("planned peak: ") and "100 of them vision" in text and text.endswith("fits 24 GB")
+    assert "does NOT fit" in describe_plan(load_config(CONFIGS / "safari_2b.json"), gpu_gb=2)
+
+
+def test_planning_needs_no_torch():
+    code = "import sys, qwenvl_agent.vram; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# against a step that was counted
+
+
+def hf_config_of(arch, num_layers: int, vision_depth: int):
+    """transformers' config of an architecture with fewer layers; the class's own defaults for what takes no memory."""
+    from transformers import Qwen3VLConfig
+
+    indexes = [5, 11, 17] if vision_depth >= 18 else list(range(arch.num_deepstack))
+    return Qwen3VLConfig(
+        tie_word_embeddings=arch.tied,
+        text_config={
+            "hidden_size": arch.hidden,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": arch.heads,
+            "num_key_value_heads": arch.kv_heads,
+            "head_dim": arch.head_dim,
+            "intermediate_size": arch.intermediate,
+            "vocab_size": arch.vocab,
+            "tie_word_embeddings": arch.tied,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5e6,
+                "mrope_interleaved": True,
+                "mrope_section": [24, 20, 20],
+            },
+        },
+        vision_config={
+            "hidden_size": arch.vision_hidden,
+            "depth": vision_depth,
+            "intermediate_size": arch.vision_intermediate,
+            "num_heads": arch.vision_heads,
+            "out_hidden_size": arch.hidden,
+            "num_position_embeddings": arch.num_positions,
+            "deepstack_visual_indexes": indexes,
+        },
+    )
+
+
+def both(config: Config, arch, row: RowShape, num_layers: int = 0, vision_depth: int = 0) -> tuple[int, int]:
+    """Bytes at the peak as planned and as traced; with a depth of 0 that of the architecture."""
+    from traced_step import trace_fake
+
+    arch = replace(arch, layers=num_layers or arch.layers, vision_depth=vision_depth or arch.vision_depth)
+    planned = plan_memory(config, arch, row)
+    traced = trace_fake(config, hf_config_of(arch, arch.layers, arch.vision_depth), row)
+    print(f"planned {planned.tensor_bytes / GIB:.3f} ({planned.moment}), traced {traced.peak / GIB:.3f} GiB")
+    static = sum(planned.steady[c] for c in CATEGORIES if c in planned.steady)
+    assert traced.static == pytest.approx(static, rel=0.01)
+    return planned.tensor_bytes, traced.peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "method"), [("Qwen/Qwen3-VL-2B-Instruct", "qlora"), ("Qwen/Qwen3-VL-8B-Instruct", "lora")]
+)
+def test_the_plan_of_the_true_configurations_is_what_a_traced_step_takes(path, method):
+    planned, traced = both(config_of(path, method), ARCHITECTURES[path], ROW)
+    assert planned == pytest.approx(traced, rel=0.1)
+
+
+LONG = RowShape(tokens=2000, image_tokens=1024, supervised=60)
+VARIANTS = {
+    "base": ({}, LONG),
+    "twice_the_area": ({}, RowShape(tokens=2000 + 1024, image_tokens=2048, supervised=60, num_images=2)),
+    "no_checkpointing": ({"model": {"gradient_checkpointing": False}}, LONG),
+    "batch_4": ({"batch_size": 4}, LONG),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["qlora", "lora", "full"])
+def test_changes_of_a_config_change_the_plan_as_they_change_the_trace(method):
+    """At the widths of 2B and 4 layers deep, where activations are most of the peak."""
+    results = {}
+    for name, (groups, row) in VARIANTS.items():
+        results[name] = both(config_of(method=method, **groups), SMALL, row, num_layers=4, vision_depth=4)
+        planned, traced = results[name]
+        assert planned == pytest.approx(traced, rel=0.1), name
+    for name in VARIANTS:
+        if name != "base":
+            planned, traced = (results[name][i] - results["base"][i] for i in (0, 1))
+            assert planned == pytest.approx(traced, rel=0.15, abs=0.05 * GIB), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_the_plan_of_a_small_model_is_what_a_real_step_takes(method, attention, tmp_path):
+    """Tensor bytes of a real optimizer step on the CPU, not the process's memory."""
+    from traced_step import trace_real
+
+    from qwenvl_agent.model import build_tiny_model, build_tiny_tokenizer, save_tiny
+
+    tokenizer = build_tiny_tokenizer(["find the animal"], 320)
+    sizes = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "vision_hidden_size": 128, "vision_depth": 2}
+    save_tiny(tmp_path, tokenizer, build_tiny_model(tokenizer, "test", **sizes))
+    arch = read_architecture(json.loads((tmp_path / "config.json").read_text()))
+    config = config_of(str(tmp_path), method, 4, model={"attention": attention, "lora_rank": 4})
+    row = RowShape(tokens=600, image_tokens=64, supervised=100)
+    planned, traced = plan_memory(config, arch, row), trace_real(config, row)
+    print(f"planned {planned.tensor_bytes / 1e6:.1f} ({planned.moment}), traced {traced.peak / 1e6:.1f} MB")
+    assert planned.tensor_bytes == pytest.approx(traced.peak, rel=0.1)
+
+
+def test_lora_targets_that_are_left_out_are_not_counted():
+    few = config_of(model={"lora_targets": ["q_proj", "v_proj"]})
+    assert adapter_parameters(few.model, SMALL) == 28 * 16 * ((2048 + 2048) + (2048 + 1024))
+    assert len(LANGUAGE_PROJECTIONS) == 7
