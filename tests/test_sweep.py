@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 
 from qwenvl_agent.config import load_config, to_json
 from qwenvl_agent.sweep.cells import freeze, frozen_path, load_sweep
@@ -299,6 +298,8 @@ def test_the_batch_script_names_a_users_mistake(tmp_path, arguments, task, messa
 @pytest.mark.slow
 def test_cells_run_here_side_by_side_and_stop_when_asked(tmp_path):
     """One cell trains on, the other cannot start; SIGTERM lets the first save."""
+    from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config  # the others need no torch
+
     checkpoint, dataset = save_tiny_checkpoint(tmp_path / "base"), save_dataset(tmp_path / "data")
     config = tiny_config(tmp_path, checkpoint, dataset, train={"max_steps": 5000})
     broken = {"data.sources": [{"path": "no/such.jsonl", "kind": "chat"}]}
