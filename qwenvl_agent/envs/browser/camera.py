@@ -1,6 +1,7 @@
 """Pictures of generated pages, with what can be clicked on them."""
 
 import base64
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,12 @@ class Camera:
         metrics = {"width": page.width, "height": page.height, "deviceScaleFactor": page.scale, "mobile": False}
         self._session.send("Emulation.setDeviceMetricsOverride", metrics)
         self._tab.set_content(page.html)
-        self._tab.evaluate(SCROLL, page.scroll)
+        if page.scroll:
+            self._tab.evaluate(SCROLL, page.scroll)
         layout = read_layout(self._tab, self._session)
         # Playwright's own screenshot compresses harder and takes twice as long.
         picture = self._session.send("Page.captureScreenshot", {"format": "png", "optimizeForSpeed": True})
-        return Shot(page, base64.b64decode(picture["data"]), layout)
+        png = base64.b64decode(picture["data"])
+        size = struct.unpack(">II", png[16:24])
+        assert size == (layout.width, layout.height), (page.family, page.seed, size, layout.width, layout.height)
+        return Shot(page, png, layout)

@@ -131,6 +131,7 @@ def _accessible(session: "CDPSession") -> dict[str, dict]:
         if MARK in attributes:
             marks[node["backendNodeId"]] = attributes[attributes.index(MARK) + 1].split()
         pending += node.get("children", ())
+    session.send("DOM.disable")  # else every later change of the page is reported to this session
     spoken = {}
     for node in session.send("Accessibility.getFullAXTree")["nodes"]:
         role = node.get("role", {}).get("value", "")

@@ -388,16 +388,17 @@ PHRASES: dict[str, Way] = {
 """Ways whose phrases stand in a request to click."""
 SENTENCES: dict[str, Way] = {"intent": by_intent, "switch": by_switch}
 WAYS = PHRASES | SENTENCES
-FAMILY_OF_WAY = {
+MEANS = {
     "name": "name",
     "switch": "name",
     **dict.fromkeys(("picture", "icon", "colour", "intent"), "description"),
     **dict.fromkeys(("place", "extreme", "order"), "position"),
     **dict.fromkeys(("group", "neighbour"), "relation"),
 }
+"""By what each way means an element."""
 
 
-def call_it(scene: Scene, element: Element, speaker: Speaker) -> str:
+def call_it(element: Element, speaker: Speaker) -> str:
     """A phrase that names the element; not always only this one, but never another."""
     role = speaker.role(element)
     if element.shown and len(element.shown) <= MAX_NAME_CHARS:
@@ -417,7 +418,7 @@ def call_it(scene: Scene, element: Element, speaker: Speaker) -> str:
 def reason(scene: Scene, element: Element, speaker: Speaker) -> str:
     """A short thought that names what is clicked and where it is."""
     place = speaker.word("places", ninth(*centre(element), scene.layout.width, scene.layout.height))
-    return capitalised(speaker.say("reasoning", np=call_it(scene, element, speaker), place=place))
+    return capitalised(speaker.say("reasoning", np=call_it(element, speaker), place=place))
 
 
 def requests(scene: Scene, element: Element, kind: str, speaker: Speaker) -> list[str]:

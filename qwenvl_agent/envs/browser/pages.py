@@ -73,6 +73,8 @@ class Family:
     """Keys of what pictures show; all if empty."""
     actions: tuple[str, ...] = ()
     """Keys of what the buttons of a board say; all if empty."""
+    offered_actions: tuple[str, ...] = ()
+    """What the tool offers beside these pictures; all if empty. Fewer make a shorter prompt."""
     grid_px: int = 16
     """Elements of a board stand on multiples of it."""
     num_items: tuple[int, int] = (2, 5)
@@ -83,6 +85,7 @@ class Family:
 
 SAFARI_KINDS = ("tiger", "elephant", "giraffe", "monkey", "zebra", "lion", "pig", "koala")
 BOARD = {
+    "offered_actions": ("left_click",),
     "blocks": ("board",),
     "num_blocks": (1, 1),
     "frame": (),
@@ -109,7 +112,7 @@ FAMILIES = {
         frame=("topbar", "sidebar", "footer"),
     ),
     "mobile": Family(
-        screens=((390, 844, 2), (360, 740, 2), (412, 915, 1.5), (320, 568, 2)),
+        screens=((390, 844, 2), (360, 740, 2), (412, 914, 1.5), (320, 568, 2)),
         font_px=(14, 18),
         num_blocks=(2, 5),
     ),

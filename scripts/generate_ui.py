@@ -1,0 +1,197 @@
+"""Render pages in Chromium and write what can be clicked on them as data.
+
+    python scripts/generate_ui.py --out generated/ui --pages 2000
+    python scripts/generate_ui.py --out generated/ui_simple --family simple --pages 5000 --rows 2
+    python scripts/generate_ui.py --out generated/ui_test --pages 500 --seed-start 2000000 --draw 20
+
+The folder holds dataset.jsonl (instruction, screenshot and click, in pixels), elements.jsonl (all elements of every
+picture, in pixels), questions.jsonl (conversations about the pictures), images/ and manifest.json. With --draw also
+drawn/: the first pictures with their boxes and click points, to be looked at.
+
+Page i has seed `seed-start + i` and the i-th of the families in turn; the same seed gives the same page. Chromium and
+Playwright are needed: pip install 'qwenvl-agent[browser]' and apt-get install chromium fonts-noto-color-emoji
+fonts-noto-cjk.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import Progress
+
+from qwenvl_agent.envs.browser.camera import Camera, Shot
+from qwenvl_agent.envs.browser.chromium import open_browser
+from qwenvl_agent.envs.browser.pages import FAMILIES, REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, draw_page
+from qwenvl_agent.envs.browser.samples import action_rows, elements_row, question_rows, sample_id
+from qwenvl_agent.envs.browser.words import LANGUAGES
+
+PAGES_PER_BROWSER = 100
+SEED_SETS = {"training": TRAIN_SEEDS, "selection": SELECTION_SEEDS, "report": REPORT_SEEDS}
+FILES = ("dataset", "elements", "questions")
+
+
+class Recorded(NamedTuple):
+    """One page: its picture, the rows of each of FILES, and what to count."""
+
+    name: str
+    png: bytes
+    drawn: bytes
+    rows: dict[str, list[dict]]
+    counts: Counter
+
+
+def record(shot: Shot, rows: int, questions: int, languages: tuple[str, ...], draw_until: int) -> Recorded:
+    """`draw_until`: pages with a smaller seed are drawn, too."""
+    name = sample_id(shot)
+    screenshot = f"images/{name}.png"
+    rng = random.Random(f"rows {name}")
+    found = {
+        "dataset": action_rows(shot, screenshot, rows, languages, rng),
+        "elements": [elements_row(shot, screenshot)],
+        "questions": question_rows(shot, screenshot, questions, languages, rng),
+    }
+    counts = Counter(pages=1, elements=len(shot.layout.elements), covered_elements=shot.layout.num_hidden)
+    counts.update(pages_without_elements=not shot.layout.elements, rows=len(found["dataset"]))
+    counts.update(questions=len(found["questions"]))
+    counts.update(f"kind {row['details']['kind']}" for row in found["dataset"])
+    counts.update(f"language {row['details']['language']}" for row in found["dataset"])
+    drawn = draw_boxes(shot) if shot.page.seed < draw_until else b""
+    return Recorded(name, shot.png, drawn, found, counts)
+
+
+def draw_boxes(shot: Shot) -> bytes:
+    """The picture as PNG with the box of every element (orange: partly covered or cut) and its click point."""
+    image = Image.open(io.BytesIO(shot.png)).convert("RGB")
+    draw = ImageDraw.Draw(image)
+    for element in shot.layout.elements:
+        x1, y1, x2, y2 = element.box
+        x, y = element.point
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline="red" if element.visible > 0.95 else "orange", width=2)
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill="lime", outline="black")
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def record_chunk(pages: list[tuple[str, int]], languages: tuple[str, ...], settings: dict) -> Iterator[Recorded]:
+    """Pages given by family and seed, in one browser."""
+    with open_browser() as browser:
+        camera = Camera(browser, ("emoji", *languages))
+        for family, seed in pages:
+            yield record(camera.shoot(draw_page(family, seed, languages)), languages=languages, **settings)
+
+
+def record_list(pages: list[tuple[str, int]], **settings) -> list[Recorded]:
+    """A generator cannot return from another process."""
+    return list(record_chunk(pages, **settings))
+
+
+def recorded_pages(pages: list[tuple[str, int]], workers: int, **settings) -> Iterator[Recorded]:
+    """In the order of `pages`, however many processes render."""
+    size = PAGES_PER_BROWSER if workers == 1 else max(1, min(PAGES_PER_BROWSER, len(pages) // (4 * workers)))
+    chunks = [pages[start : start + size] for start in range(0, len(pages), size)]
+    with ExitStack() as stack:
+        if workers == 1:
+            lists: Iterator = (record_chunk(chunk, **settings) for chunk in chunks)
+        else:
+            lists = stack.enter_context(get_context("spawn").Pool(workers)).imap(
+                partial(record_list, **settings), chunks
+            )
+        for found in lists:
+            yield from found
+
+
+def write_folder(out: Path, pages: list[tuple[str, int]], recorded: Iterator[Recorded], on_page: Callable) -> Counter:
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    counts = Counter()
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(open(out / f"{name}.jsonl", "w", encoding="utf-8")) for name in FILES}
+        for page in recorded:
+            (out / "images" / f"{page.name}.png").write_bytes(page.png)
+            if page.drawn:
+                (out / "drawn").mkdir(exist_ok=True)
+                (out / "drawn" / f"{page.name}.png").write_bytes(page.drawn)
+            for name, file in files.items():
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in page.rows[name])
+            counts.update(page.counts)
+            on_page()
+    return counts
+
+
+def seed_set(seeds: range) -> str:
+    """The set that holds all seeds; ValueError if none does, as data would leak from one to another."""
+    for name, known in SEED_SETS.items():
+        if seeds and seeds[0] in known and seeds[-1] in known:
+            return name
+    raise ValueError(
+        f"seeds {seeds.start} to {seeds.stop - 1} are not all of one seed set: training would see pages of an "
+        f"evaluation; stay within one of {SEED_SETS}"
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
+    parser.add_argument("--pages", type=int, required=True)
+    parser.add_argument("--seed-start", type=int, default=0)
+    parser.add_argument("--family", nargs="+", choices=sorted(FAMILIES), default=["desktop", "mobile", "tablet"])
+    parser.add_argument("--language", nargs="+", choices=LANGUAGES, default=list(LANGUAGES))
+    parser.add_argument("--rows", type=int, default=6, help="instructions a page at most")
+    parser.add_argument("--questions", type=int, default=3, help="questions a page at most")
+    parser.add_argument("--draw", type=int, default=0, metavar="N", help="draw the boxes of the first N pages")
+    parser.add_argument("--workers", type=int, default=1, help="browsers")
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
+    return parser.parse_args()
+
+
+def generate(args: argparse.Namespace) -> tuple[dict, float]:
+    """The manifest that was written, and the seconds it took."""
+    if (args.out / "dataset.jsonl").exists() and not args.overwrite:
+        raise ValueError(f"{args.out}/dataset.jsonl exists and would be lost; give another --out or --overwrite")
+    seeds = range(args.seed_start, args.seed_start + args.pages)
+    about = {"world": "browser", "families": args.family, "languages": args.language, "seed_set": seed_set(seeds)}
+    pages = [(args.family[i % len(args.family)], seed) for i, seed in enumerate(seeds)]
+    settings = {"rows": args.rows, "questions": args.questions, "draw_until": seeds.start + args.draw}
+    recorded = recorded_pages(pages, args.workers, languages=tuple(args.language), settings=settings)
+    started = time.perf_counter()
+    with Progress(disable=args.json, console=Console(stderr=True)) as progress:
+        task = progress.add_task(str(args.out), total=len(pages))
+        counts = write_folder(args.out, pages, recorded, lambda: progress.advance(task))
+    seconds = time.perf_counter() - started
+    digest = hashlib.sha256((args.out / "dataset.jsonl").read_bytes()).hexdigest()
+    manifest = about | {"seeds": [seeds[0], seeds[-1]], **counts, "sha256": digest}
+    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return manifest, seconds
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        manifest, seconds = generate(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(manifest))
+    else:
+        Console().print(manifest)
+        Console().print(f"{manifest['pages'] / seconds:.1f} screenshots/s, {manifest['rows'] / seconds:.1f} rows/s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
