@@ -323,6 +323,7 @@ DIALECTS = [
     ({"action": "left_click_drag", "x1": 10, "y1": 20, "x2": 30, "y2": 40}, DRAG, "drag_start"),
     ({"action": "terminate"}, [Action("terminate", status="success")], "default_status"),
     ({"action": "terminate", "status": "infeasible"}, [Action("terminate", status="failure")], "renamed_status"),
+    ({"action": "wait"}, [Action("wait", seconds=1)], "default_time"),
     # pyautogui and its like
     ("pyautogui.click(300, y=80)", click_at(300, 40), "python_call renamed_action xy_keys"),
     ("pyautogui.click(x=3, y=4, clicks=2)", click_at(3, 2, "double_click"), "python_call renamed_action xy_keys"),
@@ -379,6 +380,14 @@ def test_every_repair_is_documented_and_tested():
     assert tested == named - {"repair"}
 
 
+def nested(form: str, depth: int = 20_000) -> object:
+    """What a hostile answer may hold."""
+    value: object = {}
+    for _ in range(depth):
+        value = [value] if form == "lists" else {"name": "computer_use", "arguments": value}
+    return value
+
+
 @pytest.mark.parametrize(
     ("value", "error"),
     [
@@ -394,6 +403,13 @@ def test_every_repair_is_documented_and_tested():
         ({"action": "key", "keys": "hyper"}, "unknown_key"),
         ({"action": "terminate", "status": "maybe"}, "bad_argument"),
         ({"action": {"action": {"action": {"action": {"action": {"action": {}}}}}}}, "no_action"),
+        ([{"action": "wait", "time": 1}] * 51, "too_many_actions"),
+        ({"action": "press", "keys": ["tab"], "presses": 1e9}, "bad_argument"),
+        ({"action": "click", "coordinate": [3, 4], "clicks": 9}, "unknown_action"),
+        ({"action": "click", "coordinate": [3, 4], "button": "right", "clicks": 2}, "unknown_action"),
+        (nested("name_and_arguments"), "no_action"),
+        (nested("lists"), "no_action"),
+        ({"action": "left_click", "coordinate": nested("lists")}, "no_action"),
         ({"target": "cat"}, "no_action"),
         ({}, "no_action"),
         ([], "no_action"),

@@ -19,7 +19,9 @@ THOUGHT = re.compile(r"(?is)\A\s*(?:thoughts?|reasoning)\s*:\s*(.*?)\s*(?:\n\s*a
 PREFIX = re.compile(r"(?i)^\s*(?:[-*]\s+|\d+[.)]\s+)?(?:(?:next\s+)?actions?\s*:\s*)?")
 FENCE = re.compile(r"(?s)```[a-z]*\s*\n?(.*?)```")
 CALL_LINE = re.compile(r"[A-Za-z_][\w.]*\s*\(.*\)", re.DOTALL)
-POINT_TAG = re.compile(r"<(?:point|box)>([^<]*)</(?:point|box)>|<\|(?:point|box)_start\|>([^<]*)<\|(?:point|box)_end\|>")
+POINT_TAG = re.compile(
+    r"<(?:point|box)>([^<]*)</(?:point|box)>|<\|(?:point|box)_start\|>([^<]*)<\|(?:point|box)_end\|>"
+)
 OBJECT = re.compile(r"\[\s*(?=\{)|\{")
 ATLAS_NAMES = "CLICK|DOUBLE_CLICK|RIGHT_CLICK|LONG_PRESS|TYPE|SCROLL|DRAG|OPEN_APP|PRESS_[A-Z]+|ENTER|WAIT|COMPLETE"
 UPPER_CALL = re.compile(rf"(?m)^\s*({ATLAS_NAMES})\b[ \t]*(.*)$")

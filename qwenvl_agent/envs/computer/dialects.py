@@ -19,6 +19,7 @@ What is the tool's own form is read without repairs; everything else is read und
 | clamped | a position outside the screen, moved to its edge (only with `clamp`) |
 | key_combination | "ctrl+a", "ctrl a" for ["ctrl", "a"]; several keys pressed one after another |
 | wheel_notches, scroll_direction, default_scroll | a wheel's notches as WHEEL_NOTCH_PX each; "down"; without a length: half a screen |
+| default_time | a wait without a time: DEFAULT_WAIT_SECONDS |
 | click_and_type, typed_enter | type with a position; type with enter or submit: the key after it |
 | drag_start | a drag with both ends: a mouse_move to the first before it |
 | number_as_text | a number to type |
@@ -41,9 +42,10 @@ from qwenvl_agent.schema import Turn
 
 WHEEL_NOTCH_PX = 100
 """What a browser scrolls for one notch of a wheel, about; pyautogui and recorders count notches."""
+DEFAULT_WAIT_SECONDS = 1
 MAX_DEPTH = 5
 MAX_ACTIONS = 50
-"""Of one value; more are no decision of one step."""
+"""Of one value."""
 MAX_NUMBER = 1e9
 
 KIND_NAMES = {
@@ -103,13 +105,19 @@ class Reading:
 def read(value: object, screen: Screen, unit: str = "norm", *, clamp: bool = False) -> Reading:
     """Actions of any value: an object, a list, a text. Never raises on what people or models write.
 
-    Errors are those of `actions`, and no_action, not_literal (code with variables or expressions), outside_screen.
+    Errors are those of `actions`, and no_action, too_many_actions, not_literal (code with variables or expressions),
+    outside_screen.
     """
     reader = _Reader(screen, unit, clamp)
     try:
         actions = tuple(reader.read(value, 0))
     except ActionError as error:
         return Reading(repairs=tuple(reader.repairs), error=error.name, message=str(error))
+    except RecursionError:
+        return Reading(error="no_action", message="nested too deep: no action is read; write one object")
+    if len(actions) > MAX_ACTIONS:
+        message = f"{len(actions)} actions are no decision of one step: none is taken; give at most {MAX_ACTIONS}"
+        return Reading(error="too_many_actions", message=message)
     return Reading(actions, reader.thought, tuple(reader.repairs))
 
 
@@ -183,7 +191,7 @@ class _Reader:
         if not values:
             raise ActionError("no_action", f"{_short(text)} holds no action: write one")
         self.note(name)
-        return [action for value in values[:MAX_ACTIONS] for action in self.read(value, depth + 1)]
+        return [action for value in values for action in self.read(value, depth + 1)]
 
     def _read_list(self, values: list, depth: int) -> list[Action]:
         if all(_is_number(v) for v in values) or (len(values) == 1 and _is_numbers(values[0])):
@@ -193,7 +201,7 @@ class _Reader:
             self.note("list_action")
             return self._read_object(_named(values), depth)
         self.note("several_actions")
-        return [action for value in values[:MAX_ACTIONS] for action in self.read(value, depth + 1)]
+        return [action for value in values for action in self.read(value, depth + 1)]
 
     def _read_object(self, value: dict, depth: int) -> list[Action]:
         fields = {str(key): item for key, item in value.items() if item is not None}
@@ -255,17 +263,27 @@ class _Reader:
         if kind in ("scroll", "hscroll"):
             return [self._scroll(kind, name, fields)]
         if kind == "wait":
-            seconds = self._take(fields, "time")
-            return [Action(kind, seconds=1.0 if seconds is None else self._number(seconds))]
+            return [self._wait(fields)]
         if kind == "terminate":
             return self._terminate(fields)
         return [Action(kind, text=self._text(kind, fields))]
 
+    def _wait(self, fields: dict) -> Action:
+        seconds = self._take(fields, "time")
+        if seconds is None:
+            self.note("default_time")
+            seconds = DEFAULT_WAIT_SECONDS
+        return Action("wait", seconds=self._number(seconds))
+
     def _clicks(self, kind: str, fields: dict) -> list[Action]:
         button, count = str(fields.pop("button", "left")).lower(), fields.pop("clicks", 1)
         if kind == "left_click" and (button, count) != ("left", 1):
-            by_count = {"2": "double_click", "3": "triple_click"}.get(str(count), kind)
-            kind = {"right": "right_click", "middle": "middle_click"}.get(button, by_count)
+            known = {("left", "2"): "double_click", ("left", "3"): "triple_click", ("right", "1"): "right_click"}
+            kind = (known | {("middle", "1"): "middle_click"}).get((button, str(count)), "")
+            if not kind:
+                raise ActionError(
+                    "unknown_action", f"{_short(count)} clicks of button {button[:20]!r}: no action does that"
+                )
             self.note("renamed_action")
         return [Action(kind, **self._place(kind, fields))]
 
@@ -310,8 +328,9 @@ class _Reader:
             keys = parts
         if name == "press" and (len(keys) > 1 or presses != 1):  # pyautogui presses them one after another
             self.note("key_combination")
-            times = presses if isinstance(presses, int) and 1 <= presses <= MAX_ACTIONS else 1
-            return [Action("key", keys=(key,)) for _ in range(times) for key in keys][:MAX_ACTIONS]
+            if not isinstance(presses, int) or not 1 <= presses <= MAX_ACTIONS:
+                raise ActionError("bad_argument", f"presses is {_short(presses)}: give 1 to {MAX_ACTIONS}")
+            return [Action("key", keys=(key,)) for _ in range(presses) for key in keys]
         return [Action("key", keys=tuple(keys))]
 
     def _scroll(self, kind: str, name: str, fields: dict) -> Action:
