@@ -66,7 +66,7 @@ def choose_rows(args: argparse.Namespace, config: Config, arch: Architecture) ->
         if image_tokens is None:
             image_tokens = min(budget_row(config, arch).image_tokens, max(0, args.row_tokens - TYPICAL_TEXT["turn"]))
         supervised = args.supervised if args.supervised is not None else TYPICAL_TEXT["turn"]
-        supervised = min(supervised, args.row_tokens - image_tokens)
+        supervised = max(0, min(supervised, args.row_tokens - image_tokens))
         return lambda _: RowShape(args.row_tokens, image_tokens, supervised, source="as asked")
     rows = load_rows(config)
     if rows is None:
