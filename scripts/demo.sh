@@ -9,8 +9,8 @@ started=$(date +%s)
 
 run() { echo "\$ $*"; "$@"; }
 
-run python scripts/generate_oracle.py --config $config --out generated/safari_tiny --episodes 3500 --noise 0.2 \
-    --max-path 6 --max-final-path 3 --workers 2 --overwrite
+run python scripts/generate_oracle.py --config $config --out generated/safari_tiny --episodes 2500 --noise 0.2 \
+    --max-path 4 --max-final-path 1 --workers 2 --overwrite
 run accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
     --num_cpu_threads_per_process "$(nproc)" \
     train.py --config $config --overwrite

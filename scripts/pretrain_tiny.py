@@ -1,25 +1,29 @@
-"""Rebuild the tiny base that the package ships: tokenizer, vision stage, then perception and ways.
+"""Rebuild the tiny base that the package ships: tokenizer, vision, perception and ways, then the writing of calls.
 
     python scripts/pretrain_tiny.py --out generated/tiny --compile
 
 The base brings what a pre-trained Qwen3-VL brings along and random weights learn late (docs/LOG.md): it sees what
-stands where, compares it with a name in three languages, and finds its way around trees in a view. It has never
-played: no turn, no tool call and no notepad is in its rows. `make demo` teaches those.
+stands where, compares it with a name in three languages, finds its way around trees in a view, and writes a plan that it
+has made as calls. It has never played: what to plan is random in its rows and never supervised. `make demo` teaches that.
 
 Vision stage: the tower's output for a tile must name it through the language model's own embedding table (the tile's
 place, what stands on it, which neighbours are free), so that a vision token reads like a bag of words. Then the tower is
-frozen, and the language model learns short statements about pictures; only what a reader of the picture could know is
-supervised, never the random choice of what to ask.
+frozen, and the language model learns short statements about pictures (perception), then exchanges in which a mission, a
+notepad and a plan become calls, in every format (calls), and at last ways among many trees (ways). Only what a reader of the row could know is supervised, never
+the random choice of what to ask or to do.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import random
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +33,7 @@ from torch.nn import functional
 
 from qwenvl_agent.envs import make_env
 from qwenvl_agent.envs.safari.missions import KIND_WORDS, write_mission
-from qwenvl_agent.envs.safari.notepad import tile_name
+from qwenvl_agent.envs.safari.notepad import Notes, tile_name, write_notes
 from qwenvl_agent.envs.safari.oracle import SafariOracle
 from qwenvl_agent.envs.safari.paths import actions_of, first_part, shortest_way
 from qwenvl_agent.envs.safari.render import (
@@ -42,22 +46,34 @@ from qwenvl_agent.envs.safari.render import (
     symbol_animal,
     tile_pictures,
 )
-from qwenvl_agent.envs.safari.world import COLOURS, DIRECTIONS, KINDS, VIEW, Animal
-from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.envs.safari.thoughts import Plan
+from qwenvl_agent.envs.safari.world import COLOURS, DIRECTIONS, KINDS, VIEW, Animal, Tile
+from qwenvl_agent.formats import FORMATS, Format
 from qwenvl_agent.model import PatchProjection, build_tiny_model, build_tiny_tokenizer, save_tiny
 from qwenvl_agent.prompt import render_row
-from qwenvl_agent.schema import Request
+from qwenvl_agent.schema import Request, Tool, ToolCall, Turn
 
 console = Console()
 TILE_PX = 16
 FEATURE_POWER = 0.05
 """Mean square of a vision feature's entries up to which it is not held back."""
 MAX_PATH = 6
-STAGES = ("vision", "perception")
+STAGES = ("vision", "perception", "calls", "ways")
+FORMATS_WITH_THOUGHT = ("plain", "native", "hybrid")
 LANGUAGES = tuple(KIND_WORDS)
+RULES = ("reach", "catch")
 ANIMALS = [Animal(colour, kind) for kind in KINDS for colour in COLOURS]
 TILES = [(column, row) for row in range(VIEW) for column in range(VIEW)]
+ZONES = [(x, y) for y in range(2) for x in range(2)]
 DEMO_WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": TILE_PX}
+
+
+class Piece(NamedTuple):
+    """A text and whether its tokens are supervised."""
+
+    text: str
+    supervised: bool
+
 
 # Pre-tokens of the tiny tokenizer. Sentences that every prompt has become one token each when they are learned, and so
 # does the scaffolding between the values of a JSON call; names of animals and of tiles, numbers and words are one each.
@@ -85,7 +101,7 @@ def corpus(num_episodes: int) -> Iterator[str]:
     """Texts for the tokenizer: the oracle's turns in every format and rule set, and the statements about pictures."""
     for seed in range(num_episodes):
         full = {"tile_px": TILE_PX} if seed % 4 == 0 else DEMO_WORLD
-        world = {**full, "rules": ("reach", "catch")[seed // 2 % 2], "plain_missions": seed % 3 > 0}
+        world = {**full, "rules": RULES[seed // 2 % 2], "plain_missions": seed % 3 > 0}
         env = make_env("safari", **world)
         oracle = SafariOracle(env.rules, max_path=MAX_PATH, max_final_path=3)
         observation, _ = env.reset(seed=900_000 + seed)
@@ -99,13 +115,14 @@ def corpus(num_episodes: int) -> Iterator[str]:
                 break
     rng = random.Random(0)
     for _ in range(num_episodes * 10):
-        yield "".join(text for text, _ in statements(random_board(rng), rng))
+        scene = Scene.of(random_board(rng))
+        yield "".join(piece.text for piece in statements(scene, rng) + exchanges(scene, rng))
 
 
-def random_board(rng: random.Random) -> np.ndarray:
+def random_board(rng: random.Random, densities: Sequence[float] = (0.05, 0.12, 0.12, 0.2)) -> np.ndarray:
     """(10, 10) symbols: some trees, 1 to 20 animals, one player."""
     board = np.full(VIEW * VIEW, GROUND, dtype=np.int64)
-    density = rng.choice((0.05, 0.12, 0.12, 0.2))
+    density = rng.choice(densities)
     for i in range(VIEW * VIEW):
         if rng.random() < density:
             board[i] = TREE
@@ -116,55 +133,72 @@ def random_board(rng: random.Random) -> np.ndarray:
     return board.reshape(VIEW, VIEW)
 
 
-def statements(
-    board: np.ndarray, rng: random.Random, ramp: float = 1.0, in_missions: float = 0.5
-) -> list[tuple[str, bool]]:
+@dataclass(frozen=True)
+class Scene:
+    """A board as statements need it."""
+
+    me: Tile
+    places: dict[Animal, list[Tile]]
+    blocked: frozenset[Tile]
+    symbols: np.ndarray
+
+    @classmethod
+    def of(cls, board: np.ndarray) -> "Scene":
+        (row, column), places = np.argwhere(board >= PLAYER)[0], {}
+        for tile in TILES:
+            if animal := symbol_animal(int(board[tile[1], tile[0]])):
+                places.setdefault(animal, []).append(tile)
+        blocked = frozenset((int(c), int(r)) for r, c in np.argwhere(board == TREE))
+        return cls((int(column), int(row)), places, blocked, board)
+
+    def nearest(self, animal: Animal) -> str:
+        """The nearest tile of that animal by name, or none."""
+        tiles = self.places.get(animal)
+        if not tiles:
+            return "none"
+        return tile_name(min(tiles, key=lambda tile: abs(tile[0] - self.me[0]) + abs(tile[1] - self.me[1])))
+
+
+def statements(scene: Scene, rng: random.Random, ramp: float = 1.0) -> list[Piece]:
     """Text about a board in pieces, and whether each piece is supervised: what is asked is not, what is seen is.
 
     `ramp` from 0 to 1: at first every animal asked for is in view and no way is asked for. With all of it from the
     start "none" and the ways are learned, and looking an animal up never is.
     """
-    row, column = np.argwhere(board >= PLAYER)[0]
-    me = (int(column), int(row))
-    places: dict[Animal, list] = {}
-    for tile in TILES:
-        animal = symbol_animal(int(board[tile[1], tile[0]]))
-        if animal:
-            places.setdefault(animal, []).append(tile)
-    blocked = frozenset((int(c), int(r)) for r, c in np.argwhere(board == TREE))
-    pieces = [("Me", False), (f" {tile_name(me)}.", True)]
     num_ways = round(4 * ramp)
     target = partial(target_statement, absent=0.5 * ramp)
     kinds = [tile_statement] * 2 + [target] * (15 - 2 * num_ways) + [way_statement] * num_ways
     rng.shuffle(kinds)
-    for kind in kinds:
-        pieces += kind(board, me, places, blocked, rng)
-    return pieces
+    return [Piece("Me", False), me_piece(scene), *(piece for kind in kinds for piece in kind(scene, rng))]
 
 
-def tile_statement(board, me, places, blocked, rng) -> list[tuple[str, bool]]:
+def me_piece(scene: Scene) -> Piece:
+    return Piece(f" {tile_name(scene.me)}.", True)
+
+
+def tile_statement(scene: Scene, rng: random.Random) -> list[Piece]:
     """What stands on one tile."""
-    tile = rng.choice(TILES) if rng.random() < 0.3 or not places else rng.choice(rng.choice(list(places.values())))
-    symbol = int(board[tile[1], tile[0]])
+    tiles = list(scene.places.values())
+    tile = rng.choice(TILES) if rng.random() < 0.3 or not tiles else rng.choice(rng.choice(tiles))
+    symbol = int(scene.symbols[tile[1], tile[0]])
     animal = symbol_animal(symbol)
     content = animal.name if animal else {GROUND: "free", TREE: "tree"}.get(symbol, "Me")
-    return [(f" Tile {tile_name(tile)}:", False), (f" {content}.", True)]
+    return [Piece(f" Tile {tile_name(tile)}", False), Piece(f" {content}.", True)]
 
 
-def target_statement(board, me, places, blocked, rng, absent) -> list[tuple[str, bool]]:
+def target_statement(scene: Scene, rng: random.Random, absent: float) -> list[Piece]:
     """Where one animal is, or none."""
-    animal = asked_animal(places, rng, absent)
-    at = min(places[animal], key=lambda tile: abs(tile[0] - me[0]) + abs(tile[1] - me[1])) if animal in places else None
-    answer = (f" {tile_name(at) if at else 'none'}.", True)
+    animal = asked_animal(scene, rng, absent)
+    answer = Piece(f" {scene.nearest(animal)}.", True)
     if rng.random() < 0.5:
-        return [(f" Target {animal.name}", False), answer]
+        return [Piece(f" Target {animal.name}", False), answer]
     mission = write_mission((animal,), False, rng.choice(LANGUAGES), rng, plain=rng.random() < 0.7)
-    return [(f" Mission: {mission.text}\n Target", False), (f" {animal.name}", True), answer]
+    return [Piece(f" Mission: {mission.text}\n Target", False), Piece(f" {animal.name}", True), answer]
 
 
-def asked_animal(places: dict[Animal, list], rng: random.Random, absent: float) -> Animal:
+def asked_animal(scene: Scene, rng: random.Random, absent: float) -> Animal:
     """One in view, or with probability `absent` perhaps not; most of those share the colour or the kind with one."""
-    present = rng.choice(list(places)) if places else None
+    present = rng.choice(list(scene.places)) if scene.places else None
     if present and rng.random() >= absent:
         return present
     other = rng.choice(ANIMALS)
@@ -174,20 +208,94 @@ def asked_animal(places: dict[Animal, list], rng: random.Random, absent: float) 
     return other
 
 
-def way_statement(board, me, places, blocked, rng) -> list[tuple[str, bool]]:
+def way_statement(scene: Scene, rng: random.Random) -> list[Piece]:
     """The tiles and the moves towards one tile."""
+    way = random_way(scene, rng)
+    if not way:
+        return []
+    goal, part, plan = way
+    asked = rng.choice((f" Go {tile_name(goal)}.", f" Zone {tile_name(rng.choice(TILES))}, go {tile_name(goal)}."))
+    return [Piece(asked, False), Piece(f" Path {tile_names(part)}. Plan {plan.text()}.", True)]
+
+
+def free_statement(scene: Scene, rng: random.Random) -> list[Piece]:
+    """The directions from one tile, mostly a near one, in which no tree and no edge of the view is next to it."""
+    near = [tile for tile in TILES if abs(tile[0] - scene.me[0]) + abs(tile[1] - scene.me[1]) <= 4]
+    tile = rng.choice(near if rng.random() < 0.7 else TILES)
+    ahead = {name: (tile[0] + dx, tile[1] + dy) for name, (dx, dy) in DIRECTIONS.items()}
+    free = [name for name, place in ahead.items() if place in TILES and place not in scene.blocked]
+    return [Piece(f" free {tile_name(tile)}", False), Piece(f" {' '.join(free) or 'none'}.", True)]
+
+
+def random_way(scene: Scene, rng: random.Random) -> tuple[Tile, list[Tile], Plan] | None:
+    """A free tile, the first tiles towards it and the moves; None if a few tries find nothing in reach."""
     for _ in range(10):
         goal = rng.choice(TILES)
-        way = shortest_way(me, goal, blocked) if goal not in blocked and goal != me else None
+        way = shortest_way(scene.me, goal, scene.blocked) if goal not in scene.blocked and goal != scene.me else None
         if way:
-            part = first_part(me, way, MAX_PATH)
-            plan = " ".join(f"{direction} {steps}" for direction, steps in actions_of(me, part))
-            tiles = " ".join(map(tile_name, part))
-            asked = rng.choice(
-                (f" Go {tile_name(goal)}.", f" Zone {tile_name(rng.choice(TILES))}, go {tile_name(goal)}.")
-            )
-            return [(asked, False), (f" Path {tiles}. Plan {plan}.", True)]
-    return []
+            part = first_part(scene.me, way, MAX_PATH)
+            return goal, part, Plan(tuple(actions_of(scene.me, part)))
+    return None
+
+
+def tile_names(tiles: Sequence[Tile]) -> str:
+    return " ".join(map(tile_name, tiles))
+
+
+def exchanges(scene: Scene, rng: random.Random) -> list[Piece]:
+    """Chat in one format: what must be done stands in a notepad and a thought, and the calls that do it follow."""
+    fmt = FORMATS[rng.choice(FORMATS_WITH_THOUGHT)]
+    pieces = [Piece(f"\n\n{fmt.instructions(env_tools(rng.choice(RULES)))}<|im_end|>\n", False)]
+    return pieces + exchange(scene, rng, fmt) + exchange(scene, rng, fmt)
+
+
+@cache
+def env_tools(rules: str) -> tuple[Tool, ...]:
+    return tuple(make_env("safari", rules=rules).tools)
+
+
+def exchange(scene: Scene, rng: random.Random, fmt: Format) -> list[Piece]:
+    """Where to go, which zones are swept and whether something is found or done is asked; the rest follows from it."""
+    way = random_way(scene, rng)
+    if not way:
+        return []
+    goal, part, walk = way
+    plan = replace(walk, found=rng.random() < 0.4, done=rng.random() < 0.3)
+    animal = asked_animal(scene, rng, absent=0.5)
+    mission = write_mission((animal,), False, rng.choice(LANGUAGES), rng, plain=rng.random() < 0.7)
+    old, swept = Notes(), []
+    if rng.random() < 0.8:
+        old = Notes(frozenset(zone for zone in ZONES if rng.random() < 0.4), go=rng.choice(ZONES))
+        swept = [zone for zone in ZONES if zone not in old.swept and rng.random() < 0.3]
+    new, asked = old, f" Go {tile_name(goal)}."
+    if rng.random() < 0.7:
+        new = Notes(old.swept.union(swept), go=rng.choice(ZONES)) if swept or not old.go else old
+        asked = "".join(f" Done {tile_name(zone)}." for zone in swept)
+        asked += f" Zone {tile_name(new.go)}, go {tile_name(goal)}."
+    thought = [
+        Piece("Me", True),
+        me_piece(scene),
+        Piece(f" Target {animal.name} {scene.nearest(animal)}.", True),
+        Piece(asked, False),
+        Piece(f" Path {tile_names(part)}. Plan {walk.text()}", True),
+        Piece(plan.text().removeprefix(walk.text()) + ".", False),
+    ]
+    turn = Turn("".join(piece.text for piece in thought), tuple(calls_of(plan, old, new, mission.wordings[0])))
+    before, after = "".join(span.text for span in fmt.render(turn)).split(turn.thought)
+    notepad = write_notes(old, 2 * VIEW, 2 * VIEW) or "(empty)"
+    user = f"<|im_start|>user\nMission: {mission.text}\n\nNotepad:\n{notepad}<|im_end|>\n<|im_start|>assistant\n"
+    return [Piece(user, False), Piece(before, True), *thought, Piece(f"{after}<|im_end|>", True), Piece("\n", False)]
+
+
+def calls_of(plan: Plan, old: Notes, new: Notes, wording: str) -> Iterator[ToolCall]:
+    """A note if it changes, then the plan."""
+    if new != old:
+        yield ToolCall("update_notepad", {"content": write_notes(new, 2 * VIEW, 2 * VIEW)})
+    yield ToolCall("move", {"actions": [{"direction": where, "steps": steps} for where, steps in plan.moves]})
+    if plan.found:
+        yield ToolCall("declare_found", {"target": wording})
+    if plan.done:
+        yield ToolCall("declare_done", {})
 
 
 def one_token(tokenizer, word: str) -> int:
@@ -273,14 +381,19 @@ def free_neighbours(boards: torch.Tensor) -> torch.Tensor:
     return (~torch.stack(shifted, dim=-1)).reshape(-1, len(DIRECTIONS)).float()
 
 
-class StatementRows(torch.utils.data.IterableDataset):
-    """Endless rows of fixed length: (board symbols, ids, supervised), the picture's pads in the ids already.
+class Rows(torch.utils.data.IterableDataset):
+    """Endless rows of fixed length: (board symbols, ids, supervised), the picture's pads in the ids already."""
 
-    Over the first `ramp_rows` rows the statements go from easy to all (see `statements`).
-    """
-
-    def __init__(self, tokenizer, num_tokens: int, seed: int, ramp_rows: int):
-        self.tokenizer, self.num_tokens, self.seed, self.ramp_rows = tokenizer, num_tokens, seed, ramp_rows
+    def __init__(
+        self,
+        tokenizer,
+        num_tokens: int,
+        seed: int,
+        pieces_of: Callable[[Scene, random.Random, int], list[Piece]],
+        board_of: Callable[[random.Random], np.ndarray] = random_board,
+    ):
+        self.tokenizer, self.num_tokens, self.seed = tokenizer, num_tokens, seed
+        self.pieces_of, self.board_of = pieces_of, board_of
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
@@ -288,15 +401,15 @@ class StatementRows(torch.utils.data.IterableDataset):
         backend = self.tokenizer.backend_tokenizer
         head = backend.encode("<|vision_start|>" + "<|image_pad|>" * VIEW * VIEW + "<|vision_end|>").ids
         for row in itertools.count():
-            board = random_board(rng)
+            board = self.board_of(rng)
             ids, supervised = list(head), [False] * len(head)
-            pieces = statements(board, rng, ramp=min(1.0, row / self.ramp_rows))
-            text = "".join(piece for piece, _ in pieces)
-            ends = np.cumsum([len(piece) for piece, _ in pieces])
+            pieces = self.pieces_of(Scene.of(board), rng, row)
+            text = "".join(piece.text for piece in pieces)
+            ends = np.cumsum([len(piece.text) for piece in pieces])
             encoding = backend.encode(text)
             piece_of = np.searchsorted(ends, [start for start, _ in encoding.offsets], side="right")
             ids += encoding.ids
-            supervised += [pieces[i][1] for i in piece_of]
+            supervised += [pieces[i].supervised for i in piece_of]
             ids, supervised = ids[: self.num_tokens], supervised[: self.num_tokens]
             missing = self.num_tokens - len(ids)
             yield (
@@ -332,15 +445,14 @@ def init_attention(language, scale: float = 0.3) -> None:
             attention.o_proj.weight.copy_(attention.v_proj.weight.T)
 
 
-def train_language(model, tokenizer, args, save) -> dict:
-    """Teach the language model statements about pictures, the tower frozen."""
+def train_language(model, tokenizer, rows: Rows, num_steps: int, learning_rate: float, args, save) -> dict:
+    """Teach the language model what is supervised in rows about pictures, the tower frozen."""
     tower, language = model.model.visual.eval().requires_grad_(False), model.model.language_model
-    rows = StatementRows(tokenizer, args.num_tokens, args.seed, args.ramp_rows)
     loader = torch.utils.data.DataLoader(rows, batch_size=args.batch_size, num_workers=1)
     tower.patch_embed.proj.__class__ = PatchProjection
-    patches, positions = patches_of_symbols(), position_rows(args.num_tokens)
+    patches, positions = patches_of_symbols(), position_rows(rows.num_tokens)
     grid = torch.tensor([[1, VIEW, VIEW]] * args.batch_size)
-    is_picture = torch.zeros(args.batch_size, args.num_tokens, dtype=torch.bool)
+    is_picture = torch.zeros(args.batch_size, rows.num_tokens, dtype=torch.bool)
     is_picture[:, 1 : 1 + VIEW * VIEW] = True
 
     # The same sum without indexing by a mask, which would break the compiled graph.
@@ -356,9 +468,9 @@ def train_language(model, tokenizer, args, save) -> dict:
         ).last_hidden_state
 
     forward = torch.compile(forward, dynamic=False) if args.compile else forward
-    optimizer = torch.optim.AdamW(language.parameters(), lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(language.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.learning_rate, total_steps=args.perception_steps, pct_start=0.02, final_div_factor=100
+        optimizer, learning_rate, total_steps=num_steps, pct_start=0.02, final_div_factor=100
     )
     started, figures = time.time(), {}
     for step, (boards, ids, supervised) in enumerate(loader):
@@ -377,12 +489,12 @@ def train_language(model, tokenizer, args, save) -> dict:
         torch.nn.utils.clip_grad_norm_(language.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 100 == 0 or step == args.perception_steps - 1:
+        if step % 100 == 0 or step == num_steps - 1:
             figures = statement_figures(tokenizer, ids, keep, logits, targets) | {"loss": round(loss.item(), 4)}
             console.print(f"language {step} {time.time() - started:.0f}s", figures)
         if (step + 1) % 1000 == 0:
             save()
-        if step == args.perception_steps - 1:
+        if step == num_steps - 1:
             return figures
     raise AssertionError("the rows are endless")
 
@@ -396,6 +508,7 @@ def statement_figures(tokenizer, ids, keep, logits, targets) -> dict:
     animals = torch.tensor([one_token(tokenizer, f" {animal.name}") for animal in ANIMALS])
     tiles = torch.tensor([one_token(tokenizer, f" {tile_name(tile)}") for tile in TILES])
     steps = torch.tensor([one_token(tokenizer, f" {n}") for n in (1, 2, 3)])
+    directions = torch.tensor([one_token(tokenizer, f" {name}") for name in DIRECTIONS])
     groups = {
         "me": before == me,
         "animal": torch.isin(targets, animals),
@@ -404,6 +517,7 @@ def statement_figures(tokenizer, ids, keep, logits, targets) -> dict:
         "path_first": before == path,
         "path": torch.isin(before, tiles) & torch.isin(targets, tiles),
         "steps": torch.isin(targets, steps),
+        "first_free": torch.isin(before, tiles) & torch.isin(targets, directions),
     }
     return {name: round(right[group].float().mean().item(), 3) for name, group in groups.items()} | {
         "all": round(right.float().mean().item(), 4)
@@ -418,10 +532,10 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=3072)
     parser.add_argument("--vision-steps", type=int, default=600)
     parser.add_argument("--perception-steps", type=int, default=3000)
-    parser.add_argument("--num-tokens", type=int, default=272, help="length of a row of statements, picture included")
+    parser.add_argument("--calls-steps", type=int, default=1500)
+    parser.add_argument("--ways-steps", type=int, default=1200)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--ramp-rows", type=int, default=20_000, help="rows until perception asks for everything")
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the language model (needs a C++ compiler)")
     args = parser.parse_args()
@@ -430,17 +544,51 @@ def main() -> None:
     figures = {}
     for stage in args.stages:
         figures[stage] = run_stage(stage, model, tokenizer, args)
-        save_tiny(args.out, tokenizer, model)
+        save_half(model, tokenizer, args.out)
         (args.out / f"{stage}.json").write_text(json.dumps(figures[stage], indent=2) + "\n", encoding="utf-8")
     console.print(figures)
 
 
 def run_stage(stage: str, model, tokenizer, args) -> dict:
     """Train one stage; returns its last figures."""
+    save = partial(save_half, model, tokenizer, args.out)
     if stage == "vision":
         return train_vision(model, tokenizer, args.vision_steps)
-    init_attention(model.model.language_model)
-    return train_language(model, tokenizer, args, lambda: save_tiny(args.out, tokenizer, model))
+    if stage == "perception":
+        init_attention(model.model.language_model)
+        rows = Rows(tokenizer, 272, args.seed, partial(perception_row, args.ramp_rows))
+        return train_language(model, tokenizer, rows, args.perception_steps, 1.5e-3, args, save)
+    if stage == "calls":
+        rows = Rows(tokenizer, 416, args.seed + 1, calls_row)
+        return train_language(model, tokenizer, rows, args.calls_steps, 1e-3, args, save)
+    rows = Rows(tokenizer, 352, args.seed + 2, ways_row, partial(random_board, densities=(0.1, 0.2, 0.3, 0.35)))
+    return train_language(model, tokenizer, rows, args.ways_steps, 1e-3, args, save)
+
+
+def perception_row(ramp_rows: int, scene: Scene, rng: random.Random, row: int) -> list[Piece]:
+    return statements(scene, rng, ramp=min(1.0, row / ramp_rows))
+
+
+def calls_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
+    """A few statements, so that nothing is forgotten, and two exchanges."""
+    target = partial(target_statement, absent=0.5)
+    kinds = [tile_statement, target, target, way_statement]
+    rng.shuffle(kinds)
+    return [piece for kind in kinds for piece in kind(scene, rng)] + exchanges(scene, rng)
+
+
+def ways_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
+    """What blocks, and ways among many trees, which cannot be guessed; now and then all that was learned before."""
+    target = partial(target_statement, absent=0.5)
+    kinds = [tile_statement, target] + [free_statement] * 6 + [way_statement] * (3 if row % 3 == 0 else 7)
+    rng.shuffle(kinds)
+    pieces = [piece for kind in kinds for piece in kind(scene, rng)]
+    return pieces + exchanges(scene, rng) if row % 3 == 0 else pieces
+
+
+def save_half(model, tokenizer, directory: Path) -> None:
+    """In bfloat16: the package ships it."""
+    save_tiny(directory, tokenizer, copy.deepcopy(model).bfloat16())
 
 
 def new_base(args):
