@@ -9,7 +9,8 @@ the model is to write (`check_written`), because there an escaped spelling would
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -152,6 +153,26 @@ class Turn:
             raise ValueError(f"thought {self.thought!r} has no call after it: give it as the turn's text")
 
 
+@contextmanager
+def picture_errors(name: str) -> Iterator[None]:
+    """Inside, a picture that is missing, broken or too large to decode raises ValueError, which calls it `name`."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns between its limit and twice its limit; here both are refused.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except FileNotFoundError:
+        raise ValueError(f"{name} does not exist: there is nothing to look at; add the file") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(
+            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels: decoding it could fill the memory; make it smaller"
+        ) from None
+    except (OSError, SyntaxError) as error:  # among them Pillow's UnidentifiedImageError
+        raise ValueError(f"{name} is not a readable picture ({error}): save it again") from None
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture whose size is known before its pixels are: a file, or an image in memory."""
@@ -170,21 +191,8 @@ class Picture:
         """The picture with its size from the file's header; no pixel is decoded. `name` is what errors call it."""
         from PIL import Image
 
-        try:
-            with warnings.catch_warnings():
-                # Pillow only warns between its limit and twice its limit; here both are refused.
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    return cls(*image.size, path=str(path))
-        except FileNotFoundError:
-            raise ValueError(f"{name} does not exist: there is nothing to look at; add the file") from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise ValueError(
-                f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels: decoding it could fill the memory; "
-                "make it smaller"
-            ) from None
-        except (OSError, SyntaxError) as error:  # among them Pillow's UnidentifiedImageError
-            raise ValueError(f"{name} is not a readable picture ({error}): save it again") from None
+        with picture_errors(name), Image.open(path) as image:
+            return cls(*image.size, path=str(path))
 
     def open(self) -> "Image.Image":
         """RGB image of exactly (width, height); ValueError if the file has another size than was recorded."""
@@ -192,18 +200,13 @@ class Picture:
             return self.image.convert("RGB")
         from PIL import Image
 
-        with Image.open(self.path) as image:
+        with picture_errors(self.path), Image.open(self.path) as image:
             if image.size != (self.width, self.height):
                 raise ValueError(
                     f"{self.path} is {image.size}, recorded as {(self.width, self.height)}: token counts would be "
                     "wrong; read the dataset again"
                 )
-            try:
-                return image.convert("RGB")
-            except (OSError, SyntaxError) as error:
-                raise ValueError(
-                    f"{self.path} is broken inside ({error}): nothing can be seen; save it again"
-                ) from None
+            return image.convert("RGB")
 
 
 @dataclass(frozen=True)

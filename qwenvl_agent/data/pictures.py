@@ -6,12 +6,13 @@ names. Equal pixels have equal hashes; a near copy (compressed, scaled) has near
 
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from qwenvl_agent.schema import picture_errors
 
 THUMBNAIL_SIDE = 64
 MAX_DIFFERENCE = 24
@@ -30,19 +31,9 @@ class Seen:
 
 def decode(content: bytes | Path, name: str) -> Image.Image:
     """The whole picture as RGB; ValueError, with `name`, for what is broken, too large or no picture."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-                return image.convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"{name} does not exist: there is nothing to look at; add the file") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(
-            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels: decoding it could fill the memory; make it smaller"
-        ) from None
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{name} is not a readable picture ({error}): save it again") from None
+    source = io.BytesIO(content) if isinstance(content, bytes) else content
+    with picture_errors(name), Image.open(source) as image:
+        return image.convert("RGB")
 
 
 def see(image: Image.Image) -> Seen:
