@@ -185,13 +185,13 @@ def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def plain_weights(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters with 4-bit ones unpacked and adapters added; one tensor is made at a time."""
-    from bitsandbytes.functional import dequantize_4bit
-
     for name, parameter in base.named_parameters():
         if ".lora_" in name:
             continue
         weight = parameter.data
         if hasattr(parameter, "quant_state"):
+            from bitsandbytes.functional import dequantize_4bit
+
             weight = dequantize_4bit(weight, parameter.quant_state)
         if name.endswith(".base_layer.weight"):
             adapter = base.get_submodule(name.removesuffix(".base_layer.weight"))
@@ -242,8 +242,7 @@ def save_processor(directory: Path, model_cfg: ModelConfig, processor: Processor
 
     tokenizer = processor.tokenizer
     tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
-    if not parse_on_server:
-        tokenizer.response_template = RAW_ANSWERS
+    tokenizer.response_template = None if parse_on_server else RAW_ANSWERS
     whole = Qwen3VLProcessor(
         image_processor=processor.image_processor,
         tokenizer=tokenizer,
@@ -392,7 +391,7 @@ def metrics_text(run_dir: Path, checkpoint: Path, step: int | None) -> str:
         for path in sorted(run_dir.glob("eval/*/metrics.json"))
         for result in [read_json(path)]
         for about in [result["about"]]
-        if is_about(about, run_dir, checkpoint)
+        if is_about(about, checkpoint)
     ]
     inside = scalars_at(run_dir / "metrics.jsonl", step)
     if inside:
@@ -403,12 +402,15 @@ def metrics_text(run_dir: Path, checkpoint: Path, step: int | None) -> str:
     return "\n\n".join(["Measured of the run's model, before the merge.", *parts])
 
 
-def is_about(about: dict, run_dir: Path, checkpoint: Path) -> bool:
-    """Whether a result of eval.py is of this checkpoint and saw the pictures."""
+def is_about(about: dict, checkpoint: Path) -> bool:
+    """Whether a result of eval.py is of this checkpoint, with its pictures."""
     name = about.get("checkpoint")
     if not name or about.get("blank_pictures"):
         return False
-    return find_checkpoint(run_dir if name == "best" else run_dir / "checkpoints" / name).resolve() == checkpoint
+    measured = checkpoint.parent / name
+    if name == "best" and not measured.exists():  # eval.py takes the last one then
+        measured = checkpoint.parent / "last"
+    return measured.resolve() == checkpoint
 
 
 def result_table(result: dict) -> str:

@@ -3,7 +3,8 @@
     python scripts/merge_adapter.py runs/safari_2b --out exports/safari_2b
 
 Adapters are merged, weights are bfloat16, processor, chat template and model card lie beside them. The folder is read
-back and its logits are compared with the live model's; if they differ, it is not kept.
+back and its logits are compared with the live model's; if they differ, it is not kept. Takes memory for the run's
+model and one bfloat16 copy of it.
 """
 
 import argparse

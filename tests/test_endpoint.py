@@ -9,7 +9,6 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 from conftest import TURNS, request_of, tiny_processor
 from PIL import Image
@@ -292,9 +291,10 @@ def test_a_server_without_an_answer_in_time(collator):
     assert len(server.bodies) == 1
 
 
-def test_a_wrong_url(collator):
-    with pytest.raises(ValueError, match="'127.0.0.1:8000' is no URL"):
-        policy_of("127.0.0.1:8000", collator)
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost:8000/v1", "http://", "http://a:b/v1", "ftp://a/v1", ""])
+def test_a_wrong_url(collator, url):
+    with pytest.raises(ValueError, match="is no URL: nothing can be asked"):
+        policy_of(url, collator)
 
 
 # eval.py
@@ -365,4 +365,4 @@ def test_the_turns_of_the_history_go_as_text(collator):
     roles = [message["role"] for message in server.bodies[0]["messages"]]
     assert roles[:4] == ["system", "user", "assistant", "user"] and "tool" not in roles
     assert server.bodies[0]["messages"][2]["content"].count("<tool_call>") == 1
-    assert np.all([isinstance(message["content"], str) for message in server.bodies[0]["messages"]])
+    assert all(isinstance(message["content"], str) for message in server.bodies[0]["messages"])

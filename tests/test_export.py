@@ -52,9 +52,16 @@ def save_run(directory, checkpoint, method):
     scalars = [{"step": 2, "rollout/success_rate": 0.1}, {"step": 3, "train/loss": 9.0}]
     scalars += [{"step": 3, "rollout/success_rate": 0.3125, "eval/move.recall": 0.7}]
     (config.run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scalars))
-    other = {"about": {**RESULT["about"], "blank_pictures": True}, "success_rate": {**RESULT["success_rate"], "n": 77}}
-    baseline = {"about": {"suite": "safari", "policy": "oracle"}, "success_rate": {**RESULT["success_rate"], "n": 99}}
-    for name, result in (("safari", RESULT), ("safari_blank", other), ("oracle", baseline)):
+    others = {
+        "blank": {"blank_pictures": True},
+        "oracle": {"checkpoint": None},
+        "pruned": {"checkpoint": "step_000001"},
+    }
+    results = {
+        name: {"about": RESULT["about"] | about, "success_rate": RESULT["success_rate"] | {"n": 77}}
+        for name, about in others.items()
+    }
+    for name, result in (results | {"safari": RESULT}).items():
         (config.run_dir / "eval" / name).mkdir(parents=True)
         write_json(config.run_dir / "eval" / name / "metrics.json", result)
     return config.run_dir
@@ -159,7 +166,7 @@ def test_the_card_says_where_it_comes_from(exported):
     assert f"Method {config.model.method}" in card and "step 3" in card and "base_model" not in card
     assert "Dataset hash `abc123`; 20 rows trained on, 4 held out" in card
     assert "| data/a.jsonl | chat | 24 | 12 | 2 |" in card
-    assert "| success_rate | 0.625 | 0.25 to 0.9 | 8 |" in card and "| 77 |" not in card and "| 99 |" not in card
+    assert "| success_rate | 0.625 | 0.25 to 0.9 | 8 |" in card and "| 77 |" not in card
     assert "| rollout/success_rate | 0.3125 |" in card and "move.recall" not in card and "train/loss" not in card
     assert f"| {made.merged.mean_kl:.2g} |" in card
     assert json.loads(card.split("```json\n")[1].split("```")[0]) == to_json(config)

@@ -56,8 +56,7 @@ class EndpointPolicy:
         first_pause_s: float = 0.5,
         timeout_s: float = 600.0,
     ):
-        if not re.match(r"https?://[^/]", url):
-            raise ValueError(f"endpoint {url!r} is no URL: nothing can be asked; write http://HOST:PORT/v1")
+        check_url(url)
         self.url, self.model, self.collator, self.fmt, self.cfg = url.rstrip("/"), model, collator, fmt, cfg
         self.blank_pictures, self.sampling_seed, self.fields = blank_pictures, seed, fields or {}
         self.max_tries, self.first_pause_s = max_tries, first_pause_s
@@ -133,7 +132,7 @@ class EndpointPolicy:
                     f"{self.url} has not answered within {self.client.timeout.read:g} s: nothing can be evaluated; "
                     "lower eval.batch_size, so that fewer requests wait for each other"
                 ) from None
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 reason = str(error) or type(error).__name__
                 continue
             num_failures += response.status_code == FAILED
@@ -170,6 +169,15 @@ class EndpointPolicy:
         is_full = is_parsed and usage["completion_tokens"] >= self.cfg.max_new_tokens
         is_cut = choice.get("finish_reason") == "length" or is_full
         return text, bool(end) or not is_cut, is_parsed
+
+
+def check_url(url: str) -> None:
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        parsed = httpx2.URL("")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"endpoint {url!r} is no URL: nothing can be asked; write http://HOST:PORT/v1")
 
 
 def to_chat(prompt: str, urls: Sequence[str]) -> list[dict]:
