@@ -148,13 +148,17 @@ class Architecture:
         return 3 * v * v + 3 * v + v * v + v + 2 * v * i + v + i + 4 * v
 
     @property
+    def mergers(self) -> int:
+        """Parameters of the mergers from patches to tokens, one for the tower's end and one a deepstack level."""
+        wide = self.vision_hidden * self.merge**2
+        merger = wide * wide + wide + wide * self.hidden + self.hidden
+        return (1 + self.num_deepstack) * merger + 2 * self.vision_hidden + self.num_deepstack * 2 * wide
+
+    @property
     def vision(self) -> int:
         """Parameters of the vision tower with its mergers."""
-        v, wide = self.vision_hidden, self.vision_hidden * self.merge**2
-        merger = wide * wide + wide + wide * self.hidden + self.hidden
-        stem = self.patch_values * v + v + self.num_positions * v
-        norms = 2 * v + self.num_deepstack * 2 * wide
-        return stem + self.vision_depth * self.vision_block + (1 + self.num_deepstack) * merger + norms
+        stem = (self.patch_values + 1 + self.num_positions) * self.vision_hidden
+        return stem + self.vision_depth * self.vision_block + self.mergers
 
 
 # The published config.json of Qwen/Qwen3-VL-{2B,4B,8B}-Instruct, so that a plan needs no download.
@@ -580,7 +584,10 @@ def cached_casts(cfg: ModelConfig, arch: Architecture) -> float:
     """Autocast caches its copy of every trained weight until the forward ends; without checkpointing they are kept."""
     if not cfg.autocast or not cfg.gradient_checkpointing:
         return 0
-    return 2 * (arch.layers * arch.layer_matrices if cfg.method == "full" else adapter_parameters(cfg, arch))
+    if cfg.method != "full":
+        return 2 * adapter_parameters(cfg, arch)
+    blocks = arch.vision_depth * arch.vision_block if cfg.train_vision else 0
+    return 2 * (arch.layers * arch.layer_matrices + blocks)
 
 
 def first_layer_unsaved(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
@@ -641,7 +648,7 @@ def embedding_gradient(cfg: ModelConfig, arch: Architecture) -> float:
 
 def tower_bytes(cfg: ModelConfig, arch: Architecture, patches: int) -> float:
     """What one block of the tower needs at once: the stream, queries, keys and values, and their float32 rotation."""
-    return patches * 40 * arch.vision_hidden
+    return patches * 46 * arch.vision_hidden
 
 
 def tower_saved_bytes(cfg: ModelConfig, arch: Architecture, patches: int) -> float:
@@ -651,8 +658,10 @@ def tower_saved_bytes(cfg: ModelConfig, arch: Architecture, patches: int) -> flo
     p = Precision.of(cfg)
     stream = 4 * arch.vision_hidden
     block = stream * 4 + p.compute * (9 * arch.vision_hidden + 2 * arch.vision_intermediate)
-    kept = arch.vision_depth * stream + block if cfg.gradient_checkpointing else arch.vision_depth * block
-    return patches * kept
+    kept = arch.vision_depth * (stream if cfg.gradient_checkpointing else block)
+    # Copies of weights in the compute type: of the mergers, which are not checkpointed, or of the whole tower.
+    casts = (arch.mergers if cfg.gradient_checkpointing else arch.vision) * (2 if cfg.autocast else 0)
+    return patches * kept + casts
 
 
 # advice
@@ -695,7 +704,8 @@ def changes(config: Config, num_gpus: int) -> Iterator[Change]:
             yield Change((f"train.zero_stage={stage}",), "more traffic between the GPUs")
     if not train.cpu_offload:
         stage = most if num_gpus > 1 or model.method == "full" else max(1, train.zero_stage)
-        yield Change((f"train.zero_stage={stage}", "train.cpu_offload=true"), "each step waits for the host's memory")
+        stages = () if stage == train.zero_stage else (f"train.zero_stage={stage}",)
+        yield Change((*stages, "train.cpu_offload=true"), "each step waits for the host's memory")
     tokens = vision.max_tokens_per_image
     while not vision.tiles and tokens // 2 >= vision.min_tokens_per_image:
         tokens //= 2
