@@ -128,6 +128,13 @@ def test_cells_that_were_started_with_other_settings_are_not_mixed_in(write, tmp
         freeze(load_sweep(tmp_path / "study.json"), sweep.cells[1:])
 
 
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "sweeps").glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_sweeps_load(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    sweep = load_sweep(path)
+    assert len(sweep.cells) > 1 and len(sweep.swept_keys) > 1
+
+
 # states
 
 
