@@ -29,8 +29,8 @@ def run_cells(sweep: Sweep, cells: Sequence[Cell], num_at_once: int) -> dict[str
     """Cell name -> its state afterwards. Ctrl-C and SIGTERM let the running ones save and end, and start no more."""
     if not Path("train.py").exists():
         raise ValueError("there is no train.py here: nothing was started; start from the repository's folder")
-    shares = share_gpus(visible_gpus(), num_at_once)
     with locked(sweep) as lock, progress_bar(len(cells)) as bar, interrupt_on_sigterm():
+        shares = share_gpus(visible_gpus(), num_at_once)
         freeze(sweep, cells)
         (sweep.directory / "logs").mkdir(exist_ok=True)
         slots = Slots(sweep, shares, lock)
