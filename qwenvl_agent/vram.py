@@ -290,18 +290,22 @@ def measure_row(row: Row, config: Config, arch: Architecture) -> RowShape:
 def data_row(rows: Sequence[Row], lengths: Sequence[float], config: Config, arch: Architecture) -> RowShape:
     """The largest row of a dataset, as if all rows of a micro-batch were like it.
 
-    `lengths` orders the rows (RowDataset.lengths); the 64 longest are measured, and the median tells how usual that is.
+    `lengths` orders the rows (RowDataset.lengths); the 64 longest are measured, and one row at each percentile tells
+    how usual that is.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     shapes = [measure_row(rows[i], config, arch) for i in order[:64]]
-    median = measure_row(rows[order[len(order) // 2]], config, arch)
+    image_tokens, supervised = max(s.image_tokens for s in shapes), max(s.supervised for s in shapes)
+    usual = [
+        f"p{percent} {measure_row(rows[order[(len(order) - 1) * (100 - percent) // 100]], config, arch).tokens}"
+        for percent in (50, 90, 99)
+    ]
     return RowShape(
-        tokens=max(shape.tokens for shape in shapes),
-        image_tokens=max(shape.image_tokens for shape in shapes),
-        supervised=max(shape.supervised for shape in shapes),
-        num_images=max(shape.num_images for shape in shapes),
-        source=f"longest of {len(lengths)} rows, vision tokens exact, text by characters; the median row has "
-        f"{median.tokens} tokens",
+        tokens=max(image_tokens + supervised, *(s.tokens for s in shapes)),
+        image_tokens=image_tokens,
+        supervised=supervised,
+        num_images=max(s.num_images for s in shapes),
+        source=f"longest of {len(lengths)} rows ({', '.join(usual)} tokens), vision exact, text by characters",
     )
 
 
