@@ -475,6 +475,14 @@ def test_a_wrong_declaration_shows_as_rejects(converted, layout, fields, reason)
     assert "rows.jsonl:1" in items[0].source
 
 
+def test_an_element_given_twice_counts_once(converted):
+    element = ROWS["os_atlas"]["elements"][0]
+    row = {**ROWS["os_atlas"], "elements": [element, {**element, "instruction": "other"}, element]}
+    first, other, twice = converted("os_atlas", row)
+    assert isinstance(other, Sample) and twice.reason == "duplicate" and f"as {first.source}:" in twice.message
+    assert [item.source.rpartition(":")[2] for item in (first, other, twice)] == ["1[0]", "1[1]", "1[2]"]
+
+
 def test_a_point_beside_its_box_gives_way_to_the_box(converted):
     (sample,) = converted("showui", change("showui", point=[0.1, 0.1]))
     assert sample.actions == CLICK and sample.notes == ("point_beside_box",)

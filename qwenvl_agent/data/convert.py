@@ -372,7 +372,7 @@ class _Converter:
         self._found: dict[str, str] = {}
 
     def samples(self, row: object, source: str) -> Iterator[Sample | Rejected]:
-        """The samples of one row; a fault in an item costs that item, a fault in the row all of it."""
+        """The samples of one row, each with its item's number behind the line's; a fault in an item costs that item."""
         try:
             if isinstance(row, RecordError):
                 raise row
@@ -387,14 +387,15 @@ class _Converter:
             return
         past: list[str] = []
         for index, item in enumerate(items):
+            place = f"{source}[{index}]" if self.layout.items else source
             try:
-                sample = self._sample({**row, "item": item}, source, index, tuple(past))
+                sample = self._sample({**row, "item": item}, place, index, tuple(past))
                 yield self.duplicates.check(sample)
                 said = _text_at({**row, "item": item}, self.layout.past)
                 past.append(said or "; ".join(describe(action, sample.screen) for action in sample.actions))
             except RecordError as error:
                 past.append(_text_at({"item": item}, self.layout.past) or "(unknown)")
-                yield Rejected(f"{source}[{index}]" if self.layout.items else source, str(error), error.reason)
+                yield Rejected(place, str(error), error.reason)
 
     def _sample(self, row: dict, source: str, index: int, past: tuple[str, ...]) -> Sample:
         layout = self.layout
@@ -404,7 +405,7 @@ class _Converter:
         box, notes = read_box(_at(row, layout.box), layout.box_unit, layout.box_order, picture)
         actions, thought, more = self._actions(row, picture, box)
         row_id = str(_at(row, layout.id) or "")
-        episode = row_id or source.rpartition(":")[2]
+        episode = row_id or source.rpartition("[")[0]
         return Sample(
             source=source,
             instruction=self._instruction(row),
