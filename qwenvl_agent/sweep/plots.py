@@ -44,7 +44,7 @@ def plot_metric(path: Path, sweep: Sweep, rows: Sequence[dict], best: dict) -> N
     x_key, labels = choose_x(sweep, rows), short_keys(sweep.swept_keys)
     others = [key for key in sweep.swept_keys if key != x_key and not is_seed(key)]
     places = {row["cell"]: row[x_key] if x_key else i for i, row in enumerate(rows)}
-    figure, axis = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(11, 5), layout="constrained")
     groups: dict[str, list[dict]] = {}
     for row in rows:
         label = ", ".join(f"{labels[key]}={shown(row[key])}" for key in others) if x_key else ""
