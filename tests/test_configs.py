@@ -40,3 +40,22 @@ def test_8b_configs_are_sharded():
     adapters, full = (load_config(CONFIGS[0].parent / f"{name}.json") for name in ("safari_8b", "safari_8b_full"))
     assert (adapters.model.method, adapters.train.zero_stage, adapters.train.cpu_offload) == ("lora", 3, False)
     assert (full.model.method, full.train.zero_stage, full.train.cpu_offload) == ("full", 3, True)
+
+
+def test_computer_use_is_4_bit_on_one_card_and_learns_from_a_few_samples():
+    for size in ("2b", "8b"):
+        config = load_config(CONFIGS[0].parent / f"computer_use_{size}.json")
+        model, train = config.model, config.train
+        assert (model.path, model.method) == (f"Qwen/Qwen3-VL-{size.upper()}-Instruct", "qlora")
+        assert (model.lora_rank, model.lora_alpha, train.learning_rate, train.zero_stage) == (16, 32, 2e-4, 0)
+        assert [source.kind for source in config.data.sources] == ["computer"]
+        # Of 10 samples one is held out: 9 x 3 epochs are still several optimizer steps.
+        assert 9 * train.epochs // (train.batch_size * train.accumulation) >= 6
+        # A screenshot of 1280 x 800 px (1,000 tokens) is seen as it is.
+        assert config.vision.tiles == 0 and config.vision.max_tokens_per_image >= 40 * 25
+
+
+def test_perception_sees_as_the_agent_will():
+    perception, safari = (load_config(CONFIGS[0].parent / f"{name}.json") for name in ("perception_2b", "safari_2b"))
+    assert (perception.vision, perception.prompt, perception.model) == (safari.vision, safari.prompt, safari.model)
+    assert perception.data.sources != safari.data.sources and perception.eval.suite == "none"
