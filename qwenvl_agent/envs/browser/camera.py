@@ -39,8 +39,7 @@ class Camera:
         metrics = {"width": page.width, "height": page.height, "deviceScaleFactor": page.scale, "mobile": False}
         self._session.send("Emulation.setDeviceMetricsOverride", metrics)
         self._tab.set_content(page.html)
-        if page.scroll:
-            self._tab.evaluate(SCROLL, page.scroll)
+        self._tab.evaluate(SCROLL, page.scroll)  # at 0, too: the tab keeps the last page's position
         layout = read_layout(self._tab, self._session)
         # Playwright's own screenshot compresses harder and takes twice as long.
         picture = self._session.send("Page.captureScreenshot", {"format": "png", "optimizeForSpeed": True})

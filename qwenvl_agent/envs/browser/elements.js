@@ -12,6 +12,7 @@ async MARK => {
   const GROUP = 'tr,article,figure,fieldset,form,dialog,nav,header,footer,aside,section[aria-label],' +
     ['dialog', 'group', 'menu', 'tablist', 'navigation', 'listitem'].map(role => `[role=${role}]`).join(',');
   const TITLE = 'th[scope=row],legend,figcaption,caption,h1,h2,h3,h4,h5,h6,[class~=title]';
+  const SLIVER = 0.1;  // an element of which less is left counts as covered
   const COARSE = 24, FINE = 40;  // px between the first samples; samples a side where something lies over an element
 
   const width = document.documentElement.clientWidth, height = document.documentElement.clientHeight;
@@ -141,9 +142,10 @@ async MARK => {
       parts.push({box: grow(e, box, area, stepX, stepY), share: areaOf(area) * grid.flat().filter(v => v !== 0).length / grid.flat().length});
     }
     if (!parts.length || !whole) return null;
+    const visible = Math.min(1, parts.reduce((sum, part) => sum + part.share, 0) / whole);
+    if (visible < SLIVER) return null;
     const biggest = parts.reduce((a, b) => areaOf(b.box) > areaOf(a.box) ? b : a).box;
     const point = pointIn(e, biggest);
-    const visible = Math.min(1, parts.reduce((sum, part) => sum + part.share, 0) / whole);
     return point && {box: covered ? biggest : union(parts.map(part => part.box)), point, visible};
   };
 
