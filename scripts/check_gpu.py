@@ -1,0 +1,493 @@
+"""Measure a config on this machine's GPU beside what was planned, and write one JSON that can be attached to an issue.
+
+    python scripts/check_gpu.py --config configs/safari_2b.json --out gpu_check.json
+    python scripts/check_gpu.py --config configs/safari_2b.json --set model.path=generated/random_2b     # no download
+
+Twenty optimizer steps of train.py's own `train_step` on the config's data; if a safari config's data are not there, some
+episodes are recorded first. Printed and written: planned and measured peak memory, tokens a second, model FLOP
+utilisation, milliseconds of the vision tower with its patch embedding as a Conv3d and as the equal matrix product that
+models here are built with, the attention backend and the NF4 kernels that really ran.
+
+Status: 0 measured; 2 it could not be, also for want of a GPU: what has checked nothing has not passed.
+
+FLOPs are those of the model, not of the implementation: a multiply-add is two, attention counts the full square of a
+row's own tokens (as PaLM's appendix B does), padding and the recomputation of checkpointing count nothing. A frozen
+matrix has a forward and an input's gradient, a trained one its own gradient too; a frozen vision tower a forward alone.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+
+from qwenvl_agent.config import Config, ModelConfig, load_config, to_json
+from qwenvl_agent.data.collator import Collator
+from qwenvl_agent.data.dataset import build_rows
+from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.model import base_of, build_model, build_processor, describe_parameters, linear_4bit
+from qwenvl_agent.training.loss import supervised_positions
+from qwenvl_agent.training.metrics import Means
+from qwenvl_agent.training.optim import build_optimizer
+from qwenvl_agent.training.zero import build_accelerator
+from qwenvl_agent.vram import (
+    GIB,
+    Architecture,
+    Plan,
+    RowShape,
+    adapter_parameters,
+    find_architecture,
+    plan_memory,
+)
+
+ROOT = Path(__file__).parents[1]
+NUM_STEPS = 20
+WARMUP_STEPS = 3
+"""Not in the throughput: kernels are compiled and chosen, the allocator grows."""
+NUM_EPISODES = 40
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
+PROJECTION_TOLERANCE = 1e-5
+"""Of the largest output, in float32 without TF32: two orders of summing 1,536 products."""
+ATTENTION_KERNELS = re.compile(r"flash|fmha|efficient_attention|cudnn.*sdp|scaled_dot_product", re.IGNORECASE)
+NF4_KERNELS = re.compile(r"4bit|nf4|quantizeblockwise", re.IGNORECASE)
+
+# Dense bfloat16 tensor-core TFLOPS with float32 accumulation, from NVIDIA's data sheets (without sparsity). The first
+# whose name is in the device's holds.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.4,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.5,
+    "H100": 989.4,
+    "A100": 311.9,
+    "L40S": 362.0,
+    "RTX 6000 Ada": 364.2,
+    "L4": 121.0,
+    "A10G": 70.0,
+    "A10": 125.0,
+    "RTX A6000": 154.8,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="a JSON file of configs/")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
+    parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the JSON, and nothing else on stdout")
+    args = parser.parse_args(argv)
+    try:
+        if args.steps <= WARMUP_STEPS:
+            raise ValueError(f"--steps {args.steps}: the first {WARMUP_STEPS} are not measured; give more")
+        if not torch.cuda.is_available():
+            raise ValueError(
+                "no CUDA device here: nothing was measured; run it on a machine with an NVIDIA GPU "
+                "(scripts/plan_vram.py plans without one)"
+            )
+        config = with_data(load_config(args.config, args.set))
+        report = measure(config, args.steps, torch.device("cuda"))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    text = json.dumps(report, indent=1)
+    args.out.write_text(text + "\n", encoding="utf-8")
+    if args.json:
+        print(text)
+    else:
+        show(report, Console(highlight=False))
+        print(f"written: {args.out}")
+    return 0
+
+
+def with_data(config: Config) -> Config:
+    """The config; if it is a safari's and its one source is missing, with recorded episodes in generated/gpu_check."""
+    sources = config.data.sources
+    if len(sources) != 1 or sources[0].kind != "safari" or Path(sources[0].path).exists():
+        return config
+    directory = ROOT / "generated" / "gpu_check"
+    if not (directory / "dataset.jsonl").exists():
+        print(f"{sources[0].path} is not there: recording {NUM_EPISODES} episodes in {directory}", file=sys.stderr)
+        options = ["--out", str(directory), "--episodes", str(NUM_EPISODES), "--world", json.dumps(config.eval.world)]
+        command = [sys.executable, "scripts/generate_oracle.py", "--json", *options]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    source = replace(sources[0], path=str(directory))
+    return replace(config, data=replace(config.data, sources=(source,)))
+
+
+def measure(config: Config, num_steps: int, device: torch.device) -> dict:
+    """The whole report. On a CPU everything but memory and kernels' names is measured the same way."""
+    train_py = load_train()
+    torch.manual_seed(config.train.seed)
+    accelerator = build_accelerator(config.train)
+    processor = build_processor(config.model, config.vision)
+    rows = build_rows(config.data, config.prompt)
+    collator = Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
+    sampler = train_py.build_sampler(config, rows.train, accelerator, {"step": 0})
+    bare_model = build_model(config.model, device).train()
+    arch = find_architecture(getattr(base_of(bare_model).config, "_name_or_path", "") or config.model.path)
+    model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
+    batches = iter(train_py.build_loader(config, rows.train, collator, sampler))
+    watch = Watch(device)
+    steps: list[Step] = []
+    shapes: list[RowShape] = []
+    for step in track(range(num_steps), description="training", disable=not sys.stderr.isatty()):
+        fetched = [next(batches) for _ in range(config.train.accumulation)]
+        shapes.append(largest_row(fetched, arch))
+        flops = sum(batch_flops(config.model, arch, batch) for batch in fetched)
+        num_tokens = int(sum(batch["attention_mask"].sum() for batch in fetched))
+        watch.start()
+        on_device = [train_py.move(batch, device) for batch in fetched]
+        means = Means()
+        train_py.train_step(accelerator, model, optimizer, on_device, means, step, config.train.max_grad_norm)
+        seconds = watch.stop()
+        steps.append(Step(seconds, num_tokens, flops, means.take([means.sums])["train/loss"]))
+    memory = watch.memory()
+    row = largest_of(shapes)
+    plan = plan_memory(config, arch, row, accelerator.num_processes)
+
+    def one_step() -> None:
+        train_py.train_step(accelerator, model, optimizer, on_device, Means(), num_steps, config.train.max_grad_norm)
+
+    report = {
+        "config": to_json(config),
+        "machine": describe_machine(device),
+        "parameters": describe_parameters(bare_model),
+        "row": asdict(row),
+        "memory": compare_memory(plan, memory),
+        "speed": speed(steps[min(WARMUP_STEPS, num_steps - 1) :], device),
+        "losses": [step.loss for step in steps],
+        "step_seconds": [step.seconds for step in steps],
+        "vision": check_vision(base_of(bare_model).model.visual, on_device[0], watch),
+        "kernels": find_kernels(one_step, bare_model, device),
+    }
+    accelerator.end_training()
+    return report
+
+
+def load_train():
+    """train.py, which is a script beside the package."""
+    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    # A data worker that is spawned, not forked, looks `collate` up by its module's name.
+    sys.modules.setdefault("train", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, its data already at hand."""
+
+    seconds: float
+    tokens: int
+    flops: float
+    loss: float
+
+
+class Watch:
+    """Wall time of what the device has really done, and its memory since the watch was made."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.is_cuda = device.type == "cuda"
+        if self.is_cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def start(self) -> None:
+        self.wait()
+        self.started = time.perf_counter()
+
+    def stop(self) -> float:
+        """Seconds since `start`."""
+        self.wait()
+        return time.perf_counter() - self.started
+
+    def wait(self) -> None:
+        if self.is_cuda:
+            torch.cuda.synchronize(self.device)
+
+    def seconds(self, run: Callable[[], object], repeats: int = 10) -> float:
+        """The median of several calls, after one that warms up."""
+        run()
+        taken = []
+        for _ in range(repeats):
+            self.start()
+            run()
+            taken.append(self.stop())
+        return statistics.median(taken)
+
+    def memory(self) -> dict[str, int | None]:
+        """Peak bytes of tensors and of the allocator, and what the whole card has in use now; None on a CPU."""
+        if not self.is_cuda:
+            return {"allocated": None, "reserved": None, "used": None, "card": None}
+        free, card = torch.cuda.mem_get_info(self.device)
+        return {
+            "allocated": torch.cuda.max_memory_allocated(self.device),
+            "reserved": torch.cuda.max_memory_reserved(self.device),
+            "used": card - free,
+            "card": card,
+        }
+
+
+# what was run
+
+
+def largest_row(micro_batches: Sequence[dict], arch: Architecture) -> RowShape:
+    """What a micro-batch is padded to, as the planner counts: its longest row, its most vision and supervised tokens."""
+    return largest_of([batch_shape(batch, arch) for batch in micro_batches])
+
+
+def batch_shape(batch: dict, arch: Architecture) -> RowShape:
+    """Vision and supervised tokens are spread evenly over the rows, rounded up."""
+    num_rows, length = batch["input_ids"].shape
+    pictures = picture_patches(batch)
+    return RowShape(
+        tokens=length,
+        image_tokens=math.ceil(sum(pictures) / arch.merge**2 / num_rows),
+        supervised=math.ceil(int(supervised_positions(batch["labels"]).sum()) / num_rows),
+        num_images=math.ceil(len(pictures) / num_rows),
+    )
+
+
+def largest_of(shapes: Sequence[RowShape]) -> RowShape:
+    """The largest of each number: no micro-batch that ran was larger."""
+    largest = {
+        name: max(getattr(shape, name) for shape in shapes)
+        for name in ("tokens", "image_tokens", "supervised", "num_images")
+    }
+    return RowShape(**largest, source="largest of the micro-batches that ran")
+
+
+def picture_patches(batch: dict) -> list[int]:
+    """Patches of each picture."""
+    return batch["image_grid_thw"].prod(-1).tolist() if "image_grid_thw" in batch else []
+
+
+# arithmetic
+
+
+def batch_flops(cfg: ModelConfig, arch: Architecture, batch: dict) -> float:
+    """Of one micro-batch's forward and backward."""
+    lengths = batch["attention_mask"].sum(1).tolist()
+    supervised = int(supervised_positions(batch["labels"]).sum())
+    return step_flops(cfg, arch, lengths, supervised, picture_patches(batch))
+
+
+def step_flops(
+    cfg: ModelConfig, arch: Architecture, lengths: Sequence[int], supervised: int, pictures: Sequence[int]
+) -> float:
+    """Forward and backward of rows of `lengths` tokens with `supervised` of them, and `pictures` of so many patches."""
+    matrix = 3 if cfg.method == "full" else 2  # forward and the input's gradient; the weight's own if it trains
+    tokens = sum(lengths)
+    layers = matrix * 2 * tokens * arch.layers * arch.layer_matrices
+    adapters = 3 * 2 * tokens * adapter_parameters(cfg, arch)
+    # Scores and their product with the values; backward differentiates both factors of each.
+    attention = 3 * 4 * arch.layers * arch.q * sum(length**2 for length in lengths)
+    head = matrix * 2 * supervised * arch.embedding
+    tower = (3 if cfg.train_vision else 1) * sum(tower_flops(arch, patches) for patches in pictures)
+    return float(layers + adapters + attention + head + tower)
+
+
+def tower_flops(arch: Architecture, patches: int) -> int:
+    """The vision tower's forward for one picture."""
+    v = arch.vision_hidden
+    block = 4 * v * v + 2 * v * arch.vision_intermediate
+    wide = v * arch.merge**2
+    mergers = (1 + arch.num_deepstack) * (wide * wide + wide * arch.hidden)
+    stem_and_blocks = 2 * patches * (arch.patch_values * v + arch.vision_depth * block)
+    attention = 4 * arch.vision_depth * v * patches**2
+    return stem_and_blocks + attention + 2 * (patches // arch.merge**2) * mergers
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Of the data sheet; None for a card that is not in the table."""
+    return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
+
+
+def speed(steps: Sequence[Step], device: torch.device) -> dict:
+    """Over all the steps together; utilisation of the data sheet's peak, and of what a large product reaches here."""
+    seconds = sum(step.seconds for step in steps)
+    tflops = sum(step.flops for step in steps) / seconds / 1e12
+    sheet = peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    reached = matmul_tflops(device)
+    return {
+        "steps": len(steps),
+        "tokens_per_s": sum(step.tokens for step in steps) / seconds,
+        "seconds_per_step": seconds / len(steps),
+        "model_tflops_per_s": tflops,
+        "peak_tflops": sheet,
+        "model_flop_utilisation": tflops / sheet if sheet else None,
+        "matmul_tflops_per_s": reached,
+        "share_of_matmul": tflops / reached,
+    }
+
+
+def matmul_tflops(device: torch.device) -> float:
+    """Of a large bfloat16 product: what this card reaches as it is cooled and clocked."""
+    side = 8192 if device.type == "cuda" else 512
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / Watch(device).seconds(lambda: a @ b) / 1e12
+
+
+def compare_memory(plan: Plan, measured: dict) -> dict:
+    """Bytes. `planned_tensors` is to be compared with `allocated`, `planned_total` with `used`."""
+    ratio = plan.tensor_bytes / measured["allocated"] if measured["allocated"] else None
+    return {
+        "planned_total": plan.total,
+        "planned_tensors": plan.tensor_bytes,
+        "planned_parts": plan.parts,
+        "planned_moment": plan.moment,
+        **measured,
+        "planned_tensors_to_allocated": ratio,
+    }
+
+
+# vision tower
+
+
+def check_vision(tower: nn.Module, batch: dict, watch: Watch) -> dict:
+    """Milliseconds of the tower on one micro-batch's pictures, with both forms of its patch embedding, and their equality."""
+    if "pixel_values" not in batch:
+        return {"pictures": 0}
+    pixels, grids = batch["pixel_values"], batch["image_grid_thw"]
+    embed, projection = tower.patch_embed, tower.patch_embed.proj
+    taken, product = {}, type(projection)
+    with torch.no_grad(), torch.autocast(watch.device.type, torch.bfloat16):
+        for name, form in (("matrix_product", product), ("conv3d", nn.Conv3d)):
+            projection.__class__ = form
+            try:
+                taken[f"patch_embedding_ms_{name}"] = 1000 * watch.seconds(lambda: embed(pixels))
+                taken[f"tower_ms_{name}"] = 1000 * watch.seconds(lambda: tower(pixels, grid_thw=grids))
+            finally:
+                projection.__class__ = product
+    return {
+        "pictures": len(grids),
+        "patches": len(pixels),
+        **taken,
+        "conv3d_slowdown": taken["patch_embedding_ms_conv3d"] / taken["patch_embedding_ms_matrix_product"],
+        "used": product.__name__,
+        **compare_projections(projection, pixels),
+    }
+
+
+def compare_projections(projection: nn.Conv3d, pixels: torch.Tensor) -> dict:
+    """The matrix product against the Conv3d that it replaces, both in float32 with full precision."""
+    convolution = nn.Conv3d(
+        projection.in_channels,
+        projection.out_channels,
+        projection.kernel_size,
+        projection.stride,
+        device=projection.weight.device,
+        dtype=torch.float32,
+    )
+    convolution.load_state_dict({name: tensor.float() for name, tensor in projection.state_dict().items()})
+    product = type(projection).forward
+    patches = pixels.float().view(-1, projection.in_channels, *projection.kernel_size)
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.no_grad():
+            expected = convolution(patches).flatten(1)
+            difference = (product(convolution, patches) - expected).abs().max() / expected.abs().max()
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
+    return {"relative_difference": difference.item(), "equal": difference.item() <= PROJECTION_TOLERANCE}
+
+
+# kernels
+
+
+def find_kernels(run: Callable[[], None], model: nn.Module, device: torch.device) -> dict:
+    """What attention and the 4-bit layers really run, by the profiler's names of one optimizer step."""
+    activity = torch.profiler.ProfilerActivity
+    activities = [activity.CPU, *([activity.CUDA] if device.type == "cuda" else [])]
+    with torch.profiler.profile(activities=activities) as profile:
+        run()
+    names = sorted({event.key for event in profile.key_averages()})
+    config = base_of(model).config
+    quantised = linear_4bit(model)
+    kinds = sorted({layer.weight.quant_state.quant_type for layer in quantised.values()})
+    return {
+        "attention": config.text_config._attn_implementation,
+        "attention_of_tower": config.vision_config._attn_implementation,
+        "attention_kernels": [name for name in names if ATTENTION_KERNELS.search(name)],
+        "layers_in_4_bit": len(quantised),
+        "quantisation": kinds,
+        "nf4_kernels": [name for name in names if NF4_KERNELS.search(name)],
+    }
+
+
+# for people
+
+
+def describe_machine(device: torch.device) -> dict:
+    """Card, driver's CUDA, and versions; no host name."""
+    card = {}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        card = {
+            "name": properties.name,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "memory_bytes": properties.total_memory,
+            "processors": properties.multi_processor_count,
+        }
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"card": card, "cuda": torch.version.cuda, "system": platform.system(), "versions": versions}
+
+
+def show(report: dict, console: Console) -> None:
+    memory, rate, vision, kernels = (report[key] for key in ("memory", "speed", "vision", "kernels"))
+    table = Table(
+        title=f"{report['config']['name']} on {report['machine']['card'].get('name', 'a CPU')}", show_header=False
+    )
+    table.add_row(
+        "peak memory, tensors", f"planned {gib(memory['planned_tensors'])}, measured {gib(memory['allocated'])}"
+    )
+    table.add_row("peak memory, card", f"planned {gib(memory['planned_total'])}, in use {gib(memory['used'])}")
+    table.add_row("tokens/s", f"{rate['tokens_per_s']:,.0f}")
+    table.add_row("seconds a step", f"{rate['seconds_per_step']:.3f}")
+    table.add_row("model TFLOP/s", f"{rate['model_tflops_per_s']:.1f}")
+    utilisation = rate["model_flop_utilisation"]
+    sheet = "unknown card" if utilisation is None else f"{utilisation:.1%} of {rate['peak_tflops']:.0f} TFLOPS"
+    table.add_row("model FLOP utilisation", f"{sheet}; {rate['share_of_matmul']:.1%} of a large product")
+    if vision["pictures"]:
+        table.add_row("vision tower, ms", f"{vision['tower_ms_matrix_product']:.2f} ({vision['pictures']} pictures)")
+        table.add_row("the same with Conv3d, ms", f"{vision['tower_ms_conv3d']:.2f}")
+        verdict = "equal" if vision["equal"] else "NOT EQUAL"
+        difference = f"{verdict}, relative difference {vision['relative_difference']:.1e}"
+        table.add_row(
+            "patch embedding", f"Conv3d {vision['conv3d_slowdown']:.1f} x the matrix product's time; {difference}"
+        )
+    table.add_row(
+        "attention", f"{kernels['attention']}: {', '.join(kernels['attention_kernels']) or 'no kernel known by name'}"
+    )
+    table.add_row("4 bit", f"{kernels['layers_in_4_bit']} layers: {', '.join(kernels['nf4_kernels']) or 'no kernel'}")
+    table.add_row("loss", f"{report['losses'][0]:.3f} to {report['losses'][-1]:.3f}")
+    console.print(table)
+
+
+def gib(num_bytes: int | None) -> str:
+    return "unknown" if num_bytes is None else f"{num_bytes / GIB:.2f} GiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
