@@ -51,8 +51,8 @@ from qwenvl_agent.vram import (
     Plan,
     RowShape,
     adapter_parameters,
-    find_architecture,
     plan_memory,
+    read_architecture,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -143,7 +143,7 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
     collator = Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
     sampler = train_py.build_sampler(config, rows.train, accelerator, {"step": 0})
     bare_model = build_model(config.model, device).train()
-    arch = find_architecture(getattr(base_of(bare_model).config, "_name_or_path", "") or config.model.path)
+    arch = read_architecture(base_of(bare_model).config.to_dict())
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
     batches = iter(train_py.build_loader(config, rows.train, collator, sampler))
     watch = Watch(device)
