@@ -102,7 +102,7 @@ class Runner:
 
     def __call__(self, name: str, command: Sequence[str]) -> Stage:
         self.messages.print(f"$ {' '.join(command)}", style="bold")
-        # Bytecode of the checkout is found from the root; what is printed comes line by line.
+        # Without the second, what is printed would come in blocks, and late.
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         stage, started = Stage(), time.monotonic()
         with open(self.out / f"{name}.log", "w", encoding="utf-8") as log:
