@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat constraints.txt setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help install demo test system-test lint format
+.PHONY: help install system demo test test-system lint format
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -12,7 +12,7 @@ install: $(INSTALLED)  ## .venv with the pinned packages
 
 $(INSTALLED):
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,browser,serving]'
 	@rm -f .venv/installed-* && touch $@
 
 demo: $(INSTALLED)  ## a tiny Qwen3-VL learns the safari: data, training, evaluation, report (CPU, minutes)
@@ -21,8 +21,14 @@ demo: $(INSTALLED)  ## a tiny Qwen3-VL learns the safari: data, training, evalua
 test: $(INSTALLED)  ## the fast tests, no network
 	$(BIN)/python -m pytest
 
-system-test: $(INSTALLED)  ## what takes minutes: two ranks, real quantisation, full-size worlds
-	$(BIN)/python -m pytest -m slow
+system:  ## Chromium, fonts and Slurm from the distribution, where apt-get is there and allowed
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			chromium fonts-noto-color-emoji fonts-noto-cjk slurmctld slurmd slurm-client munge g++ >/dev/null; \
+	else echo "no apt-get as root: tests that need Chromium or Slurm are skipped unless these are installed"; fi
+
+test-system: $(INSTALLED) system  ## what takes minutes: ranks, real quantisation, Slurm, Chromium, full-size worlds
+	$(BIN)/python -m pytest -m "slow or browser"
 
 lint: $(INSTALLED)  ## what CI checks of the style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -31,6 +31,7 @@ from qwenvl_agent.evaluation.suites import evaluate, pick_rows
 from qwenvl_agent.formats import FORMATS, Format
 from qwenvl_agent.model import (
     Processor,
+    base_of,
     build_model,
     build_processor,
     check_gradients,
@@ -53,6 +54,7 @@ from qwenvl_agent.training.metrics import Means, Reporter, flatten
 from qwenvl_agent.training.optim import build_optimizer, learning_rate_at, set_learning_rate
 from qwenvl_agent.training.stop import StopRequest, ignore_signals
 from qwenvl_agent.training.zero import build_accelerator
+from qwenvl_agent.vram import data_row, describe_plan, read_architecture
 
 NUM_SHOWN = 4
 """Answers and rollouts that an evaluation writes to TensorBoard."""
@@ -95,6 +97,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
 
     reporter = Reporter(config.run_dir, state["step"], max_steps, is_main=accelerator.is_main_process)
     reporter.say(f"{rows.summary()}\ntrainable parameters: {describe_parameters(bare_model)}")
+    reporter.say(plan_of(config, rows.train, bare_model, accelerator.num_processes))
     if accelerator.is_main_process:
         write_json(config.run_dir / "manifest.json", manifest(bare_model))
         write_json(config.run_dir / "data.json", rows.report)
@@ -104,7 +107,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     set_seed(config.train.seed, device_specific=True)  # ranks draw different dropout masks
     means = Means()
     if checkpoint:
-        means = Means(load_training_state(checkpoint, accelerator, model, optimizer)["means"])
+        means = Means(load_training_state(checkpoint, accelerator, model, optimizer).get("means"))
     stop = StopRequest(config.run_dir)
     stop.install()
 
@@ -117,6 +120,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         learning_rate = learning_rate_at(step, max_steps, config.train)
         set_learning_rate(optimizer, learning_rate)
         train_step(accelerator, model, optimizer, micro_batches, means, step, config.train.max_grad_norm)
+        if step == state["step"] and torch.cuda.is_available():
+            reporter.say(f"measured peak: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of tensors")
         step += 1
         means.add_throughput(micro_batches, waited, time.monotonic() - started)
 
@@ -175,6 +180,13 @@ def train_step(
     means.add("train/gradient_norm", float(gradient_norm), 1.0)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def plan_of(config: Config, rows: RowDataset, model: nn.Module, num_gpus: int) -> str:
+    """What a step should take of each GPU's memory, from the dataset's own longest rows."""
+    arch = read_architecture(base_of(model).config.to_dict())
+    gpu_gb = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
+    return describe_plan(config, data_row(rows, rows.lengths, config, arch), num_gpus, gpu_gb, arch)
 
 
 def check_finite(what: str, value: torch.Tensor | float, step: int, micro_batches: Sequence[dict]) -> None:

@@ -5,9 +5,11 @@ no_grad for a frozen vision tower) to the forward functions themselves. Training
 differ by a context that somebody forgot.
 """
 
+import functools
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,9 +188,9 @@ def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Mo
 
 def linear_4bit(model: nn.Module) -> dict[str, nn.Module]:
     """The quantised layers by name; an adapter's wrapper of one is not one."""
-    from bitsandbytes.nn import Linear4bit
-
-    return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    bitsandbytes = sys.modules.get("bitsandbytes")  # not imported for a model without such layers: it is slow and loud
+    kind = bitsandbytes.nn.Linear4bit if bitsandbytes else ()
+    return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
 def nf4_config(model_cfg: ModelConfig):
@@ -246,8 +248,13 @@ def set_trainable(model: nn.Module, model_cfg: ModelConfig) -> None:
     """Stage 3: requires_grad by name; frozen parts of a float32 model go to `model.dtype`."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(should_train(name, model_cfg))
-    if model_cfg.method == "full" and not model_cfg.train_vision:
+    if model_cfg.method == "full" and not model_cfg.train_vision and not is_sharded(model):
         base_of(model).model.visual.to(getattr(torch, model_cfg.dtype))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ZeRO-3 holds the weights: each rank has a slice, in the dtype in which it was loaded."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def should_train(name: str, model_cfg: ModelConfig) -> bool:
@@ -265,8 +272,44 @@ def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
     base = base_of(model)
     if not model_cfg.train_vision:
         base.model.visual.forward = torch.no_grad()(base.model.visual.forward)
+    base.model.__class__ = tower_on_every_rank()
     if model_cfg.autocast:
-        base.forward = torch.autocast(device_type(device), torch.bfloat16)(base.forward)
+        # Uncached: autocast would hold a bfloat16 copy of every trained weight until the forward ends, 13 GiB for 8B.
+        base.forward = torch.autocast(device_type(device), torch.bfloat16, cache_enabled=False)(base.forward)
+
+
+@functools.cache
+def tower_on_every_rank() -> type[nn.Module]:
+    """The class of the model below the head, running the tower without pictures too if there are other ranks.
+
+    Theirs may have pictures: under ZeRO-3 all ranks gather the tower's weights together, and DDP waits for the gradient
+    of each of them. One blank picture goes through the tower and its mergers, times zero.
+    """
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+    class TowerOnEveryRank(Qwen3VLModel):
+        def forward(self, *args, pixel_values=None, **kwargs):
+            if pixel_values is not None or not self.training or not has_other_ranks():
+                return super().forward(*args, pixel_values=pixel_values, **kwargs)
+            nothing = 0.0 * blank_features(self.visual)  # first, as on the ranks with pictures
+            output = super().forward(*args, **kwargs)
+            output.last_hidden_state = output.last_hidden_state + nothing
+            return output
+
+    return TowerOnEveryRank
+
+
+def blank_features(tower: nn.Module) -> torch.Tensor:
+    """() sum over all that the tower makes of the smallest picture."""
+    side, patch = tower.spatial_merge_size, tower.patch_embed
+    device = patch.proj.weight.device
+    pixels = torch.zeros(side**2, patch.in_channels * patch.temporal_patch_size * patch.patch_size**2, device=device)
+    seen = tower(pixels, torch.tensor([[1, side, side]], device=device))
+    return sum(features.sum() for features in (seen.pooler_output, *seen.deepstack_features))
+
+
+def has_other_ranks() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 def base_of(model: nn.Module) -> nn.Module:
@@ -293,7 +336,8 @@ def check_manifest(model: nn.Module, model_cfg: ModelConfig) -> None:
     packed_weights = {f"{name}.weight" for name in packed}
     for entry in entries:
         assert entry["trainable"] == should_train(entry["name"], model_cfg), f"trainable is wrong: {entry}"
-        dtype = "float32" if entry["trainable"] else model_cfg.dtype
+        in_float32 = entry["trainable"] or (model_cfg.method == "full" and is_sharded(model))
+        dtype = "float32" if in_float32 else model_cfg.dtype
         assert entry["dtype"] == dtype or entry["name"] in packed_weights, f"dtype is not {dtype}: {entry}"
 
 

@@ -501,7 +501,7 @@ def _temporary(config: Config, arch: Architecture, row: RowShape) -> dict[str, d
     logits = precision.compute * supervised * arch.vocab
     moments = {
         "vision tower": {"vision": tower_bytes(cfg, arch, batch * row.image_tokens * arch.merge**2)},
-        "end of forward": {"activations": saved + cached_casts(cfg, arch), "logits": logits},
+        "end of forward": {"activations": saved, "logits": logits},
         "loss": {"activations": saved, "logits": loss_bytes(arch, supervised)},
         "head backward": {"activations": saved, "logits": logits, "gradients": head_gradient(cfg, arch)},
         "layer backward": {"activations": saved + backward, "gradients": waiting_gradient(cfg, arch)},
@@ -582,16 +582,6 @@ def cast_weights(cfg: ModelConfig, arch: Architecture) -> float:
     if cfg.method == "full" or (cfg.method == "lora" and cfg.dtype == "float32"):
         return 2 * arch.layer_matrices + adapters
     return adapters
-
-
-def cached_casts(cfg: ModelConfig, arch: Architecture) -> float:
-    """Autocast caches its copy of every trained weight until the forward ends; without checkpointing they are kept."""
-    if not cfg.autocast or not cfg.gradient_checkpointing:
-        return 0
-    if cfg.method != "full":
-        return 2 * adapter_parameters(cfg, arch)
-    blocks = arch.vision_depth * arch.vision_block if cfg.train_vision else 0
-    return 2 * (arch.layers * arch.layer_matrices + blocks)
 
 
 def first_layer_unsaved(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import nn
 
 from qwenvl_agent.config import Config, ModelConfig, TrainConfig
@@ -30,6 +31,15 @@ def accelerator():
 def save(directory: Path, accelerator, step: int, *, is_best: bool = False, keep: int = 1, write=None) -> None:
     write = write or (lambda folder: write_json(folder / "state.json", {"step": step}))
     save_checkpoint(directory, step, write, accelerator, is_best, keep)
+
+
+def write_whole(folder: Path, config: dict) -> None:
+    """The least that a resume looks at."""
+    (folder / "model").mkdir(parents=True)
+    write_json(folder / "config.json", config)
+    write_json(folder / "state.json", {})
+    write_json(folder / "rank_0.json", {})
+    save_file({"weight": torch.zeros(3)}, folder / "model" / "model.safetensors")
 
 
 def names(directory: Path) -> list[str]:
@@ -99,10 +109,8 @@ def test_a_folder_that_is_no_run_is_never_deleted(config, accelerator):
 def test_resume_names_the_settings_that_differ_and_clears_stop(config, accelerator, capsys):
     prepare_run_dir(config, accelerator, resume=False, overwrite=False)
 
-    def write(folder):
-        write_json(folder / "config.json", read_json(config.run_dir / "config.json"))
-
-    save(config.run_dir / "checkpoints", accelerator, 3, write=write)
+    saved = read_json(config.run_dir / "config.json")
+    save(config.run_dir / "checkpoints", accelerator, 3, write=lambda folder: write_whole(folder, saved))
     (config.run_dir / "STOP").touch()
     longer = replace(config, train=TrainConfig(max_steps=9))
     found = prepare_run_dir(longer, accelerator, resume=True, overwrite=False)
@@ -113,16 +121,42 @@ def test_resume_names_the_settings_that_differ_and_clears_stop(config, accelerat
 
 
 def test_resume_refuses_another_model(config, accelerator):
-    folder = config.run_dir / "checkpoints" / "step_000001"
-    folder.mkdir(parents=True)
     prepare_run_dir(config, accelerator, resume=True, overwrite=False)
-    write_json(folder / "config.json", read_json(config.run_dir / "config.json"))
-    (folder.parent / "last").symlink_to(folder.name)
+    saved = read_json(config.run_dir / "config.json")
+    save(config.run_dir / "checkpoints", accelerator, 1, write=lambda folder: write_whole(folder, saved))
     other = replace(config, model=ModelConfig(path="base", lora_rank=8))
     with pytest.raises(ValueError, match="model.lora_rank is 8, 16 in the checkpoint"):
         prepare_run_dir(other, accelerator, resume=True, overwrite=False)
     same = replace(config, model=ModelConfig(path="base", attention="sdpa"))
     prepare_run_dir(same, accelerator, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize("name", ["model/model.safetensors", "state.json", "rank_0.json"])
+@pytest.mark.parametrize("keep_bytes", [None, 5])
+def test_a_torn_checkpoint_is_skipped_for_the_last_whole_one_and_said(config, accelerator, capsys, name, keep_bytes):
+    prepare_run_dir(config, accelerator, resume=False, overwrite=False)
+    saved, checkpoints = read_json(config.run_dir / "config.json"), config.run_dir / "checkpoints"
+    for step in (1, 2):
+        save(checkpoints, accelerator, step, write=lambda folder: write_whole(folder, saved))
+    (checkpoints / ".step_000003.tmp").mkdir()
+    torn = checkpoints / "step_000002" / name
+    if keep_bytes is None:
+        torn.unlink()
+    else:
+        torn.write_bytes(torn.read_bytes()[:keep_bytes] if torn.suffix != ".json" else b'{"ste')
+    assert prepare_run_dir(config, accelerator, resume=True, overwrite=False) == checkpoints / "step_000001"
+    said = capsys.readouterr().out
+    assert f"{name} is missing or cut off: step_000002 is skipped" in said and ".step_000003.tmp was never" in said
+
+
+def test_resume_goes_by_the_link_not_by_the_highest_number(config, accelerator):
+    prepare_run_dir(config, accelerator, resume=False, overwrite=False)
+    saved, checkpoints = read_json(config.run_dir / "config.json"), config.run_dir / "checkpoints"
+    for step in (1, 2):
+        save(checkpoints, accelerator, step, write=lambda folder: write_whole(folder, saved))
+    (checkpoints / "last").unlink()
+    (checkpoints / "last").symlink_to("step_000001")
+    assert prepare_run_dir(config, accelerator, resume=True, overwrite=False) == checkpoints / "step_000001"
 
 
 def test_resume_and_overwrite_contradict(config, accelerator):

@@ -192,7 +192,7 @@ def test_a_row_that_cannot_fit_is_an_error_with_its_place(processor, limits):
 
 def test_a_picture_that_is_gone_is_an_error_with_its_place(processor, tmp_path):
     request = Request("", (), (), Observation("", (Picture(160, 160, path=str(tmp_path / "gone.png")),)))
-    with pytest.raises(ValueError, match="^data.jsonl:7: picture .*gone.png: .*restore the file"):
+    with pytest.raises(ValueError, match="^data.jsonl:7: .*gone.png does not exist: .*add the file"):
         build_collator(processor, tiles=10)([Row("r", request, TURNS[0], source="data.jsonl:7")])
 
 

@@ -329,7 +329,7 @@ def test_memory_does_not_grow_with_rows(tmp_path):
     assert used[100_000] - used[10_000] < 30, used
 
 
-@pytest.mark.parametrize(("kind", "num_rows"), [("safari", 1), ("chat", 3)])
+@pytest.mark.parametrize(("kind", "num_rows"), [("safari", 1), ("chat", 3), ("computer", 3)])
 def test_examples_in_the_documentation_are_read(tmp_path, kind, num_rows):
     text = (Path(__file__).parents[1] / "docs" / "DATA.md").read_text(encoding="utf-8")
     lines = text.partition(f"```json {kind}\n")[2].partition("\n```")[0].split("\n")

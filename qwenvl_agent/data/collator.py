@@ -105,15 +105,15 @@ class Collator:
 
     def encode_prompt(self, requests: Sequence[Request]) -> dict:
         """A generation batch, padded on the left: the same keys as a training batch, without labels and row ids."""
-        return self._pad([self._encode(request, None, f"request {i}") for i, request in enumerate(requests)], left=True)
+        return self._pad([self.encode(request, None, f"request {i}") for i, request in enumerate(requests)], left=True)
 
     def sample(self, row: Row) -> Sample:
         """One training row with its labels; ValueError names its source."""
-        encoded = self._encode(row.request, row.turn, row.source or row.id)
+        encoded = self.encode(row.request, row.turn, row.source or row.id)
         labels, weights, parts = label_tokens(encoded.input_ids, encoded.offsets, encoded.spans, self.part_weights)
         return Sample(row, encoded, labels, weights * np.float32(row.weight), parts)
 
-    def _encode(self, request: Request, turn: Turn | None, source: str) -> Encoded:
+    def encode(self, request: Request, turn: Turn | None, source: str) -> Encoded:
         try:
             return self._encode_within_budget(request, turn, source)
         except ValueError as error:

@@ -94,7 +94,7 @@ class EndpointPolicy:
 
     def _prompt(self, request: Request) -> tuple[dict, int]:
         """The body of a request, and the number of its prompt's tokens."""
-        encoded = self.collator._encode(request, None, "request")
+        encoded = self.collator.encode(request, None, "request")
         urls = [png_url(pixels) for pixels in encoded.load_pixels()]
         body = {
             "model": self.model,

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -40,12 +41,12 @@ FREE_MODEL_KEYS = ("model.attention", "model.gradient_checkpointing")
 
 def prepare_run_dir(config: Config, accelerator: Accelerator, resume: bool, overwrite: bool) -> Path | None:
     """Make the run's folder; the checkpoint to resume from, or None for a run that starts afresh."""
-    run_dir, last = config.run_dir, config.run_dir / "checkpoints" / "last"
-    checkpoint = None
+    run_dir, checkpoint = config.run_dir, None
     if resume and overwrite:
         raise ValueError("--resume and --overwrite together: one keeps the run, the other deletes it; give one of them")
-    if resume and last.exists():
-        checkpoint = last.resolve()
+    if resume:
+        checkpoint = last_whole(run_dir / "checkpoints", accelerator.print)
+    if checkpoint:
         accelerator.print(f"resuming {checkpoint}{describe_changes(read_json(checkpoint / 'config.json'), config)}")
     elif resume:
         accelerator.print(f"{run_dir} has no checkpoint yet: starting at step 0")
@@ -63,6 +64,37 @@ def prepare_run_dir(config: Config, accelerator: Accelerator, resume: bool, over
         write_json(run_dir / "config.json", to_json(config))
     accelerator.wait_for_everyone()
     return checkpoint
+
+
+def last_whole(checkpoints_dir: Path, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint that `last` points to, or the newest one before it if a kill or a full disk has torn that one."""
+    checkpoints_dir = checkpoints_dir.resolve()
+    found, last = sorted(checkpoints_dir.glob("step_*"), reverse=True), (checkpoints_dir / "last").resolve()
+    if last in found:
+        found = found[found.index(last) :]
+    for unfinished in sorted(checkpoints_dir.glob(".step_*.tmp")):
+        say(f"{unfinished} was never finished: skipped")
+    for checkpoint in found:
+        torn = torn_file(checkpoint)
+        if not torn:
+            return checkpoint
+        say(f"{torn} is missing or cut off: {checkpoint.name} is skipped for the last whole checkpoint")
+    return None
+
+
+def torn_file(checkpoint: Path) -> Path | None:
+    """The first file that is missing or cannot be read to its end."""
+    weights = sorted(checkpoint.rglob("*.safetensors")) or [checkpoint / "model" / "model.safetensors"]
+    for path in (*(checkpoint / name for name in ("config.json", "state.json", "rank_0.json")), *weights):
+        try:
+            if path.suffix == ".json":
+                read_json(path)
+            else:
+                with safe_open(path, "pt"):
+                    pass
+        except (OSError, ValueError, SafetensorError):
+            return path
+    return None
 
 
 def describe_changes(saved: dict, config: Config) -> str:
@@ -158,29 +190,51 @@ def write_training_state(
 ) -> None:
     """The optimizer, and for each rank its random state and `rank_state` (JSON values)."""
     path = directory / f"rank_{accelerator.process_index}.json"
-    write_json(path, rank_state | {"random": random_state()})
+    write_json(path, rank_state | {"ranks": describe_ranks(accelerator), "random": random_state()})
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         model.save_checkpoint(str(directory / "deepspeed"))
     elif accelerator.is_main_process:
         save_file(optimizer_tensors(accelerator.unwrap_model(model), optimizer), directory / "optimizer.safetensors")
 
 
+def describe_ranks(accelerator: Accelerator) -> dict:
+    """What must be the same for an exact resume, and the proof of what a run really was."""
+    is_distributed = torch.distributed.is_initialized()
+    is_zero = accelerator.distributed_type == DistributedType.DEEPSPEED
+    return {
+        "zero_stage": accelerator.state.deepspeed_plugin.zero_stage if is_zero else 0,
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+        "backend": torch.distributed.get_backend() if is_distributed else "",
+    }
+
+
 def load_training_state(
     directory: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict:
-    """The inverse of `write_training_state`; this rank's `rank_state`. Under ZeRO the engine reads its weights too."""
-    path = directory / f"rank_{accelerator.process_index}.json"
-    if not path.exists():
-        raise ValueError(
-            f"{directory} was saved by fewer ranks than the {accelerator.num_processes} of this run: it could not go "
-            "on as it was; resume with as many ranks, or start a new run"
-        )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+    """The inverse of `write_training_state`; this rank's `rank_state`. Under ZeRO the engine reads its weights too.
+
+    On another number of ranks the weights go on, which the model was built with; what starts afresh is printed.
+    """
+    saved, now = read_json(directory / "rank_0.json")["ranks"], describe_ranks(accelerator)
+    is_same_layout = all(saved[key] == now[key] for key in ("world_size", "zero_stage"))
+    if now["zero_stage"] and is_same_layout:
         model.load_checkpoint(str(directory / "deepspeed"))
-    else:
+    elif saved["zero_stage"] == now["zero_stage"] == 0:
         tensors = load_file(directory / "optimizer.safetensors")
         load_optimizer_tensors(accelerator.unwrap_model(model), optimizer, tensors)
-    state = read_json(path)
+    else:
+        accelerator.print(
+            "the optimizer's state is sharded otherwise: AdamW's averages start afresh, the weights go on"
+        )
+    if not is_same_layout:
+        accelerator.print(
+            f"saved by {saved['world_size']} ranks at ZeRO stage {saved['zero_stage']}, now {now['world_size']} at "
+            f"{now['zero_stage']}: random numbers and the log's running means start afresh, so this is not bit for bit "
+            "the run that an uninterrupted one would have been"
+        )
+        return {}
+    state = read_json(directory / f"rank_{accelerator.process_index}.json")
     set_random_state(state.pop("random"))  # last, because loading may draw
     return state
 

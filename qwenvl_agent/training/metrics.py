@@ -60,6 +60,9 @@ class Means:
         self.add("train/tokens_per_s", num_tokens, total_s)
         self.add("train/padding_share", num_places - num_tokens, num_places)
         self.add("train/data_wait_share", waited_s, total_s)
+        for batch in micro_batches:
+            for what in ("images", "turns"):
+                self.add(f"train/reduced_{what}", batch["reductions"].get(what, 0), len(batch["row_ids"]))
 
     def take(self, all_ranks: Sequence[dict[str, list[float]]]) -> dict[str, float]:
         """The means over `all_ranks`' sums (this one's included); starts anew."""
