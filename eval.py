@@ -26,6 +26,7 @@ from qwenvl_agent.envs import make_env, make_oracle
 from qwenvl_agent.envs.safari import NoisyOracle, RandomAgent, SafariRules
 from qwenvl_agent.envs.safari.world import REPORT_SEEDS
 from qwenvl_agent.evaluation import suites
+from qwenvl_agent.evaluation.counterfactuals import COUNTERFACTUALS
 from qwenvl_agent.evaluation.report import compare, comparison_table, metrics_table, write_report
 from qwenvl_agent.schema import Observation, Policy, Request
 
@@ -86,6 +87,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     suite.add_argument("--episodes", type=int, default=200, help="of the suite safari (default: %(default)s)")
     suite.add_argument("--seed-start", type=int, default=REPORT_SEEDS.start, help="first seed (default: %(default)s)")
     suite.add_argument("--world", action="append", default=[], metavar="KEY=VALUE", help="rule, over the config's")
+    suite.add_argument("--oracle", action="append", default=[], metavar="KEY=VALUE", help="setting of the reference")
+    suite.add_argument(
+        "--counterfactual",
+        choices=[name for name in COUNTERFACTUALS if name != "picture_blank"],
+        default="",
+        help="of the suite safari: change the missions and see what it costs (for pictures: --blank-pictures)",
+    )
     suite.add_argument("--rows", type=int, default=1000, help="held-out rows of the suite steps (default: %(default)s)")
     suite.add_argument("--time-limit", type=float, metavar="SECONDS", help="running episodes fail after that")
     output = parser.add_argument_group("output")
@@ -100,13 +108,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def evaluate(args: argparse.Namespace, messages: Console) -> int:
     """Play or predict, then write the result and print it."""
     subject = build_subject(args)
-    name = args.suite + ("_blank" if args.blank_pictures else "")
+    name = (args.counterfactual or args.suite) + ("_blank" if args.blank_pictures else "")
     directory = args.out or subject.directory / "eval" / name
     start = time.monotonic()
     run_suite = run_safari if args.suite == "safari" else run_steps
     records, about = run_suite(subject, args, directory, messages)
     about = suites.describe(
-        args.suite, subject.name, **subject.about, **about, seconds=round(time.monotonic() - start, 1)
+        args.suite, subject.name, **(subject.about | about), seconds=round(time.monotonic() - start, 1)
     )
     metrics = suites.metrics_of(args.suite, records)
     suites.write_result(directory, about, records, metrics)
@@ -202,10 +210,14 @@ def build_endpoint(args: argparse.Namespace) -> Subject:
 def build_run(args: argparse.Namespace) -> Subject:
     from qwenvl_agent.model import load_run
 
-    if args.config or args.set or args.format:
-        raise ValueError("--config, --set and --format do not go with --run: a run is evaluated as it was trained")
+    if args.config or args.format or any(not override.startswith("eval.") for override in args.set):
+        raise ValueError(
+            "--config, --format and --set of anything but eval.* do not go with --run: a run is evaluated as it was "
+            "trained; override how it is played, as in --set eval.temperature=0.7"
+        )
     path = args.run / "checkpoints" / args.checkpoint if args.checkpoint else args.run
     config, model, processor = load_run(path, device())
+    config = build_config(with_overrides(to_json(config), args.set))
     subject = model_subject(args, args.run.name, config, model, processor, args.run)
     data = args.run / "data.json"
     dataset_hash = json.loads(data.read_text(encoding="utf-8"))["dataset_hash"] if data.exists() else None
@@ -263,7 +275,7 @@ def with_overrides(world: dict, overrides: Sequence[str]) -> dict:
 
 
 def run_safari(subject: Subject, args: argparse.Namespace, directory: Path, messages: Console) -> tuple[list, dict]:
-    world = with_overrides(subject.config.eval.world, args.world)
+    world, oracle = with_overrides(subject.config.eval.world, args.world), with_overrides({}, args.oracle)
     seeds = range(args.seed_start, args.seed_start + args.episodes)
     seed_set = suites.seed_set(seeds)
     if seed_set != "report":
@@ -291,6 +303,8 @@ def run_safari(subject: Subject, args: argparse.Namespace, directory: Path, mess
             subject.policy,
             world,
             seeds,
+            counterfactual=args.counterfactual,
+            oracle=oracle,
             batch_size=subject.config.eval.batch_size,
             history_steps=subject.config.prompt.history_steps,
             time_limit_s=args.time_limit,
@@ -302,7 +316,8 @@ def run_safari(subject: Subject, args: argparse.Namespace, directory: Path, mess
     env = make_env("safari", **world)
     empty = Request(env.system_prompt, env.tools, (), Observation(""))
     rules = to_json(SafariRules.from_json(world))
-    about = {"world": rules, "seeds": {"start": seeds.start, "count": len(seeds), "set": seed_set}}
+    about = {"oracle": oracle, "counterfactual": args.counterfactual, "world": rules}
+    about |= {"seeds": {"start": seeds.start, "count": len(seeds), "set": seed_set}}
     return records, about | {"prompt_hash": suites.prompt_hash(empty, subject.config.prompt.format)}
 
 

@@ -92,6 +92,8 @@ class EpisodeRecord:
     """The world's own (done, max_turns ...), or parse_abort, time_limit, error."""
     error: str = ""
     """The world's traceback if it crashed."""
+    changed_turn: int | None = None
+    """Before this turn the world was changed, by a counterfactual; None: never."""
     steps: list[StepRecord] = field(default_factory=list)
 
     def to_json(self) -> dict:
@@ -253,6 +255,7 @@ class _RunningEpisode:
         record.progress = len(record.found) / len(record.targets)
         record.false_declarations = info["false_declarations"]
         record.optimal_turns = info.get("optimal_turns", record.optimal_turns)
+        record.changed_turn = info.get("changed_turn", record.changed_turn)
         self.position = list(info["position"]) if "position" in info else None
 
     def _crash(self) -> None:

@@ -12,22 +12,24 @@ Metrics come from records alone, so `scripts/rescore.py` needs no model. A resul
         pictures/
 """
 
+import copy
 import hashlib
 import json
 import math
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import qwenvl_agent
 from qwenvl_agent.config import EvalConfig
-from qwenvl_agent.envs import make_env, make_oracle
+from qwenvl_agent.envs import make_oracle
 from qwenvl_agent.envs.safari.judge import agrees, is_equivalent, is_refused
 from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS
+from qwenvl_agent.evaluation.counterfactuals import changed_policy, changed_world
 from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, read_records, rollout, write_records
 from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, clustered_share, path_efficiency, wilson
 from qwenvl_agent.evaluation.step_metrics import (
@@ -38,9 +40,10 @@ from qwenvl_agent.evaluation.step_metrics import (
     step_metrics,
     token_metrics,
 )
-from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.formats import FORMATS, Format, Span
+from qwenvl_agent.formats.calls import json_text, write_plain
 from qwenvl_agent.prompt import render_prompt
-from qwenvl_agent.schema import Observation, Policy, Request, Row
+from qwenvl_agent.schema import Observation, Policy, Request, Row, Turn
 
 RECORD_KINDS = {"safari": EpisodeRecord, "steps": RowRecord}
 """The suites, and what a line of their records.jsonl is."""
@@ -81,8 +84,7 @@ def evaluate(
     row_records = predict_in_time(policy, rows, cfg.batch_size, limit_s / 2)
     scalars = as_scalars(steps_suite_metrics(row_records), "eval") if rows else {}
     if rows and hasattr(policy, "score"):
-        scored = rows[: len(row_records)]
-        scalars |= {f"eval/{name}": value for name, value in token_metrics(policy.score(scored)).items()}
+        scalars |= score_scalars(policy, rows[: len(row_records)])
     if cfg.suite == "none":
         return Evaluation(scalars, rows=row_records)
     episodes = play_safari(
@@ -96,10 +98,102 @@ def evaluate(
     return Evaluation(scalars | as_scalars(safari_metrics(episodes), "rollout"), episodes, row_records)
 
 
-def play_safari(policy: Policy, world: dict, seeds: Sequence[int], **options) -> list[EpisodeRecord]:
-    """`rollout` in the safari world, with the oracle's turn noted beside each of the policy's."""
-    reference = make_oracle("safari", world)
-    return rollout(lambda: make_env("safari", **world), policy, seeds, reference=reference, **options)
+def score_scalars(policy: Policy, rows: Sequence[Row]) -> dict[str, float]:
+    """Token accuracy and loss by part; of the argument values alone, which are the decisions; tokens of a turn."""
+    scores = policy.score(rows)
+    metrics = token_metrics(scores) | value_metrics(policy, rows)
+    metrics["turn_tokens"] = sum(score["num_tokens"] for score in scores) / max(1, len(rows))
+    return {f"eval/{name}": value for name, value in metrics.items()}
+
+
+def value_metrics(policy: Policy, rows: Sequence[Row]) -> dict[str, float]:
+    """`token_accuracy/values`, `token_loss/values`: over the tokens of the calls' argument values alone.
+
+    The rest of a call is the format's own, easy and of different length in each format, so that losses of whole calls
+    cannot be compared across formats; these can.
+    """
+    scorer = copy.copy(policy)
+    scorer.collator = copy.copy(policy.collator)
+    scorer.collator.fmt = ValueSpans(policy.collator.fmt)
+    calls = [row for row in rows if row.turn.tool_calls]
+    # In a turn with calls nothing else is of the part `text`.
+    values = [score for score in scorer.score(calls) if score["part"] == "text"] if calls else []
+    found = token_metrics(values)
+    return {name.replace("/text", "/values"): value for name, value in found.items() if name.endswith("/text")}
+
+
+class ValueSpans:
+    """A format whose calls are rendered in pieces: argument values as part `text`, all around them as part `call`."""
+
+    def __init__(self, fmt: Format):
+        self.fmt = fmt
+
+    def __getattr__(self, name: str):
+        return getattr(self.fmt, name)
+
+    def render(self, turn: Turn) -> list[Span]:
+        return [
+            piece
+            for span in self.fmt.render(turn)
+            for piece in (split_values(span, turn) if turn.tool_calls else [span])
+        ]
+
+
+def split_values(span: Span, turn: Turn) -> list[Span]:
+    """A call span cut at the turn's argument values, in the order in which they are written."""
+    if span.part != "call":
+        return [span]
+    pieces, start = [], 0
+    for call in turn.tool_calls:
+        at = span.text.find(json_text(call.arguments), start)
+        if at < 0:
+            at = span.text.index(write_plain(call), start) + len(call.name)
+        for is_value, text in json_pieces(call.arguments):
+            at = span.text.index(text, at)
+            if is_value:
+                pieces += [Span("call", span.text[start:at]), Span("text", text)]
+                start = at + len(text)
+            at += len(text)
+    return [piece for piece in (*pieces, Span("call", span.text[start:])) if piece.text]
+
+
+def json_pieces(value: object) -> Iterator[tuple[bool, str]]:
+    """(is a value, text) of every key and leaf, in the order in which JSON writes them, without closing quotes.
+
+    A value keeps its opening quote, because tokenizers join that with the first letters.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield False, json_text(key)[1:-1]
+            yield from json_pieces(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from json_pieces(item)
+    else:
+        yield True, json_text(value).removesuffix('"') if isinstance(value, str) else json_text(value)
+
+
+def play_safari(
+    policy: Policy,
+    world: dict,
+    seeds: Sequence[int],
+    *,
+    counterfactual: str = "",
+    oracle: dict | None = None,
+    **options,
+) -> list[EpisodeRecord]:
+    """`rollout` in the safari world, with the oracle's turn noted beside each of the policy's.
+
+    `counterfactual`: one of COUNTERFACTUALS, but for picture_blank, which is the policy's own. `oracle`: settings of
+    the oracle, the ones with which the training data was recorded; another one's turns are other turns.
+    """
+    return rollout(
+        changed_world(counterfactual, world),
+        changed_policy(counterfactual, policy),
+        seeds,
+        reference=make_oracle("safari", world, **(oracle or {})),
+        **options,
+    )
 
 
 def predict_in_time(

@@ -1,0 +1,277 @@
+"""Run an ablation: arms x training seeds, paired missions, statistics, a report for a paper.
+
+    python scripts/ablate.py scripts/ablations/format.json                 # dry run: what is missing, as commands
+    python scripts/ablate.py scripts/ablations/format.json --local 1       # run all of it here, one cell at a time
+    python scripts/ablate.py scripts/ablations/format.json --local 1 --seeds 0 1 2
+    python scripts/ablate.py scripts/ablations/format.json --submit --limit 8 --sbatch='--time=12:00:00'
+    python scripts/ablate.py scripts/ablations/format.json --status
+    python scripts/ablate.py scripts/ablations/format.json --report --out docs/results/format
+
+--local does whatever is missing, in order: the files that cells need, trainings (one that was stopped goes on from its
+checkpoint), evaluations, the report. It may be broken off and started again at any time. --submit sends the missing
+trainings to Slurm as one array, and with them, after their end, --evaluate: what is missing of the evaluations, and
+the report. An ablation's file: qwenvl_agent/sweep/arms.py; what the report says and what it does not: docs/ABLATIONS.md.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from qwenvl_agent.config import FORMAT_NAMES
+from qwenvl_agent.evaluation.ablation import Study, read_cell
+from qwenvl_agent.evaluation.ablation_report import write_study
+from qwenvl_agent.evaluation.fairness import prompt_differences
+from qwenvl_agent.sweep.arms import Ablation, evaluation_command, is_evaluated, load_ablation
+from qwenvl_agent.sweep.cells import Cell
+from qwenvl_agent.sweep.local import run_cells, running_cells
+from qwenvl_agent.sweep.progress import DONE, STARTABLE, read_progress, state_of
+from qwenvl_agent.sweep.slurm import queued_cells, submit
+
+EVALUATE_SCRIPT = """#!/usr/bin/env bash
+#SBATCH --nodes=1 --ntasks=1 --time=12:00:00 --open-mode=append
+set -euo pipefail
+venv=${{VENV:-.venv}}
+[[ ! -f $venv/bin/activate ]] || source "$venv/bin/activate"
+exec {command}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        return run(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: start it again, it goes on with what is missing", file=sys.stderr)
+        return 130
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ablation", type=Path, metavar="ABLATION.json")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--local", type=int, metavar="N", help="do all that is missing here, N trainings at a time")
+    what.add_argument("--submit", action="store_true", help="train under Slurm, then evaluate and report there")
+    what.add_argument(
+        "--evaluate", action="store_true", help="only the missing evaluations of trained cells, and the report"
+    )
+    what.add_argument("--report", action="store_true", help="only the report, of what there is")
+    what.add_argument("--status", action="store_true", help="a table: what is done of each cell")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="only these training seeds of the file")
+    parser.add_argument("--out", type=Path, help="folder of the report (default: the ablation's folder, report/)")
+    parser.add_argument("--limit", type=int, default=4, help="of --submit: cells at a time (default: %(default)s)")
+    parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="of --submit: sbatch's, --sbatch='--mem=64G'")
+    parser.add_argument("--json", action="store_true", help="of --status: JSON on stdout")
+    args = parser.parse_args(argv)
+    if args.limit < 1 or (args.local is not None and args.local < 1):
+        parser.error("--limit and --local are at least 1")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    ablation = load_ablation(args.ablation, args.seeds)
+    check_fairness(ablation)
+    if args.status:
+        show_status(ablation, args.json)
+    elif args.local:
+        return run_here(ablation, args)
+    elif args.submit:
+        submit_all(ablation, args)
+    elif args.evaluate:
+        return evaluate_and_report(ablation, args)
+    elif args.report:
+        report(ablation, args)
+    else:
+        show_missing(ablation, args)
+    return 0
+
+
+def check_fairness(ablation: Ablation) -> None:
+    """ValueError if the arms' formats do not tell the model the same facts about the world."""
+    formats = {cell.config.prompt.format for cell in ablation.sweep.cells}
+    world = ablation.sweep.cells[0].config.eval.world | ablation.missions["world"]
+    found = prompt_differences([name for name in FORMAT_NAMES if name in formats], world)
+    if found:
+        raise ValueError(
+            f"the arms' prompts do not state the same facts, so a difference could come from that: {'; '.join(found)}; "
+            "make the formats' instructions say the same"
+        )
+
+
+def states_of(ablation: Ablation) -> dict[str, str]:
+    hands = queued_cells(ablation.sweep) | running_cells(ablation.sweep)
+    return {
+        cell.name: state_of(read_progress(cell.config.run_dir), hands.get(cell.name)) for cell in ablation.sweep.cells
+    }
+
+
+def missing_evaluations(ablation: Ablation, states: dict[str, str]) -> Iterator[tuple[Cell, str]]:
+    """(cell, test) of trained cells."""
+    for cell in ablation.sweep.cells:
+        if states[cell.name] == DONE:
+            yield from ((cell, test) for test in ablation.tests if not is_evaluated(ablation, cell, test))
+
+
+def run_here(ablation: Ablation, args: argparse.Namespace) -> int:
+    """Everything that is missing; 1 if something failed."""
+    prepare(ablation)
+    states = states_of(ablation)
+    cells = [cell for cell in ablation.sweep.cells if states[cell.name] in STARTABLE]
+    if cells:
+        ended = run_cells(ablation.sweep, cells, args.local)
+        if len(ended) < len(cells):
+            return 130  # interrupted; run_cells has said so
+    return evaluate_and_report(ablation, args)
+
+
+def prepare(ablation: Ablation) -> None:
+    """Run the commands whose files are missing, in the order of the file."""
+    for file, command in ablation.prepare.items():
+        if Path(file).exists():
+            continue
+        print(shlex.join(command), flush=True)
+        command = [sys.executable, *command[1:]] if command[0] == "python" else command
+        done = subprocess.run(command)
+        if done.returncode != 0 or not Path(file).exists():
+            raise ValueError(f"{file} was not made: the cells cannot be trained; look at what {command[1]} said above")
+
+
+def evaluate_and_report(ablation: Ablation, args: argparse.Namespace) -> int:
+    states = states_of(ablation)
+    failed = evaluate(ablation, list(missing_evaluations(ablation, states)))
+    report(ablation, args)
+    unfinished = Counter(state for state in states.values() if state != DONE)
+    for state, number in unfinished.items():
+        print(f"{number} cells are {state}", file=sys.stderr)
+    return 1 if failed or unfinished else 0
+
+
+def evaluate(ablation: Ablation, missing: Sequence[tuple[Cell, str]]) -> int:
+    """Play what is missing, one after another; the number of evaluations that failed, each with its log named."""
+    failed = 0
+    columns = (TextColumn("evaluations"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=len(missing))
+        for cell, test in missing:
+            log = ablation.sweep.directory / "logs" / f"{cell.name}_{test}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with open(log, "w", encoding="utf-8") as file:
+                command = evaluation_command(ablation, cell, test)
+                ended = subprocess.run(command, stdout=file, stderr=file)
+            if ended.returncode != 0:
+                failed += 1
+                bar.console.print(f"{cell.name}, {test}: failed, see {log}", highlight=False, soft_wrap=True)
+            bar.advance(task)
+    return failed
+
+
+def submit_all(ablation: Ablation, args: argparse.Namespace) -> None:
+    """The trainings as an array, and after their end one job that evaluates and reports."""
+    prepare(ablation)
+    states = states_of(ablation)
+    cells = [cell for cell in ablation.sweep.cells if states[cell.name] in STARTABLE]
+    after = []
+    options = shlex.split(args.sbatch)
+    if cells:
+        job = submit(ablation.sweep, cells, args.limit, options)
+        after = [f"--dependency=afterany:{job}"]
+        print(f"job {job}: {len(cells)} trainings")
+    elif not list(missing_evaluations(ablation, states)):
+        print("nothing to submit: all is trained and evaluated; --report writes the report")
+        return
+    command = ["python", "scripts/ablate.py", str(args.ablation), "--evaluate"]
+    command += ["--seeds", *map(str, args.seeds)] if args.seeds else []
+    command += ["--out", str(args.out)] if args.out else []
+    script = EVALUATE_SCRIPT.format(command=shlex.join(command))
+    logs = ablation.sweep.directory / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    places = [f"--job-name={ablation.sweep.name}-evaluate", f"--output={logs}/evaluate_%j.log"]
+    done = subprocess.run(
+        ["sbatch", "--parsable", *after, *places, *options], input=script, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise ValueError(f"sbatch refused the evaluation; the trainings are submitted: {done.stderr.strip()}")
+    print(f"job {done.stdout.strip().partition(';')[0]}: evaluations and report; logs in {logs}")
+
+
+def read_study(ablation: Ablation) -> Study:
+    states = states_of(ablation)
+    cells = []
+    for cell in ablation.sweep.cells:
+        place = ablation.places[cell.name]
+        run_dir = cell.config.run_dir
+        cells.append(read_cell(cell.name, place.arm, place.seed, run_dir, states[cell.name], ablation.counterfactuals))
+    return Study(
+        ablation.sweep.name, ablation.question, ablation.baseline, ablation.arms, ablation.outcomes, tuple(cells)
+    )
+
+
+def report(ablation: Ablation, args: argparse.Namespace) -> None:
+    out = args.out or ablation.sweep.directory / "report"
+    seeds = ["--seeds", *map(str, args.seeds)] if args.seeds else []
+    command = shlex.join(["python", "scripts/ablate.py", str(args.ablation), *seeds, "--local", "1"])
+    for path in write_study(out, read_study(ablation), command):
+        print(path)
+
+
+def show_missing(ablation: Ablation, args: argparse.Namespace) -> None:
+    """The commands of all that is missing on stdout, a summary on stderr."""
+    states = states_of(ablation)
+    for file, command in ablation.prepare.items():
+        if not Path(file).exists():
+            print(shlex.join(command))
+    untrained = [cell for cell in ablation.sweep.cells if states[cell.name] in STARTABLE]
+    for cell in untrained:
+        settings = [part for setting in cell.settings for part in ("--set", setting)]
+        command = ["accelerate", "launch", "train.py", "--config", ablation.sweep.config_path, *settings, "--resume"]
+        print(shlex.join(command))
+    evaluations = [
+        (cell, test)
+        for cell in ablation.sweep.cells
+        for test in ablation.tests
+        if not is_evaluated(ablation, cell, test)
+    ]
+    for cell, test in evaluations:
+        print(shlex.join(["python", *evaluation_command(ablation, cell, test)[1:]]))
+    print(
+        f"{len(states)} cells; to train: {len(untrained)}, to evaluate: {len(evaluations)}. "
+        f"Nothing was started: --local N or --submit does it",
+        file=sys.stderr,
+    )
+
+
+def show_status(ablation: Ablation, as_json: bool) -> None:
+    states = states_of(ablation)
+    rows = [
+        {
+            "cell": cell.name,
+            "state": states[cell.name],
+            "step": read_progress(cell.config.run_dir).step,
+            "evaluated": [test for test in ablation.tests if is_evaluated(ablation, cell, test)],
+        }
+        for cell in ablation.sweep.cells
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(title=f"{ablation.sweep.name}: {ablation.question}", title_justify="left")
+    for heading in ("cell", "state", "step", "evaluated"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(row["cell"], row["state"], str(row["step"]), ", ".join(row["evaluated"]) or "-")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
