@@ -4,7 +4,7 @@ from importlib import import_module
 
 from qwenvl_agent.schema import Env, Policy
 
-WORLDS = {"safari": "qwenvl_agent.envs.safari"}
+WORLDS = {"browser": "qwenvl_agent.envs.browser", "safari": "qwenvl_agent.envs.safari"}
 
 
 def _world(name: str):

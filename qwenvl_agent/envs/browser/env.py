@@ -38,7 +38,7 @@ from PIL import Image
 from qwenvl_agent.envs.browser.problem import Problem, Verdict
 from qwenvl_agent.envs.browser.rules import BrowserRules
 from qwenvl_agent.envs.browser.server import page_server
-from qwenvl_agent.envs.browser.session import BrowserLost, BrowserThread, return_browser, take_browser
+from qwenvl_agent.envs.browser.session import BrowserThread, LostBrowserError, return_browser, take_browser
 from qwenvl_agent.envs.browser.window import Window
 from qwenvl_agent.envs.computer import Action, ActionError, build_tool, read_call
 from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT, describe, observation
@@ -100,9 +100,11 @@ class BrowserEnv:
         self._open.callback(return_browser, self.browser)
 
         def start(browser) -> tuple[Window, bytes, Verdict]:
-            window = Window(browser, problem.frame, page_server().origin, folder)
+            window = Window(
+                browser, problem.frame, page_server().origin, folder, lambda: problem.effects.num_files_sent
+            )
             window.open(url + problem.start)
-            problem.prepare(window.page)
+            problem.prepare(window)
             return window, window.look(), problem.judge(window.page)
 
         self.window, self.png, self.verdict = self.browser.call(start, PREPARE_SECONDS)
@@ -149,6 +151,8 @@ class BrowserEnv:
 
     def observation(self) -> Observation:
         image = Image.open(io.BytesIO(self.png)).convert("RGB")
+        screen = self.problem.frame.screen
+        assert image.size == (screen.width_px, screen.height_px), (image.size, screen)
         past = self.past[len(self.past) - min(len(self.past), self.rules.past_steps) :]
         seen = observation(Picture.from_image(image), self.problem.instruction, past)
         return LiveObservation(seen.text, seen.pictures, self)
@@ -193,7 +197,7 @@ class BrowserEnv:
     def _declare(self, action: Action) -> dict:
         """The agent says that it is done, or what the answer is: the episode ends."""
         self.problem.effects.answer = action.text
-        with suppress(BrowserLost):
+        with suppress(LostBrowserError):
             self.verdict = self._in_page(lambda browser: self.problem.judge(self.window.page))
         if not self.end_reason:
             self.end_reason = "gave_up" if action.status == "failure" else "done"
@@ -210,7 +214,7 @@ class BrowserEnv:
         before, num_requests = self.png, len(problem.effects.journal)
         try:
             self.png, events, self.verdict = self._in_page(act)
-        except BrowserLost as error:
+        except LostBrowserError as error:
             self._remember(action, [str(error)])
             return {"status": error.name, "error": str(error), "events": [str(error)]}, True, False
         self._remember(action, events)
@@ -235,13 +239,13 @@ class BrowserEnv:
         start = time.monotonic()
         try:
             return self.browser.call(job, limit_s or self.rules.step_seconds)
-        except BrowserLost as error:
+        except LostBrowserError as error:
             self.end_reason = error.name
             raise
         except Error as error:
             # The window is gone or its page crashed: the browser lives, but this episode has nothing left to act on.
             self.end_reason = "crashed"
-            raise BrowserLost("crashed", f"the page is gone ({str(error).splitlines()[0]})") from error
+            raise LostBrowserError("crashed", f"the page is gone ({str(error).splitlines()[0]})") from error
         finally:
             self.seconds += time.monotonic() - start
 

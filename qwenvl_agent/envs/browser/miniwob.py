@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qwenvl_agent.envs.browser.problem import Effects, Task, Verdict
 from qwenvl_agent.envs.browser.server import MISSING, Asked, Response
-from qwenvl_agent.envs.browser.window import Frame
+from qwenvl_agent.envs.browser.window import Frame, Window
 from qwenvl_agent.schema import confined_path
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class MiniwobProblem:
         except (OSError, ValueError):
             return MISSING
 
-    def prepare(self, page: "Page") -> None:
-        self.instruction = page.evaluate(START, str(self.seed))
+    def prepare(self, window: Window) -> None:
+        self.instruction = window.page.evaluate(START, str(self.seed))
 
     def judge(self, page: "Page") -> Verdict:
         state = page.evaluate(STATE)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from qwenvl_agent.coordinates import GRID
 from qwenvl_agent.envs.browser.env import BrowserEnv
 from qwenvl_agent.envs.browser.rules import BrowserRules
-from qwenvl_agent.envs.browser.session import BrowserLost
+from qwenvl_agent.envs.browser.session import LostBrowserError
 from qwenvl_agent.envs.browser.tasks import TASKS
 from qwenvl_agent.envs.computer import Action, to_turn
 from qwenvl_agent.envs.computer.tool import KINDS, NAME, STATUSES
@@ -196,7 +196,9 @@ def always(selector: str) -> Plan:
 
 def click_dialog_button(eyes: Eyes) -> Action:
     label = quoted(eyes)[0]
-    return eyes.click(".ui-dialog-titlebar button") if label == "x" else eyes.click(".ui-dialog-buttonset button", label)
+    return (
+        eyes.click(".ui-dialog-titlebar button") if label == "x" else eyes.click(".ui-dialog-buttonset button", label)
+    )
 
 
 def click_color(eyes: Eyes) -> Action:
@@ -242,7 +244,9 @@ def click_boxes(eyes: Eyes) -> Action:
     """Tick what the instruction lists; an option is a list of one."""
     listed = re.search(r"Select (.*) and click Submit", eyes.instruction).group(1)
     wanted = [] if listed == "nothing" else listed.split(", ")
-    boxes = eyes.read("() => [...document.querySelectorAll('#boxes input')].map(e => [e.parentElement.innerText.trim(), e.checked, e.id])")
+    boxes = eyes.read(
+        "() => [...document.querySelectorAll('#boxes input')].map(e => [e.parentElement.innerText.trim(), e.checked, e.id])"
+    )
     for text, is_checked, key in boxes:
         if (text in wanted) != is_checked:
             return eyes.click(f"#{key}")
@@ -303,7 +307,9 @@ def click_shape(eyes: Eyes) -> Action:
 
 
 PLANS: dict[str, Plan] = {
-    **dict.fromkeys(("press_element", "get_picture", "download_kitten", "avoid_trap", "find_by_scrolling"), click_wanted),
+    **dict.fromkeys(
+        ("press_element", "get_picture", "download_kitten", "avoid_trap", "find_by_scrolling"), click_wanted
+    ),
     "submit_form": fill_form,
     "dismiss_dialog": click_in_turn,
     "search_and_order": search_and_order,
@@ -347,7 +353,7 @@ class BrowserOracle:
 
     def turn(self, env: BrowserEnv) -> Turn:
         """An empty turn if the browser is lost: the environment says so in its next step."""
-        with suppress(BrowserLost):
+        with suppress(LostBrowserError):
             actions = env.read(lambda page: PLANS[env.problem.name](Eyes(env, page)))
             return to_turn(actions if isinstance(actions, list) else [actions], env.problem.frame.screen)
         return Turn()

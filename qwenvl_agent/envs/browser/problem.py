@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from qwenvl_agent.envs.browser.server import MISSING, Asked, Response
-from qwenvl_agent.envs.browser.window import Frame
+from qwenvl_agent.envs.browser.window import Frame, Window
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -36,6 +36,8 @@ class Effects:
     journal: list[Asked] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     answer: str | None = None
+    num_files_sent: int = 0
+    """By the site, to be kept; each is a download that is to arrive."""
 
     def sent(self, path: str) -> list[dict[str, str]]:
         """The fields of each request to that path, in order."""
@@ -59,7 +61,7 @@ class Problem(Protocol):
 
     def respond(self, asked: Asked) -> Response: ...
 
-    def prepare(self, page: "Page") -> None: ...
+    def prepare(self, window: Window) -> None: ...
 
     def judge(self, page: "Page") -> Verdict: ...
 
@@ -91,9 +93,11 @@ class SiteProblem:
     def respond(self, asked: Asked) -> Response:
         self.effects.journal.append(asked)
         handler = self.pages.get(asked.path)
-        return MISSING if handler is None else handler(asked)
+        response = MISSING if handler is None else handler(asked)
+        self.effects.num_files_sent += response.is_file
+        return response
 
-    def prepare(self, page: "Page") -> None:
+    def prepare(self, window: Window) -> None:
         pass
 
     def judge(self, page: "Page") -> Verdict:

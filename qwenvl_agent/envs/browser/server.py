@@ -31,12 +31,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Response:
-    """`never` keeps the browser waiting for ever, as a server that hangs does."""
+    """`is_file`: to be kept, not shown. `never` keeps the browser waiting for ever, as a server that hangs does."""
 
     body: bytes = b""
     kind: str = "text/html; charset=utf-8"
     status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
+    is_file: bool = False
     never: bool = False
 
 
@@ -101,7 +101,9 @@ class PageServer:
                     server.stopped.wait(SLOW_SECONDS)
                     return
                 self.send_response(response.status)
-                headers = {"Content-Type": response.kind, "Cache-Control": "no-store", **response.headers}
+                headers = {"Content-Type": response.kind, "Cache-Control": "no-store"}
+                if response.is_file:
+                    headers["Content-Disposition"] = "attachment"
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(response.body)))

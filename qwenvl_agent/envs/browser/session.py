@@ -1,7 +1,7 @@
 """A browser in a thread of its own, so that whatever a page does, the caller gets an answer in time.
 
 Playwright's calls wait for the page: one that hangs would hang the agent. Here every call runs in the browser's thread
-under a time limit; a browser that does not answer is killed, and `BrowserLost` says so. Browsers are used again by later
+under a time limit; a browser that does not answer is killed, and `LostBrowserError` says so. Browsers are used again by later
 episodes, each of which has a context (cookies, storage, windows) of its own; one that was lost never is.
 """
 
@@ -26,7 +26,7 @@ KILL_SECONDS = 10
 Result = TypeVar("Result")
 
 
-class BrowserLost(RuntimeError):
+class LostBrowserError(RuntimeError):
     """The browser did not answer in time and was killed, or died by itself; `name` is hung, died or crashed."""
 
     def __init__(self, name: str, message: str):
@@ -43,7 +43,7 @@ class BrowserThread:
         self.is_lost = False
         self._thread = threading.Thread(target=self._run, name="browser", daemon=True)
         self._thread.start()
-        self._pid = self._started.result(START_SECONDS)
+        self.pid = self._started.result(START_SECONDS)
 
     def _run(self) -> None:
         try:
@@ -59,16 +59,15 @@ class BrowserThread:
     def _do(self, job: Callable, done: Future, browser: "Browser") -> None:
         try:
             done.set_result(job(browser))
-        except BaseException as error:
-            if not browser.is_connected():
-                self.is_lost = True
-                error = BrowserLost("died", "the browser died: the episode cannot go on")
-            done.set_exception(error)
+        except BaseException as error:  # it goes to whoever called
+            self.is_lost = self.is_lost or not browser.is_connected()
+            died = LostBrowserError("died", "the browser died: the episode cannot go on")
+            done.set_exception(died if self.is_lost else error)
 
     def call(self, job: "Callable[[Browser], Result]", limit_s: float) -> Result:
-        """`job(browser)`, run in the browser's thread; BrowserLost if that takes longer than `limit_s` seconds."""
+        """`job(browser)`, run in the browser's thread; LostBrowserError if that takes longer than `limit_s` seconds."""
         if self.is_lost:
-            raise BrowserLost("died", "the browser is gone: nothing can be done in it; reset the environment")
+            raise LostBrowserError("died", "the browser is gone: nothing can be done in it; reset the environment")
         done: Future = Future()
         self._jobs.put((job, done))
         try:
@@ -77,13 +76,13 @@ class BrowserThread:
             if done.done():  # the job's own TimeoutError
                 raise
             self.kill()
-            raise BrowserLost("hung", f"the page did not answer in {limit_s:g} s: its browser was ended") from None
+            raise LostBrowserError("hung", f"the page did not answer in {limit_s:g} s: its browser was ended") from None
 
     def kill(self) -> None:
         """End the browser whatever it does; calls that wait get an error."""
         self.is_lost = True
         with suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+            os.kill(self.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
         self.close()
 
     def close(self) -> None:
@@ -109,10 +108,13 @@ def return_browser(browser: BrowserThread) -> None:
 
 
 def is_alive(browser: BrowserThread) -> bool:
+    """Whether it answers: what Playwright remembers of a browser that died a moment ago may be older."""
     try:
-        return browser.call(lambda running: bool(running.version) and running.is_connected(), START_SECONDS)
-    except BrowserLost:
+        browser.call(lambda running: running.new_browser_cdp_session().detach(), START_SECONDS)
+    except Exception:
+        browser.kill()
         return False
+    return True
 
 
 @atexit.register

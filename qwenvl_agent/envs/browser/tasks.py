@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -19,11 +18,8 @@ from qwenvl_agent.envs.browser.instructions import write_instructions
 from qwenvl_agent.envs.browser.pages import EMOJI_FONTS, FAMILIES, PALETTES, draw_page, draw_theme, picture_source
 from qwenvl_agent.envs.browser.problem import Asked, Effects, SiteProblem, Task
 from qwenvl_agent.envs.browser.server import Response
-from qwenvl_agent.envs.browser.window import Frame
+from qwenvl_agent.envs.browser.window import Frame, Window
 from qwenvl_agent.envs.browser.words import LANGUAGES, picture_word, words
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Page
 
 TASKS: dict[str, Task] = {}
 """By name, in the order in which seeds go round."""
@@ -103,8 +99,9 @@ class GeneratedProblem(SiteProblem):
         self.frame = Frame(width=page.width, height=page.height, scale=page.scale)
         self.pages[""] = lambda asked: html(page.html)
 
-    def prepare(self, page: "Page") -> None:
+    def prepare(self, window: Window) -> None:
         """Choose the target among what the browser shows; a page on which nothing can be asked for is drawn anew."""
+        page = window.page
         for attempt in range(1, MAX_DRAWS):
             layout = read_layout(page)
             rng = random.Random(f"instruction {self.seed} {attempt}")
@@ -120,7 +117,7 @@ class GeneratedProblem(SiteProblem):
                 self.wanted = {"point": (x, y), "picture": element.picture}
                 return
             self.draw(attempt)
-            page.set_viewport_size({"width": self.frame.width, "height": self.frame.height})
+            window.resize(self.frame)
             page.reload()
         raise RuntimeError(f"{MAX_DRAWS} pages of {self.family} from seed {self.seed} have nothing to ask for")
 
@@ -196,7 +193,7 @@ def picture_bytes(key: str, colour: str) -> bytes:
 
 
 def picture_file(key: str, colour: str) -> Response:
-    return Response(picture_bytes(key, colour), "image/svg+xml")
+    return Response(picture_bytes(key, colour), "image/svg+xml", is_file=True)
 
 
 def draw_picture(draw: Draw, key: str) -> dict:
@@ -274,7 +271,7 @@ def avoid_trap(draw: Draw) -> SiteProblem:
     parts = ["picture", *ads]
     draw.rng.shuffle(parts)
     page = draw.page("trap", title="", picture=picture, parts=parts, size=draw.rng.choice([640, 1024, 1920]))
-    program = Response(b"MZ not what you wanted", "application/octet-stream")
+    program = Response(b"MZ not what you wanted", "application/octet-stream", is_file=True)
     name = picture_word(picture["key"], draw.language)
     return SiteProblem(
         name="avoid_trap",
@@ -342,7 +339,8 @@ def submit_form(draw: Draw) -> SiteProblem:
         goals={
             **{key: lambda effects, key=key: arrived(effects).get(key) == expected[key] for key in wanted},
             "ticks": lambda effects: (
-                bool(arrived(effects)) and [n for n in checks if n in arrived(effects)] == [n for n in checks if n in ticked]
+                bool(arrived(effects))
+                and [n for n in checks if n in arrived(effects)] == [n for n in checks if n in ticked]
             ),
         },
         harms={"a wrong form was sent": lambda effects: any(form != expected for form in effects.sent("submitted"))},
@@ -374,9 +372,7 @@ def find_by_scrolling(draw: Draw) -> SiteProblem:
     page = draw.page("list", title="Things for the house", items=items)
     return SiteProblem(
         name="find_by_scrolling",
-        instruction=draw.say(
-            "Order the {item}.", "订购“{item}”。", "“{item}” 항목을 주문해 주세요.", item=item
-        ),
+        instruction=draw.say("Order the {item}.", "订购“{item}”。", "“{item}” 항목을 주문해 주세요.", item=item),
         pages={"": lambda asked: page, "ordered": lambda asked: Response()},
         goals={"ordered": lambda effects: {"item": item} in effects.sent("ordered")},
         harms={"another thing was ordered": lambda e: any(sent != {"item": item} for sent in e.sent("ordered"))},
@@ -469,9 +465,7 @@ def search_and_order(draw: Draw) -> SiteProblem:
             "shop": lambda asked: Response(),
         },
         goals={
-            "searched": lambda effects: any(
-                noun in sent.get("q", "").lower() for sent in effects.sent("results")
-            ),
+            "searched": lambda effects: any(noun in sent.get("q", "").lower() for sent in effects.sent("results")),
             "ordered": lambda effects: right in effects.sent("shop"),
         },
         harms={"something else was done": lambda effects: any(sent != right for sent in effects.sent("shop"))},
@@ -565,7 +559,9 @@ def replace_text(draw: Draw) -> SiteProblem:
     """What stands in a field must go; Enter saves."""
     labels = draw.some(["Title", "Author", "Place", "Subject"], draw.rng.randint(2, 3))
     values = draw.some([entry[0] for entry in words()["headlines"]], len(labels) + 1)
-    notes = [{"name": label.lower(), "label": label, "value": value} for label, value in zip(labels, values, strict=False)]
+    notes = [
+        {"name": label.lower(), "label": label, "value": value} for label, value in zip(labels, values, strict=False)
+    ]
     label, text = draw.rng.choice(labels), values[-1]
     page = draw.page("note", title="Note", notes=notes)
     saved = draw.page("message", title="Saved", text="The note was saved.")
@@ -645,7 +641,11 @@ def read_price(draw: Draw) -> SiteProblem:
         ),
         pages={"": lambda asked: show(pages[0]), **{page: lambda asked, page=page: show(page) for page in pages}},
         goals={"answered": lambda effects: is_number(effects.answer, float(row["price"]))},
-        harms={"wrong answer": lambda effects: effects.answer is not None and not is_number(effects.answer, float(row["price"]))},
+        harms={
+            "wrong answer": lambda effects: (
+                effects.answer is not None and not is_number(effects.answer, float(row["price"]))
+            )
+        },
         wanted={"page": where, "answer": row["price"]},
         max_turns=6,
     )

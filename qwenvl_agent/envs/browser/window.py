@@ -5,6 +5,8 @@ were answered, windows that were closed at once (the agent has one), addresses t
 All of it runs in the browser's own thread (`session.py`).
 """
 
+import base64
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,18 @@ from qwenvl_agent.envs.computer import Action
 from qwenvl_agent.envs.computer.keys import browser_key
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Dialog, Download, Page, Route
+    from playwright.sync_api import Browser, Dialog, Download, Page, Request, Route
 
 MAX_EVENTS = 20
 """Told of one action; a page can make any number."""
 MAX_EVENT_CHARS = 200
-SETTLE_MS = 50
+# The page is asked to draw twice and its server to answer once: what an action set off has begun by then, however slow
+# the machine is.
+SETTLE = """(async () => {
+  await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 20))));
+  if (location.protocol === 'http:') await fetch('/settled').catch(() => null);
+})()"""
+POLL_MS = 20
 MAX_LOOKS = 8
 """Screenshots until two are the same; a page that goes on moving is taken as it is."""
 LOAD_MS = 5000
@@ -52,23 +60,49 @@ class Frame:
 
 
 class Window:
-    """A context with one page; `origin` is all that the page may load from."""
+    """A context with one page; `origin` is all that the page may load from.
 
-    def __init__(self, browser: "Browser", frame: Frame, origin: str, downloads_dir: Path):
-        self.frame, self.origin, self.downloads_dir = frame, origin, downloads_dir
+    `num_sent` is how many files the site has sent to be kept; the window waits for as many downloads.
+    """
+
+    def __init__(
+        self,
+        browser: "Browser",
+        frame: Frame,
+        origin: str,
+        downloads_dir: Path,
+        num_sent: Callable[[], int] = lambda: 0,
+    ):
+        self.frame, self.origin, self.downloads_dir, self._num_sent = frame, origin, downloads_dir, num_sent
         self.events: list[str] = []
         self.num_more_events = 0
         self.files: list[Path] = []
         self.is_crashed = False
         self._downloads: list[Download] = []
+        self._num_downloads = 0
         self.context = open_context(browser, width=frame.width, height=frame.height, scale=frame.scale)
         # Asked before the wall of open_context: other servers on this machine are no business of the page either.
         self.context.route(self._is_foreign, self._refuse)
         self.page: Page = self.context.new_page()
+        self._session = self.context.new_cdp_session(self.page)
+        self._num_opened = self._num_closed = 0
+        self._loading: set[Request] = set()
+        self.resize(frame)
+        self._session.send("Page.enable")
+        self._session.on("Page.windowOpen", self._count_window)
+        self.page.on("request", self._note_request)
+        self.page.on("requestfinished", lambda request: self._loading.discard(request))
+        self.page.on("requestfailed", lambda request: self._loading.discard(request))
         self.context.on("page", self._close_other)
         self.page.on("dialog", self._answer)
-        self.page.on("download", lambda download: self._downloads.append(download))
+        self.page.on("download", self._note_download)
         self.page.on("crash", lambda page: setattr(self, "is_crashed", True))
+
+    def resize(self, frame: Frame) -> None:
+        """Through the session that takes the pictures, because the device scale is that session's own."""
+        self.frame = frame
+        metrics = {"width": frame.width, "height": frame.height, "deviceScaleFactor": frame.scale, "mobile": False}
+        self._session.send("Emulation.setDeviceMetricsOverride", metrics)
 
     def close(self) -> None:
         self.context.close()
@@ -101,7 +135,15 @@ class Window:
     def _close_other(self, page: "Page") -> None:
         if page is not self.page:
             self.tell(f"new window closed: {page.url}")
+            self._num_closed += 1
             page.close()
+
+    def _count_window(self, event: dict) -> None:
+        self._num_opened += 1
+
+    def _note_request(self, request: "Request") -> None:
+        if request.is_navigation_request() and request.frame.parent_frame is None:
+            self._loading.add(request)
 
     def _answer(self, dialog: "Dialog") -> None:
         """Messages are read and left; nothing is agreed to, but nobody is kept from leaving a page."""
@@ -112,7 +154,19 @@ class Window:
         else:
             dialog.dismiss()
 
+    def _note_download(self, download: "Download") -> None:
+        self._downloads.append(download)
+        self._num_downloads += 1
+
+    def _wait_until(self, is_so: Callable[[], bool]) -> bool:
+        """Whether it became so; Playwright's own waits end only when a page answers."""
+        deadline = time.monotonic() + LOAD_MS / 1000
+        while not is_so() and time.monotonic() < deadline:
+            self.page.wait_for_timeout(POLL_MS)
+        return is_so()
+
     def _keep_downloads(self) -> None:
+        self._wait_until(lambda: self._num_downloads >= self._num_sent())
         while self._downloads:
             download = self._downloads.pop(0)
             path = free_path(self.downloads_dir, download.suggested_filename)
@@ -146,8 +200,7 @@ class Window:
 
     def look(self) -> bytes:
         """A screenshot (PNG) of the page at rest."""
-        self.page.wait_for_timeout(SETTLE_MS)
-        self._wait_for_page()
+        self._settle()
         self._keep_downloads()
         before = self._shoot()
         for _ in range(MAX_LOOKS - 1):
@@ -157,19 +210,37 @@ class Window:
             before = now
         return before
 
-    def _wait_for_page(self) -> None:
-        from playwright.sync_api import TimeoutError as PlaywrightTimeout
+    def _settle(self) -> None:
+        for _ in range(MAX_LOOKS):
+            self._evaluate(SETTLE)
+            if not self._wait_until(lambda: not self._loading):
+                self.tell("the next page does not come")
+                return
+            if self._evaluate("document.readyState") == "complete":
+                break
+            self.page.wait_for_timeout(POLL_MS)
+        self._wait_until(lambda: self._num_closed >= self._num_opened)
 
+    def _evaluate(self, expression: str) -> object:
+        """None if the page went on to another meanwhile. Playwright's own evaluate waits for a page that never comes."""
+        from playwright.sync_api import Error
+
+        options = {"expression": expression, "awaitPromise": True, "returnByValue": True}
         try:
-            self.page.wait_for_load_state("load", timeout=LOAD_MS)
-        except PlaywrightTimeout:
-            self.tell("the page is still loading")
+            return self._session.send("Runtime.evaluate", options)["result"].get("value")
+        except Error:
+            if self.page.is_closed() or self.is_crashed:
+                raise
+            return None
 
     def _shoot(self) -> bytes:
-        if self.frame.shown is None:
-            return self.page.screenshot()
-        width, height = self.frame.shown
-        return self.page.screenshot(clip={"x": 0, "y": 0, "width": width, "height": height})
+        """Playwright's own screenshot compresses harder and takes twice as long."""
+        width, height = self.frame.shown or (self.frame.width, self.frame.height)
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        scrolled = self._session.send("Page.getLayoutMetrics")["cssVisualViewport"]
+        clip |= {"x": scrolled["pageX"], "y": scrolled["pageY"]}
+        options = {"format": "png", "optimizeForSpeed": True, "clip": clip}
+        return base64.b64decode(self._session.send("Page.captureScreenshot", options)["data"])
 
     def _css(self, action: Action) -> tuple[float, float]:
         return self.frame.screen.to_css(*action.point_px)
