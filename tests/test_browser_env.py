@@ -285,7 +285,9 @@ def test_a_page_that_never_comes_is_told(play, monkeypatch):
     monkeypatch.setattr("qwenvl_agent.envs.browser.window.LOAD_MS", 300)
     env = play(f"<a {WHOLE} href='never'>Go</a>", {"never": lambda asked: Response(never=True)})
     _, _, terminated, truncated, info = env.step(CENTRE)
-    assert not terminated and not truncated and info["events"] == ["the next page does not come"]
+    assert not terminated and not truncated and info["end_reason"] == ""
+    assert [event.split(":")[0] for event in info["events"]] == ["stopped loading, there was no answer"]
+    assert env.read(lambda page: page.inner_text("a")) == "Go"
 
 
 @needs_browser

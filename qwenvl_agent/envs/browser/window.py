@@ -142,8 +142,16 @@ class Window:
         self._num_opened += 1
 
     def _note_request(self, request: "Request") -> None:
-        if request.is_navigation_request() and request.frame.parent_frame is None:
-            self._loading.add(request)
+        """Stop a page that does not come, as a person would: until then the browser answers nothing about the old one.
+
+        Runs beside whatever waits for the browser, as Playwright's handlers do.
+        """
+        if not request.is_navigation_request() or request.frame.parent_frame is not None:
+            return
+        self._loading.add(request)
+        if not self._wait_until(lambda: request not in self._loading):
+            self.tell(f"stopped loading, there was no answer: {request.url}")
+            self._session.send("Page.stopLoading")
 
     def _answer(self, dialog: "Dialog") -> None:
         """Messages are read and left; nothing is agreed to, but nobody is kept from leaving a page."""
@@ -213,16 +221,14 @@ class Window:
     def _settle(self) -> None:
         for _ in range(MAX_LOOKS):
             self._evaluate(SETTLE)
-            if not self._wait_until(lambda: not self._loading):
-                self.tell("the next page does not come")
-                return
+            self._wait_until(lambda: not self._loading)
             if self._evaluate("document.readyState") == "complete":
                 break
             self.page.wait_for_timeout(POLL_MS)
         self._wait_until(lambda: self._num_closed >= self._num_opened)
 
     def _evaluate(self, expression: str) -> object:
-        """None if the page went on to another meanwhile. Playwright's own evaluate waits for a page that never comes."""
+        """None if the page went on to another meanwhile."""
         from playwright.sync_api import Error
 
         options = {"expression": expression, "awaitPromise": True, "returnByValue": True}
