@@ -67,7 +67,7 @@ ATTENTION_KERNELS = re.compile(r"flash|fmha|efficient_attention|cudnn.*sdp|scale
 NF4_KERNELS = re.compile(r"4bit|nf4|quantizeblockwise", re.IGNORECASE)
 
 # Dense bfloat16 tensor-core TFLOPS with float32 accumulation, from NVIDIA's data sheets (without sparsity). The first
-# whose name is in the device's holds.
+# name holds that stands in the device's as whole words.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.4,
@@ -77,6 +77,7 @@ PEAK_TFLOPS = {
     "A100": 311.9,
     "L40S": 362.0,
     "RTX 6000 Ada": 364.2,
+    "L40": 181.0,
     "L4": 121.0,
     "A10G": 70.0,
     "A10": 125.0,
@@ -319,8 +320,10 @@ def tower_flops(arch: Architecture, patches: int) -> int:
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """Of the data sheet; None for a card that is not in the table."""
-    return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
+    """Of the data sheet; None for a card that is not in the table (a laptop's is another one of the same name)."""
+    if "Laptop" in device_name:
+        return None
+    return next((peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def speed(steps: Sequence[Step], device: torch.device) -> dict:

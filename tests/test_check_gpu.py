@@ -104,13 +104,16 @@ def test_utilisation_is_flops_over_time_and_peak(check_gpu, monkeypatch):
         ("NVIDIA H100 80GB HBM3", 989.4),
         ("NVIDIA H100 PCIe", 756.0),
         ("NVIDIA L40S", 362.0),
+        ("NVIDIA L40", 181.0),
         ("NVIDIA L4", 121.0),
         ("NVIDIA A10G", 70.0),
         ("NVIDIA A100-SXM4-40GB", 311.9),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA GeForce GTX 1080", None),
     ],
 )
-def test_a_card_is_found_by_its_longest_name(check_gpu, name, peak):
+def test_a_card_is_known_by_its_whole_name(check_gpu, name, peak):
     assert check_gpu.peak_tflops(name) == peak
 
 
