@@ -11,7 +11,7 @@ plays one turn of one episode, greedily (for screens: it answers one held-out ro
 counted in the run's manifest and compared with the architecture's arithmetic.
 
 Memory: `peak_rss` is the kernel's figure of the largest process, with the pages of weight files that it had mapped;
-`peak_anonymous` is what cannot be dropped, of all processes together, sampled every second.
+`peak_anonymous` is what cannot be dropped, of all processes together, sampled every three seconds.
 """
 
 import argparse
@@ -40,7 +40,7 @@ NUM_SCREENS = 12
 SCREEN = (1280, 800)
 MAX_NEW_TOKENS = 8
 """Of an answer: a random model never ends by itself."""
-SAMPLE_S = 1.0
+SAMPLE_S = 3.0
 
 
 @dataclass
