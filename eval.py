@@ -4,6 +4,7 @@
     python eval.py --model Qwen/Qwen3-VL-2B-Instruct --format native --config configs/safari_2b.json
     python eval.py --endpoint http://127.0.0.1:8000/v1 --model exports/2b --config exports/2b/qwenvl_agent.json
     python eval.py --policy oracle --world width=20 --world height=20
+    python eval.py --policy oracle --suite browser --episodes 280 --world 'tasks=["own"]'
     python eval.py --compare runs/safari_2b/eval/safari runs/oracle/eval/safari
 
 A result is a folder with records.jsonl, metrics.json and report.html (see qwenvl_agent/evaluation/suites.py).
@@ -16,16 +17,18 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qwenvl_agent.config import FORMAT_NAMES, Config, ModelConfig, apply_override, build_config, load_config, to_json
-from qwenvl_agent.envs import make_env, make_oracle
+from qwenvl_agent.envs import browser, make_env, make_oracle
 from qwenvl_agent.envs.safari import NoisyOracle, RandomAgent, SafariRules
 from qwenvl_agent.envs.safari.world import REPORT_SEEDS
 from qwenvl_agent.evaluation import suites
+from qwenvl_agent.evaluation.browser import play_browser, write_replay
 from qwenvl_agent.evaluation.counterfactuals import COUNTERFACTUALS
 from qwenvl_agent.evaluation.report import compare, comparison_table, metrics_table, write_report
 from qwenvl_agent.schema import Observation, Policy, Request
@@ -82,9 +85,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--blank-pictures", action="store_true", help="show white pictures: does the text leak?")
     suite = parser.add_argument_group("suite")
     suite.add_argument(
-        "--suite", choices=suites.RECORD_KINDS, default="safari", help="safari: closed loop; steps: rows"
+        "--suite", choices=suites.RECORD_KINDS, default="safari", help="safari, browser: closed loop; steps: rows"
     )
-    suite.add_argument("--episodes", type=int, default=200, help="of the suite safari (default: %(default)s)")
+    suite.add_argument("--episodes", type=int, default=200, help="of a closed loop (default: %(default)s)")
     suite.add_argument("--seed-start", type=int, default=REPORT_SEEDS.start, help="first seed (default: %(default)s)")
     suite.add_argument("--world", action="append", default=[], metavar="KEY=VALUE", help="rule, over the config's")
     suite.add_argument("--oracle", action="append", default=[], metavar="KEY=VALUE", help="setting of the reference")
@@ -98,6 +101,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     suite.add_argument("--time-limit", type=float, metavar="SECONDS", help="running episodes fail after that")
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="folder of the result (default: in the run's folder, eval/SUITE)")
+    output.add_argument("--no-pictures", action="store_true", help="keep no pictures of the turns: a page without them")
     output.add_argument("--json", action="store_true", help="print metrics.json on stdout, and nothing else there")
     args = parser.parse_args(argv)
     if args.episodes < 1 or args.rows < 1 or args.seed_start < 0:
@@ -111,14 +115,17 @@ def evaluate(args: argparse.Namespace, messages: Console) -> int:
     name = (args.counterfactual or args.suite) + ("_blank" if args.blank_pictures else "")
     directory = args.out or subject.directory / "eval" / name
     start = time.monotonic()
-    run_suite = run_safari if args.suite == "safari" else run_steps
+    run_suite = run_steps if args.suite == "steps" else run_episodes
     records, about = run_suite(subject, args, directory, messages)
     about = suites.describe(
         args.suite, subject.name, **(subject.about | about), seconds=round(time.monotonic() - start, 1)
     )
     metrics = suites.metrics_of(args.suite, records)
     suites.write_result(directory, about, records, metrics)
-    write_report(directory / "report.html", [directory])
+    if args.suite == "browser":
+        write_replay(directory / "report.html", directory, f"{subject.name}, in a live browser", records)
+    else:
+        write_report(directory / "report.html", [directory])
     if args.json:
         print((directory / "metrics.json").read_text(encoding="utf-8"), end="")
     else:
@@ -156,12 +163,23 @@ def build_baseline(args: argparse.Namespace) -> Subject:
     config = read_config(args, {"path": "tiny"})
     if args.blank_pictures:
         raise ValueError("--blank-pictures with --policy: baselines have no blank variant; use --run or --model")
-    rules = with_overrides(config.eval.world, args.world)
-    oracle = make_oracle("safari", rules)
-    world = SafariRules.from_json(rules)
-    policy = {"oracle": oracle, "noisy_oracle": NoisyOracle(oracle), "random": RandomAgent(world)}[args.policy]
+    policy = build_policy(args, with_overrides(config.eval.world, args.world))
     about = {"config": {"eval": to_json(config.eval)}}
     return Subject(args.policy, policy, config, Path(config.runs_dir) / args.policy, about)
+
+
+def build_policy(args: argparse.Namespace, world: dict) -> Policy:
+    """The baseline of --policy in the suite's world."""
+    if args.suite == "browser":
+        rules = browser.BrowserRules.from_json(world)
+        policies = {"oracle": browser.BrowserOracle(), "random": browser.RandomAgent(rules)}
+    else:
+        oracle = make_oracle("safari", world)
+        policies = {"oracle": oracle, "noisy_oracle": NoisyOracle(oracle)}
+        policies["random"] = RandomAgent(SafariRules.from_json(world))
+    if args.policy not in policies:
+        raise ValueError(f"--policy {args.policy} does not play the suite {args.suite}: use {', '.join(policies)}")
+    return policies[args.policy]
 
 
 def build_zero_shot(args: argparse.Namespace) -> Subject:
@@ -274,8 +292,13 @@ def with_overrides(world: dict, overrides: Sequence[str]) -> dict:
     return values
 
 
-def run_safari(subject: Subject, args: argparse.Namespace, directory: Path, messages: Console) -> tuple[list, dict]:
-    world, oracle = with_overrides(subject.config.eval.world, args.world), with_overrides({}, args.oracle)
+def run_episodes(subject: Subject, args: argparse.Namespace, directory: Path, messages: Console) -> tuple[list, dict]:
+    world = with_overrides(subject.config.eval.world, args.world)
+    is_safari = args.suite == "safari"
+    changes = {"counterfactual": args.counterfactual, "oracle": with_overrides({}, args.oracle)}
+    if not is_safari and any(changes.values()):
+        raise ValueError("--counterfactual and --oracle are of the suite safari: leave them out, or use --suite safari")
+    play = partial(suites.play_safari, **changes) if is_safari else play_browser
     seeds = range(args.seed_start, args.seed_start + args.episodes)
     seed_set = suites.seed_set(seeds)
     if seed_set != "report":
@@ -299,24 +322,21 @@ def run_safari(subject: Subject, args: argparse.Namespace, directory: Path, mess
             won += record.success
             progress.update(task, advance=1, won=won)
 
-        records = suites.play_safari(
+        records = play(
             subject.policy,
             world,
             seeds,
-            counterfactual=args.counterfactual,
-            oracle=oracle,
             batch_size=subject.config.eval.batch_size,
             history_steps=subject.config.prompt.history_steps,
             time_limit_s=args.time_limit,
-            picture_dir=directory / "pictures",
+            picture_dir=None if args.no_pictures else directory / "pictures",
             on_progress=on_progress,
         )
     if len(records) < len(seeds):
         messages.print(f"note: the time limit left {len(seeds) - len(records)} of {len(seeds)} seeds unstarted")
-    env = make_env("safari", **world)
+    env = make_env(args.suite, **world)
     empty = Request(env.system_prompt, env.tools, (), Observation(""))
-    rules = to_json(SafariRules.from_json(world))
-    about = {"oracle": oracle, "counterfactual": args.counterfactual, "world": rules}
+    about = {**(changes if is_safari else {}), "world": to_json(env.rules)}
     about |= {"seeds": {"start": seeds.start, "count": len(seeds), "set": seed_set}}
     return records, about | {"prompt_hash": suites.prompt_hash(empty, subject.config.prompt.format)}
 

@@ -1,6 +1,7 @@
 """Suites: what is played or predicted, and the metrics made of its records.
 
     safari   closed loop: episodes of the safari world, one per seed
+    browser  closed loop: tasks in a live browser (`browser.py`), one per seed
     steps    offline: one answer to each held-out row, beside its label
 
 Metrics come from records alone, so `scripts/rescore.py` needs no model. A result is a folder:
@@ -29,6 +30,7 @@ from qwenvl_agent.config import EvalConfig
 from qwenvl_agent.envs import make_oracle
 from qwenvl_agent.envs.safari.judge import agrees, is_equivalent, is_refused
 from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS
+from qwenvl_agent.evaluation.browser import browser_metrics
 from qwenvl_agent.evaluation.counterfactuals import changed_policy, changed_world
 from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, read_records, rollout, write_records
 from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, clustered_share, path_efficiency, wilson
@@ -45,7 +47,7 @@ from qwenvl_agent.formats.calls import json_text, write_plain
 from qwenvl_agent.prompt import render_prompt
 from qwenvl_agent.schema import Observation, Policy, Request, Row, Turn
 
-RECORD_KINDS = {"safari": EpisodeRecord, "steps": RowRecord}
+RECORD_KINDS = {"safari": EpisodeRecord, "browser": EpisodeRecord, "steps": RowRecord}
 """The suites, and what a line of their records.jsonl is."""
 PACKAGES = ("torch", "transformers", "numpy")
 Metrics = dict[str, "Interval | dict[str, int]"]
@@ -349,7 +351,7 @@ def read_result(directory: Path) -> tuple[dict, list]:
 
 def metrics_of(suite: str, records: Sequence) -> Metrics:
     """The suite's metrics."""
-    return safari_metrics(records) if suite == "safari" else steps_suite_metrics(records)
+    return {"safari": safari_metrics, "browser": browser_metrics, "steps": steps_suite_metrics}[suite](records)
 
 
 def describe(suite: str, policy: str, **more) -> dict:
