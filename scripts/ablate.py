@@ -32,7 +32,7 @@ from qwenvl_agent.evaluation.ablation_report import write_study
 from qwenvl_agent.evaluation.fairness import prompt_differences
 from qwenvl_agent.sweep.arms import Ablation, evaluation_command, is_evaluated, load_ablation
 from qwenvl_agent.sweep.cells import Cell
-from qwenvl_agent.sweep.local import run_cells, running_cells
+from qwenvl_agent.sweep.local import interrupt_on_sigterm, locked, run_cells, running_cells
 from qwenvl_agent.sweep.progress import DONE, STARTABLE, read_progress, state_of
 from qwenvl_agent.sweep.slurm import queued_cells, submit
 
@@ -117,10 +117,10 @@ def states_of(ablation: Ablation) -> dict[str, str]:
 
 
 def missing_evaluations(ablation: Ablation, states: dict[str, str]) -> Iterator[tuple[Cell, str]]:
-    """(cell, test) of trained cells."""
-    for cell in ablation.sweep.cells:
-        if states[cell.name] == DONE:
-            yield from ((cell, test) for test in ablation.tests if not is_evaluated(ablation, cell, test))
+    """(cell, test) of trained cells: the missions of all, then their rows, then the counterfactuals."""
+    trained = [cell for cell in ablation.sweep.cells if states[cell.name] == DONE]
+    for test in ablation.tests:
+        yield from ((cell, test) for cell in trained if not is_evaluated(ablation, cell, test))
 
 
 def run_here(ablation: Ablation, args: argparse.Namespace) -> int:
@@ -161,7 +161,7 @@ def evaluate(ablation: Ablation, missing: Sequence[tuple[Cell, str]]) -> int:
     """Play what is missing, one after another; the number of evaluations that failed, each with its log named."""
     failed = 0
     columns = (TextColumn("evaluations"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with locked(ablation.sweep), interrupt_on_sigterm(), Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=len(missing))
         for cell, test in missing:
             log = ablation.sweep.directory / "logs" / f"{cell.name}_{test}.log"

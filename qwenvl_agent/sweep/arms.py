@@ -8,7 +8,7 @@
       "arms": {"native": {"prompt.format": "native"}, "plain": {"prompt.format": "plain"}},
       "seeds": [0, 1, 2, 3, 4, 5],
       "outcomes": ["success", "optimal"],
-      "missions": {"episodes": 200, "seed_start": 2000000, "world": {}, "oracle": {"max_path": 4}},
+      "missions": {"episodes": 200, "counterfactual_episodes": 50, "world": {}, "oracle": {"max_path": 4}},
       "rows": 500,
       "counterfactuals": ["notepad_wiped"],
       "prepare": {"generated/x/manifest.json": ["python", "scripts/generate_oracle.py", "..."]}
@@ -45,7 +45,8 @@ KEYS = {
     "prepare": dict,
 }
 DEFAULTS = {"set": {}, "outcomes": ["success"], "rows": 500, "counterfactuals": [], "prepare": {}}
-MISSIONS = {"episodes": 200, "seed_start": 2_000_000, "world": {}, "oracle": {}}
+MISSIONS = {"episodes": 200, "counterfactual_episodes": 0, "seed_start": 2_000_000, "world": {}, "oracle": {}}
+"""Counterfactuals are played on the first `counterfactual_episodes` missions; 0: on all."""
 SEED_KEYS = ("train.seed", "data.seed")
 COUNTERFACTUALS = ("notepad_wiped", "notepad_corrupted", "picture_blank", "mission_swapped")
 TESTS = ("missions", "steps")
@@ -186,14 +187,20 @@ def evaluation_command(ablation: Ablation, cell: Cell, test: str) -> list[str]:
     if test == "steps":
         return [*command, "--suite", "steps", "--rows", str(ablation.rows)]
     missions = ablation.missions
-    command += ["--suite", "safari", "--episodes", str(missions["episodes"])]
+    command += ["--suite", "safari", "--episodes", str(num_missions(ablation, test))]
     command += ["--seed-start", str(missions["seed_start"])]
     for option in ("world", "oracle"):
         for key, value in missions[option].items():
             command += [f"--{option}", override_of(key, value)]
-    if test == "picture_blank":
-        return [*command, "--blank-pictures"]
-    return command if test == "missions" else [*command, "--counterfactual", test]
+    if test == "missions":
+        return command
+    changed = ["--blank-pictures"] if test == "picture_blank" else ["--counterfactual", test]
+    return [*command, *changed, "--no-pictures"]
+
+
+def num_missions(ablation: Ablation, test: str) -> int:
+    missions = ablation.missions
+    return (test != "missions" and missions["counterfactual_episodes"]) or missions["episodes"]
 
 
 def is_evaluated(ablation: Ablation, cell: Cell, test: str) -> bool:
@@ -205,7 +212,7 @@ def is_evaluated(ablation: Ablation, cell: Cell, test: str) -> bool:
     if test == "steps":
         return about["num_rows"] == min(ablation.rows, about["num_held_out"])
     missions = ablation.missions
-    wanted = {"start": missions["seed_start"], "count": missions["episodes"]}
+    wanted = {"start": missions["seed_start"], "count": num_missions(ablation, test)}
     if any(about["seeds"][key] != value for key, value in wanted.items()):
         return False
     rules = about["world"]
