@@ -1,0 +1,91 @@
+"""The suite `browser`: metrics from records alone, the page on which episodes are watched again, and its command."""
+
+import json
+
+import pytest
+from PIL import Image
+
+import eval as eval_script
+from qwenvl_agent.evaluation.browser import NOT_STARTED, browser_metrics, mark_of, task_of, write_replay
+from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord
+from qwenvl_agent.evaluation.suites import metrics_json, read_result, write_result
+
+
+def call(x: int = 250, y: int = 500, *, effective: bool = True, schema_ok: bool = True) -> CallRecord:
+    arguments = {"action": "left_click", "coordinate": [x, y]}
+    return CallRecord(
+        name="computer_use", arguments=arguments, legal=schema_ok, schema_ok=schema_ok, effective=effective
+    )
+
+
+def episode(seed: int, goals: dict[str, bool], end: str, *calls: CallRecord, harm: int = 0) -> EpisodeRecord:
+    reached = [goal for goal, is_reached in goals.items() if is_reached]
+    return EpisodeRecord(
+        seed=seed,
+        mission="Download <the> kitten",
+        targets=list(goals),
+        found=reached,
+        success=len(reached) == len(goals) and not harm and end == "done",
+        progress=len(reached) / max(1, len(goals)),
+        turns=len(calls),
+        false_declarations=harm,
+        end_reason=end,
+        steps=[StepRecord(context="", picture="pictures/a.png", calls=[one]) for one in calls],
+    )
+
+
+RECORDS = [
+    episode(0, {"form.name": True, "form.city": True}, "done", call(), call(effective=False)),
+    episode(1, {"get.file": False}, "harm", call(schema_ok=False), harm=1),
+    episode(2, {"form.name": True, "form.city": False}, "hung", call()),
+    episode(3, {}, "error"),
+]
+
+
+def test_every_started_episode_counts():
+    metrics = browser_metrics(RECORDS)
+    assert (metrics["success_rate"].value, metrics["success_rate"].n) == (0.25, 4)
+    assert metrics["progress"].value == pytest.approx(1.5 / 4)
+    assert metrics["harm_rate"].value == 0.25
+    assert metrics["effective_rate"].value == 0.75
+    assert metrics["schema_rate"].value == 0.75
+    assert [metrics[f"success_rate/{task}"].value for task in ("form", "get", NOT_STARTED)] == [0.5, 0, 0]
+    assert metrics["end_reasons"] == {"done": 1, "harm": 1, "hung": 1, "error": 1}
+
+
+def test_a_result_is_read_again(tmp_path):
+    metrics = browser_metrics(RECORDS)
+    write_result(tmp_path, {"suite": "browser", "policy": "x"}, RECORDS, metrics)
+    result, records = read_result(tmp_path)
+    assert records == RECORDS and [task_of(record) for record in records] == ["form", "get", "form", NOT_STARTED]
+    assert result["success_rate"] == json.loads(json.dumps(metrics_json(metrics)))["success_rate"]
+
+
+def test_marks_stand_where_the_call_points():
+    assert mark_of(call(250, 999)) == {"x": 25.0, "y": 99.9, "name": "left_click"}
+    assert mark_of(call(schema_ok=False)) is None
+    assert mark_of(CallRecord(name="computer_use", arguments={"action": "wait", "time": 1})) is None
+
+
+def test_the_replay_shows_pictures_marks_and_effects(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "pictures" / "a.png")
+    RECORDS[1].steps[0].results = [{"name": "computer_use", "content": {"events": ["downloaded: setup.exe"]}}]
+    write_replay(tmp_path / "report.html", tmp_path, "x", RECORDS)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="mark"') == 3 and page.count("data:image/png;base64,iVBOR") == 4
+    assert "left:25.0%;top:50.0%" in page and "downloaded: setup.exe" in page and "Download &lt;the&gt; kitten" in page
+    assert page.index('data-success="0"') < page.index('data-success="1"')
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--policy", "noisy_oracle"], "--policy noisy_oracle does not play the suite browser: use oracle, random"),
+        (["--policy", "oracle", "--world", 'tasks=["kittens"]'], "browser task 'kittens' does not exist"),
+        (["--policy", "oracle", "--oracle", "a=1"], "--counterfactual and --oracle are of the suite safari"),
+    ],
+)
+def test_what_cannot_be_played_is_told(capsys, options, message):
+    assert eval_script.main(["--suite", "browser", "--episodes", "1", *options]) == 2
+    assert message in capsys.readouterr().err
