@@ -369,7 +369,8 @@ def describe_parameters(model: nn.Module) -> str:
 
 def save_weights(model: nn.Module, directory: Path, state_dict: dict | None = None) -> None:
     """The adapter, or for full the whole model, as safetensors; `build_model(weights_dir=...)` reads it back."""
-    options = {"save_embedding_layers": False} if hasattr(model, "get_base_model") else {}
+    # Names as in the model: reverting to a "legacy" form writes wrong ones after a load under ZeRO-3 (transformers 5.23).
+    options = {"save_embedding_layers": False} if hasattr(model, "get_base_model") else {"save_original_format": False}
     model.save_pretrained(directory, state_dict=state_dict, **options)
 
 
