@@ -422,6 +422,33 @@ def test_a_report_of_nothing_says_so(write, tmp_path):
     assert "Nothing yet" in text and "native_seed0 is missing" in text
 
 
+# the same arm twice
+
+
+@pytest.mark.slow
+def test_order_and_batch_size_change_no_record():
+    """A/A in float32: the tiny base plays the same missions in another order and in other batches."""
+    from qwenvl_agent.config import EvalConfig, ModelConfig, PromptConfig, TrainConfig, VisionConfig
+    from qwenvl_agent.data.collator import Collator
+    from qwenvl_agent.evaluation.policy import ModelPolicy
+    from qwenvl_agent.model import build_model, build_processor
+
+    model_cfg = ModelConfig(path="tiny", method="full", dtype="float32", autocast=False)
+    vision_cfg = VisionConfig(max_tokens_per_image=100, tiles=10)
+    processor, model = build_processor(model_cfg, vision_cfg), build_model(model_cfg, "cpu")
+    collator = Collator(processor, FORMATS["native"], PromptConfig(), vision_cfg, TrainConfig())
+
+    def play(seeds, batch_size):
+        cfg = EvalConfig(batch_size=batch_size, max_new_tokens=60)
+        policy = ModelPolicy(model, processor, collator, collator.fmt, cfg)
+        records = play_safari(policy, WORLD | {"max_turns": 3}, seeds, batch_size=batch_size)
+        return {record.seed: record.to_json() for record in records}
+
+    seeds = range(MISSION_SEED, MISSION_SEED + 5)
+    first, second = play(seeds, 5), play(seeds[::-1], 2)
+    assert first == second and len({step["text"] for record in first.values() for step in record["steps"]}) > 1
+
+
 # counterfactuals and the loss of decisions
 
 
