@@ -37,7 +37,7 @@ from qwenvl_agent.sweep.progress import DONE, STARTABLE, read_progress, state_of
 from qwenvl_agent.sweep.slurm import queued_cells, submit
 
 EVALUATE_SCRIPT = """#!/usr/bin/env bash
-#SBATCH --nodes=1 --ntasks=1 --time=12:00:00 --open-mode=append
+#SBATCH --nodes=1 --ntasks=1 --gpus-per-node=1 --time=24:00:00 --open-mode=append
 set -euo pipefail
 venv=${{VENV:-.venv}}
 [[ ! -f $venv/bin/activate ]] || source "$venv/bin/activate"

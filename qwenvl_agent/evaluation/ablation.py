@@ -307,7 +307,7 @@ def unequal_seeds(by_arm: dict[str, dict[int, Cell]]) -> list[str]:
     elif 1 < fewest < EXACT_SEEDS:
         notes.append(
             f"{fewest} training seeds: an exact test over seeds cannot go below p = {least_p_value(fewest):.4g}, so no "
-            f"p-value is given for the arms; with {EXACT_SEEDS} seeds it could. The interval over seeds holds, and is wide"
+            f"p-value is given for the arms; with {EXACT_SEEDS} seeds it could. The interval over so few seeds is approximate"
         )
     return notes
 

@@ -48,18 +48,19 @@ def save(figure, path: Path) -> Path:
 
 
 def plot_arms(path: Path, study: Study) -> Path:
-    """The primary outcome: each training seed a dot, the arm's mean with its interval beside them."""
+    """The primary outcome: each training seed a dot, the arm's mean with its interval above them."""
     outcome = study.outcomes[0]
+    scale, unit = (100, ", %") if outcome in SHARES else (1, "")
     figure, axis = pyplot.subplots(figsize=(7, 0.9 + 0.6 * len(study.by_arm)), layout="constrained")
     for y, (arm, cells) in enumerate(study.by_arm.items()):
         interval, colour = arm_interval(cells, outcome), colour_of(study, arm)
-        axis.errorbar(interval.value, y, xerr=bars(interval), fmt="D", color=colour, capsize=4, markersize=7, zorder=3)
-        axis.scatter(
-            [cell.mean(outcome) for cell in cells.values()], [y + 0.22] * len(cells), s=22, color=colour, alpha=0.55
-        )
+        spans = bars(interval, scale)
+        axis.errorbar(scale * interval.value, y, xerr=spans, fmt="D", color=colour, capsize=4, markersize=7, zorder=3)
+        means = [scale * cell.mean(outcome) for cell in cells.values()]
+        axis.scatter(means, [y + 0.22] * len(means), s=22, color=colour, alpha=0.55)
     axis.set_yticks(range(len(study.by_arm)), labels=list(study.by_arm))
     axis.set_ylim(len(study.by_arm) - 0.5, -0.5)
-    axis.set(xlabel=f"{OUTCOME_TEXT[outcome]} (diamond: mean and 95 % over missions; dots: training seeds)")
+    axis.set(xlabel=f"{OUTCOME_TEXT[outcome]}{unit} (diamond: mean and 95 % over missions; dots: training seeds)")
     axis.grid(axis="x", alpha=0.3)
     return save(figure, path)
 

@@ -49,6 +49,13 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Command:
+    """The one that made the report."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Heading:
     text: str
 
@@ -66,7 +73,7 @@ class Figure:
     caption: str
 
 
-Block = Text | Heading | Rows | Figure
+Block = Text | Command | Heading | Rows | Figure
 
 
 def write_study(directory: Path, study: Study, command: str) -> list[Path]:
@@ -102,7 +109,7 @@ def front(study: Study, command: str) -> list[Block]:
             f"seed), {played} missions each, the same for all. Baseline: {study.baseline}. Primary outcome: "
             f"{OUTCOME_TEXT[study.outcomes[0]]}."
         ),
-        Text(f"Made by `{command}`."),
+        Command(command),
         Heading("What it shows"),
         *(Text(sentence, is_list=True) for sentence in conclusions(study)),
     ]
@@ -225,15 +232,17 @@ def floor_or_ceiling(study: Study) -> list[str]:
 
 
 def arms_table(study: Study) -> Rows:
-    names = study.outcomes
-    rows = []
-    for arm, cells in study.by_arm.items():
-        values = [with_interval(arm_interval(cells, name), name) for name in names]
-        seeds = ", ".join(points(cell.mean(names[0]), names[0]) for cell in cells.values())
-        rows.append([arm, str(len(cells)), *values, seeds, spread_text(cells, names[0])])
-    headings = ["arm", "seeds", *(OUTCOME_TEXT[name] for name in names), f"{OUTCOME_TEXT[names[0]]} by seed", "spread"]
+    """A column an arm; of the primary outcome every training seed, too."""
+    primary, arms = study.outcomes[0], study.by_arm
+    rows = [["training seeds", *(", ".join(map(str, cells)) for cells in arms.values())]]
+    for name in study.outcomes:
+        rows.append([OUTCOME_TEXT[name], *(with_interval(arm_interval(cells, name), name) for cells in arms.values())])
+        if name == primary:
+            by_seed = [", ".join(points(cell.mean(name), name) for cell in cells.values()) for cells in arms.values()]
+            rows.append(["by training seed", *by_seed])
+            rows.append(["spread of training seeds", *(spread_text(cells, name) for cells in arms.values())])
     note = "In brackets 95 % intervals over missions. Spread: standard deviation between training seeds of the arm."
-    return Rows(headings, rows, note)
+    return Rows(["", *arms], rows, note)
 
 
 def spread_text(cells: dict[int, Cell], outcome: str) -> str:
@@ -435,6 +444,8 @@ def as_markdown(title: str, blocks: Sequence[Block]) -> str:
         match block:
             case Heading(text):
                 lines += [f"## {text}", ""]
+            case Command(text):
+                lines += ["```bash", text, "```", ""]
             case Text(text, is_list):
                 lines.append(f"- {text}" if is_list else text)
                 if not (is_list and isinstance(following, Text) and following.is_list):

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwenvl_agent.config import load_config
+from qwenvl_agent.evaluation.counterfactuals import COUNTERFACTUALS
 from qwenvl_agent.sweep.cells import Cell, Sweep, build_cell, check_set_once, override_of
 
 KEYS = {
@@ -48,7 +49,6 @@ DEFAULTS = {"set": {}, "outcomes": ["success"], "rows": 500, "counterfactuals": 
 MISSIONS = {"episodes": 200, "counterfactual_episodes": 0, "seed_start": 2_000_000, "world": {}, "oracle": {}}
 """Counterfactuals are played on the first `counterfactual_episodes` missions; 0: on all."""
 SEED_KEYS = ("train.seed", "data.seed")
-COUNTERFACTUALS = ("notepad_wiped", "notepad_corrupted", "picture_blank", "mission_swapped")
 TESTS = ("missions", "steps")
 """Evaluations that every cell gets, besides the counterfactuals."""
 CHECKPOINT = "last"
