@@ -7,6 +7,7 @@ from PIL import Image
 
 import eval as eval_script
 from qwenvl_agent.evaluation.browser import NOT_STARTED, browser_metrics, mark_of, task_of, write_replay
+from qwenvl_agent.evaluation.report import write_report
 from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.evaluation.suites import metrics_json, read_result, write_result
 
@@ -89,3 +90,15 @@ def test_the_replay_shows_pictures_marks_and_effects(tmp_path):
 def test_what_cannot_be_played_is_told(capsys, options, message):
     assert eval_script.main(["--suite", "browser", "--episodes", "1", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_results_are_compared_on_the_same_rules_only(tmp_path, capsys):
+    for name, world in (("a", {"tasks": ["own"]}), ("b", {"tasks": ["own"]}), ("c", {"tasks": ["clicks"]})):
+        about = {"suite": "browser", "policy": name, "world": world}
+        write_result(tmp_path / name, about, RECORDS, browser_metrics(RECORDS))
+    assert eval_script.main(["--json", "--compare", *(str(tmp_path / name) for name in "abc")]) == 0
+    same, other = json.loads(capsys.readouterr().out)["tests"]
+    assert same["num_cases"] == 4 and other["not_paired"] == "another world"
+    assert eval_script.main(["--compare", str(tmp_path / "a")]) == 0 and "harm %" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is of the suite browser"):
+        write_report(tmp_path / "x.html", [tmp_path / "a"])

@@ -29,6 +29,7 @@ MAX_INLINE_CHARS = 60
 """A longer text argument stands in a block of its own."""
 
 LABELS = {
+    "harm_rate": ("harm", "episodes in which something was done that cannot be made good"),
     "success_rate": ("mission success", "declare_done called, every target found, nothing declared falsely"),
     "progress": ("targets found", "mean share of a mission's targets"),
     "mean_turns": ("turns", "over all episodes; a failure counts with the turns it took"),
@@ -55,6 +56,13 @@ TERMINAL_COLUMNS = {
         "mean_turns": "turns",
         "mean_turns_success": "if won",
         "path_efficiency": "efficiency %",
+    },
+    "browser": {
+        "success_rate": "success %",
+        "progress": "goals %",
+        "mean_turns": "turns",
+        "mean_turns_success": "if won",
+        "harm_rate": "harm %",
     },
     "steps": {"parse_rate": "parsed %", "name_accuracy": "names %", "argument_accuracy": "arguments %"},
 }
@@ -150,7 +158,10 @@ def paired(first: Result, other: Result) -> dict:
     """McNemar's test of `first` against `other`; `not_paired` says why there is none."""
     names = {"first": first.name, "second": other.name}
     for key in ("world", "dataset_hash"):
-        if first.about["suite"] == ("safari" if key == "world" else "steps") and first.about[key] != other.about[key]:
+        if (
+            key == ("dataset_hash" if first.about["suite"] == "steps" else "world")
+            and first.about[key] != other.about[key]
+        ):
             return {**names, "not_paired": f"another {key.replace('_', ' ')}"}
     ours, theirs = first.outcomes, other.outcomes
     cases = [case for case in ours if case in theirs]
@@ -247,6 +258,11 @@ def cell_of(name: str, metric: dict) -> dict[str, str]:
 def write_report(path: str | Path, directories: Sequence[Path]) -> None:
     """One HTML file: figures, and cases of the first result (failures first) with every policy's turns beside it."""
     results = read_results(directories)
+    if results[0].about["suite"] == "browser":
+        raise ValueError(
+            f"{directories[0]} is of the suite browser: this page is for safari and steps; open the report.html that is "
+            "in the result, or compare by eval.py --compare"
+        )
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE_DIR),
         autoescape=True,  # everything a model wrote is shown as text
