@@ -19,7 +19,7 @@ demo: $(INSTALLED)  ## a tiny Qwen3-VL learns the safari: data, training, evalua
 	. $(BIN)/activate && bash scripts/demo.sh
 
 test: $(INSTALLED)  ## the fast tests, no network
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 system:  ## Chromium, fonts and Slurm from the distribution, where apt-get is there and allowed
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
@@ -28,7 +28,7 @@ system:  ## Chromium, fonts and Slurm from the distribution, where apt-get is th
 	else echo "no apt-get as root: tests that need Chromium or Slurm are skipped unless these are installed"; fi
 
 test-system: $(INSTALLED) system  ## what takes minutes: ranks, real quantisation, Slurm, Chromium, full-size worlds
-	$(BIN)/python -m pytest -m "slow or browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or browser" -n 2 --dist loadfile --durations 15
 
 lint: $(INSTALLED)  ## what CI checks of the style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -117,6 +117,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         started = time.monotonic()
         micro_batches = [move(next(batches), accelerator.device) for _ in range(config.train.accumulation)]
         waited = time.monotonic() - started
+        if config.train.zero_stage == 3:
+            check_pictures_on_all_ranks(accelerator, micro_batches)
         learning_rate = learning_rate_at(step, max_steps, config.train)
         set_learning_rate(optimizer, learning_rate)
         train_step(accelerator, model, optimizer, micro_batches, means, step, config.train.max_grad_norm)
@@ -196,6 +198,18 @@ def check_finite(what: str, value: torch.Tensor | float, step: int, micro_batche
         raise ValueError(
             f"{what} is {value} at step {step + 1}: the step is not taken, and the last checkpoint is as it was; "
             f"look at these rows, or lower train.learning_rate: {origin(micro_batches)}"
+        )
+
+
+def check_pictures_on_all_ranks(accelerator: Accelerator, micro_batches: Sequence[dict]) -> None:
+    """ValueError if at the same moment some ranks have pictures and others none: ZeRO-3 would wait for ever."""
+    have = torch.tensor([float("pixel_values" in batch) for batch in micro_batches], device=accelerator.device)
+    num_ranks = accelerator.reduce(have, "sum")
+    if ((num_ranks > 0) & (num_ranks < accelerator.num_processes)).any():
+        raise ValueError(
+            "some ranks' micro-batches have pictures and others have none: under ZeRO-3 the ranks would wait for each "
+            "other; use train.zero_stage=2 or a larger train.batch_size, or leave the rows without pictures out: "
+            f"{origin(micro_batches)}"
         )
 
 

@@ -288,13 +288,13 @@ def tower_on_every_rank() -> type[nn.Module]:
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
     class TowerOnEveryRank(Qwen3VLModel):
-        def forward(self, *args, pixel_values=None, **kwargs):
-            if pixel_values is not None or not self.training or not has_other_ranks():
-                return super().forward(*args, pixel_values=pixel_values, **kwargs)
-            nothing = 0.0 * blank_features(self.visual)  # first, as on the ranks with pictures
-            output = super().forward(*args, **kwargs)
-            output.last_hidden_state = output.last_hidden_state + nothing
-            return output
+        def forward(self, input_ids=None, *, pixel_values=None, **kwargs):
+            if pixel_values is not None or input_ids is None or not self.training or not has_other_ranks():
+                return super().forward(input_ids, pixel_values=pixel_values, **kwargs)
+            # In the order of the ranks with pictures: embeddings, tower, layers. Each gathers weights from all ranks.
+            embeds = self.get_input_embeddings()(input_ids)
+            kwargs["inputs_embeds"] = embeds + 0.0 * blank_features(self.visual)
+            return super().forward(**kwargs)
 
     return TowerOnEveryRank
 
