@@ -243,6 +243,8 @@ class BrowserEnv:
             self.end_reason = error.name
             raise
         except Error as error:
+            if not (self.window.is_crashed or self.window.page.is_closed()):
+                raise
             # The window is gone or its page crashed: the browser lives, but this episode has nothing left to act on.
             self.end_reason = "crashed"
             raise LostBrowserError("crashed", f"the page is gone ({str(error).splitlines()[0]})") from error

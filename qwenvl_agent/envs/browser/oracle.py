@@ -352,9 +352,15 @@ class BrowserOracle:
         return [Answer(self.turn(request.observation.env)) for request in requests]
 
     def turn(self, env: BrowserEnv) -> Turn:
-        """An empty turn if the browser is lost: the environment says so in its next step."""
+        """An empty turn if the browser is lost: the environment says so in its next step. Where a page is just being
+        replaced by the next one nothing can be read: then it waits."""
+        from playwright.sync_api import Error
+
         with suppress(LostBrowserError):
-            actions = env.read(lambda page: PLANS[env.problem.name](Eyes(env, page)))
+            try:
+                actions = env.read(lambda page: PLANS[env.problem.name](Eyes(env, page)))
+            except Error:
+                actions = Action("wait", seconds=0.2)
             return to_turn(actions if isinstance(actions, list) else [actions], env.problem.frame.screen)
         return Turn()
 

@@ -37,7 +37,7 @@ class BrowserRules:
     """0: as many as the task allows."""
     max_calls: int = 5
     """Calls of one turn; further ones are not run."""
-    step_seconds: float = 30.0
+    step_seconds: float = 60.0
     """A page that does not answer for that long has its browser ended."""
     episode_seconds: float = 300.0
     """Time in the browser; thinking does not count."""

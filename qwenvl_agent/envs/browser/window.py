@@ -32,7 +32,7 @@ SETTLE = """(async () => {
 POLL_MS = 20
 MAX_LOOKS = 8
 """Screenshots until two are the same; a page that goes on moving is taken as it is."""
-LOAD_MS = 5000
+LOAD_MS = 20000
 DRAG_STEPS = 10
 BUTTONS = {
     "left_click": ("left", 1),
@@ -190,7 +190,7 @@ class Window:
     # The agent's hands and eyes.
 
     def open(self, url: str) -> bytes:
-        self.page.goto(url)
+        self.page.goto(url, timeout=0)  # the caller has a limit of its own
         self.page.mouse.move(self.frame.width / 2, self.frame.height / 2)
         return self.look()
 
