@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat constraints.txt setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help install system demo test test-system lint format
+.PHONY: help install system demo smoke-2b smoke-8b gpu-check test test-system lint format
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
 install: $(INSTALLED)  ## .venv with the pinned packages
 
@@ -17,6 +17,15 @@ $(INSTALLED):
 
 demo: $(INSTALLED)  ## a tiny Qwen3-VL learns the safari: data, training, evaluation, report (CPU, minutes)
 	. $(BIN)/activate && bash scripts/demo.sh
+
+smoke-2b: $(INSTALLED)  ## the true 2B with random weights on a CPU (PROCESSOR=folder with tokenizer and configs)
+	$(BIN)/python scripts/smoke.py --config configs/safari_2b.json --size 2b --processor $(PROCESSOR) --out generated/smoke_2b
+
+smoke-8b: $(INSTALLED)  ## the true 8B in 4 bit on a CPU (PROCESSOR=folder with tokenizer and configs)
+	$(BIN)/python scripts/smoke.py --config configs/computer_use_8b.json --size 8b --processor $(PROCESSOR) --out generated/smoke_8b --set train.accumulation=1
+
+gpu-check: $(INSTALLED)  ## measured beside planned on this GPU (MODEL=folder for random weights)
+	$(BIN)/python scripts/check_gpu.py --config configs/safari_2b.json $(if $(MODEL),--set model.path=$(MODEL))
 
 test: $(INSTALLED)  ## the fast tests, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -299,7 +299,7 @@ def test_changes_of_a_config_change_the_plan_as_they_change_the_trace(method):
     for name in VARIANTS:
         if name != "base":
             planned, traced = (results[name][i] - results["base"][i] for i in (0, 1))
-            assert planned == pytest.approx(traced, rel=0.15, abs=0.05 * GIB), name
+            assert planned == pytest.approx(traced, rel=0.2, abs=0.02 * results["base"][1]), name
 
 
 @pytest.mark.slow
