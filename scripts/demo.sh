@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 config=configs/safari_tiny.json
 results=runs/safari_tiny/eval
 started=$(date +%s)
+oracle=(max_path=4 max_final_path=1) # the one that was recorded is the one that answers are compared with
+reference=("${oracle[@]/#/--oracle=}")
 
 run() { echo "\$ $*"; "$@"; }
 
@@ -17,9 +19,9 @@ run accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --
 for policy in oracle noisy_oracle random; do
     run python eval.py --policy $policy --config $config --out $results/$policy
 done
-run python eval.py --model tiny --config $config --out $results/base
-run python eval.py --run runs/safari_tiny --out $results/trained
-run python eval.py --run runs/safari_tiny --blank-pictures --episodes 100 --out $results/blank
+run python eval.py --model tiny --config $config "${reference[@]}" --out $results/base
+run python eval.py --run runs/safari_tiny "${reference[@]}" --out $results/trained
+run python eval.py --run runs/safari_tiny --blank-pictures --episodes 100 "${reference[@]}" --out $results/blank
 run python eval.py --compare $results/{trained,base,random,noisy_oracle,oracle,blank}
 run python scripts/report.py $results/{trained,base,random,noisy_oracle,oracle,blank} --out $results/report.html
 echo "$(($(date +%s) - started)) s in all. Open $results/report.html; training curves: tensorboard --logdir runs"
