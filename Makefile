@@ -30,11 +30,11 @@ gpu-check: $(INSTALLED)  ## measured beside planned on this GPU (MODEL=folder fo
 test: $(INSTALLED)  ## the fast tests, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-system:  ## Chromium, fonts and Slurm from the distribution, where apt-get is there and allowed
-	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-			chromium fonts-noto-color-emoji fonts-noto-cjk slurmctld slurmd slurm-client munge g++ >/dev/null; \
-	else echo "no apt-get as root: tests that need Chromium or Slurm are skipped unless these are installed"; fi
+system:  ## Chromium, fonts, Slurm and g++ from the distribution, where apt-get is there and allowed
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-noto-color-emoji \
+			fonts-noto-cjk slurmctld slurmd slurm-client munge g++ >/dev/null; then echo "system packages are there"; \
+	else echo "nothing installed (it needs apt-get, root and a network): tests without Chromium, Slurm or g++ are skipped or fail"; fi
 
 test-system: $(INSTALLED) system  ## what takes minutes: ranks, real quantisation, Slurm, Chromium, full-size worlds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or browser" -n 2 --dist loadfile --durations 15
