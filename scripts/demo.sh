@@ -21,7 +21,7 @@ for policy in oracle noisy_oracle random; do
 done
 run python eval.py --model tiny --config $config "${reference[@]}" --out $results/base
 run python eval.py --run runs/safari_tiny "${reference[@]}" --out $results/trained
-run python eval.py --run runs/safari_tiny --blank-pictures --episodes 100 "${reference[@]}" --out $results/blank
+run python eval.py --run runs/safari_tiny --blank-pictures --episodes 50 "${reference[@]}" --out $results/blank
 run python eval.py --compare $results/{trained,base,random,noisy_oracle,oracle,blank}
 run python scripts/report.py $results/{trained,base,random,noisy_oracle,oracle,blank} --out $results/report.html
 echo "$(($(date +%s) - started)) s in all. Open $results/report.html; training curves: tensorboard --logdir runs"
