@@ -111,7 +111,7 @@ def is_alive(browser: BrowserThread) -> bool:
     """Whether it answers: what Playwright remembers of a browser that died a moment ago may be older."""
     try:
         browser.call(lambda running: running.new_browser_cdp_session().detach(), START_SECONDS)
-    except Exception:
+    except Exception:  # whatever it was, another browser is taken in its place
         browser.kill()
         return False
     return True
