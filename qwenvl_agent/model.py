@@ -270,9 +270,10 @@ def is_vision(name: str) -> bool:
 def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
     """Run a frozen vision tower without autograd and, if asked, the whole forward under bfloat16 autocast."""
     base = base_of(model)
-    if not model_cfg.train_vision:
+    if model_cfg.train_vision:
+        base.model.__class__ = tower_on_every_rank()
+    else:
         base.model.visual.forward = torch.no_grad()(base.model.visual.forward)
-    base.model.__class__ = tower_on_every_rank()
     if model_cfg.autocast:
         # Uncached: autocast would hold a bfloat16 copy of every trained weight until the forward ends, 13 GiB for 8B.
         base.forward = torch.autocast(device_type(device), torch.bfloat16, cache_enabled=False)(base.forward)
@@ -280,10 +281,10 @@ def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
 
 @functools.cache
 def tower_on_every_rank() -> type[nn.Module]:
-    """The class of the model below the head, running the tower without pictures too if there are other ranks.
+    """The class of a model whose tower trains: without pictures it runs it too if there are other ranks.
 
-    Theirs may have pictures: under ZeRO-3 all ranks gather the tower's weights together, and DDP waits for the gradient
-    of each of them. One blank picture goes through the tower and its mergers, times zero.
+    Theirs may have pictures, and DDP and ZeRO wait for a gradient of each of the tower's weights from all ranks. One
+    blank picture goes through the tower and its mergers, times zero.
     """
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
@@ -291,7 +292,6 @@ def tower_on_every_rank() -> type[nn.Module]:
         def forward(self, input_ids=None, *, pixel_values=None, **kwargs):
             if pixel_values is not None or input_ids is None or not self.training or not has_other_ranks():
                 return super().forward(input_ids, pixel_values=pixel_values, **kwargs)
-            # In the order of the ranks with pictures: embeddings, tower, layers. Each gathers weights from all ranks.
             embeds = self.get_input_embeddings()(input_ids)
             kwargs["inputs_embeds"] = embeds + 0.0 * blank_features(self.visual)
             return super().forward(**kwargs)

@@ -31,10 +31,10 @@ def runs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("zero")
     base, dataset = save_tiny_checkpoint(directory / "base"), save_dataset(directory / "data", 16)
 
-    def write(name, data=dataset, method="lora", **train):
+    def write(name, data=dataset, method="lora", train_vision=False, **train):
         # The rows of a step are those of batch_size * accumulation * ranks = 4, however they are shared out.
         train = {"max_steps": STEPS, "save_every": 2, "accumulation": 2, "batch_size": 1, **train}
-        model = {"lora_dropout": 0.0, "method": method}
+        model = {"lora_dropout": 0.0, "method": method, "train_vision": train_vision}
         config = tiny_config(directory, base, data, name=name, model=model, train=train, eval={"step_rows": 0})
         return save_config(config, directory / f"{name}.json"), config
 
@@ -173,9 +173,10 @@ def half_text_dataset(runs):
 
 
 def test_a_rank_without_a_picture_does_not_change_the_loss(runs, half_text_dataset):
-    path, config = runs("text", data=half_text_dataset, method="full", zero_stage=2)
+    settings = {"data": half_text_dataset, "method": "full", "train_vision": True}
+    path, config = runs("text", **settings, zero_stage=2)
     launch(path)
-    _, alone = runs("text_one", data=half_text_dataset, method="full", batch_size=2)
+    _, alone = runs("text_one", **settings, batch_size=2)
     train(alone)
     assert_two_ranks(config.run_dir, stage=2)
     assert_same_run(config.run_dir, alone.run_dir)
