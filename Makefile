@@ -19,7 +19,7 @@ demo: $(INSTALLED)  ## a tiny Qwen3-VL learns the safari: data, training, evalua
 	. $(BIN)/activate && bash scripts/demo.sh
 
 smoke-2b: $(INSTALLED)  ## the true 2B with random weights on a CPU (PROCESSOR=folder with tokenizer and configs)
-	$(BIN)/python scripts/smoke.py --config configs/safari_2b.json --size 2b --processor $(PROCESSOR) --out generated/smoke_2b
+	$(BIN)/python scripts/smoke.py --config configs/safari_2b.json --size 2b --processor $(PROCESSOR) --out generated/smoke_2b --set train.accumulation=1
 
 smoke-8b: $(INSTALLED)  ## the true 8B in 4 bit on a CPU (PROCESSOR=folder with tokenizer and configs)
 	$(BIN)/python scripts/smoke.py --config configs/computer_use_8b.json --size 8b --processor $(PROCESSOR) --out generated/smoke_8b --set train.accumulation=1

@@ -97,7 +97,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
 
     reporter = Reporter(config.run_dir, state["step"], max_steps, is_main=accelerator.is_main_process)
     reporter.say(f"{rows.summary()}\ntrainable parameters: {describe_parameters(bare_model)}")
-    reporter.say(plan_of(config, rows.train, bare_model, accelerator.num_processes))
+    reporter.say(plan_of(config, rows.train, bare_model, processor, accelerator.num_processes))
     if accelerator.is_main_process:
         write_json(config.run_dir / "manifest.json", manifest(bare_model))
         write_json(config.run_dir / "data.json", rows.report)
@@ -184,11 +184,12 @@ def train_step(
     optimizer.zero_grad()
 
 
-def plan_of(config: Config, rows: RowDataset, model: nn.Module, num_gpus: int) -> str:
+def plan_of(config: Config, rows: RowDataset, model: nn.Module, processor: Processor, num_gpus: int) -> str:
     """What a step should take of each GPU's memory, from the dataset's own longest rows."""
     arch = read_architecture(base_of(model).config.to_dict())
     gpu_gb = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
-    return describe_plan(config, data_row(rows, rows.lengths, config, arch), num_gpus, gpu_gb, arch)
+    row = data_row(rows, rows.lengths, config, arch, processor.count_tokens)
+    return describe_plan(config, row, num_gpus, gpu_gb, arch)
 
 
 def check_finite(what: str, value: torch.Tensor | float, step: int, micro_batches: Sequence[dict]) -> None:

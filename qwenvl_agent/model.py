@@ -75,6 +75,9 @@ class Processor:
     geometry: Geometry
     name: str
 
+    def count_tokens(self, text: str) -> int:
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
 
 def build_processor(model_cfg: ModelConfig, vision_cfg: VisionConfig) -> Processor:
     """Tokenizer and image processor with the vision budget set, and proved by probe pictures."""

@@ -13,14 +13,14 @@ What no trace shows (the CUDA context, fragmentation) is the category `slack`, a
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from qwenvl_agent.config import Config, ModelConfig, VisionConfig, apply_override, build_config, to_json
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.prompt import render_row
+from qwenvl_agent.prompt import IMAGE_PAD, render_row
 from qwenvl_agent.schema import Picture, Row
 from qwenvl_agent.vision import Geometry, picture_tokens, reduce_request
 
@@ -272,40 +272,52 @@ def budget_row(config: Config, arch: Architecture) -> RowShape:
     )
 
 
-def measure_row(row: Row, config: Config, arch: Architecture) -> RowShape:
-    """Of one row of data: vision tokens exact, text tokens by its characters."""
+def by_characters(text: str) -> float:
+    """Tokens of a text when no tokenizer is at hand."""
+    return len(text) / CHARS_PER_TOKEN
+
+
+def measure_row(
+    row: Row, config: Config, arch: Architecture, count_tokens: Callable[[str], float] = by_characters
+) -> RowShape:
+    """Of one row of data: vision tokens exact, text tokens as `count_tokens` counts them."""
     geometry = geometry_of(arch, config.vision)
     request, _ = reduce_request(row.request, config.vision, geometry)
     rendered = render_row(request, row.turn, FORMATS[config.prompt.format], config.prompt.supervise_history)
     pictures = [picture_tokens(picture, config.vision, geometry) for picture in rendered.pictures]
-    chars = {True: 0, False: 0}
-    for span in rendered.spans:
-        chars[span.part == "prompt"] += len(span.text)
-    supervised = math.ceil(chars[False] / CHARS_PER_TOKEN)
-    text = math.ceil(chars[True] / CHARS_PER_TOKEN) + supervised
+    text = math.ceil(count_tokens("".join(span.text for span in rendered.spans).replace(IMAGE_PAD, "")))
+    supervised = math.ceil(count_tokens("".join(span.text for span in rendered.spans if span.part != "prompt")))
     tokens = min(sum(pictures) + text, config.vision.max_row_tokens)
     return RowShape(tokens, sum(pictures), supervised, len(pictures))
 
 
-def data_row(rows: Sequence[Row], lengths: Sequence[float], config: Config, arch: Architecture) -> RowShape:
+def data_row(
+    rows: Sequence[Row],
+    lengths: Sequence[float],
+    config: Config,
+    arch: Architecture,
+    count_tokens: Callable[[str], float] = by_characters,
+) -> RowShape:
     """The largest row of a dataset, as if all rows of a micro-batch were like it.
 
     `lengths` orders the rows (RowDataset.lengths); the 64 longest are measured, and one row at each percentile tells
     how usual that is.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    shapes = [measure_row(rows[i], config, arch) for i in order[:64]]
+
+    def measure(place: int) -> RowShape:
+        return measure_row(rows[order[place]], config, arch, count_tokens)
+
+    shapes = [measure(place) for place in range(min(64, len(order)))]
     image_tokens, supervised = max(s.image_tokens for s in shapes), max(s.supervised for s in shapes)
-    usual = [
-        f"p{percent} {measure_row(rows[order[(len(order) - 1) * (100 - percent) // 100]], config, arch).tokens}"
-        for percent in (50, 90, 99)
-    ]
+    usual = [f"p{percent} {measure((len(order) - 1) * (100 - percent) // 100).tokens}" for percent in (50, 90, 99)]
+    counted = "characters" if count_tokens is by_characters else "the tokenizer"
     return RowShape(
         tokens=max(image_tokens + supervised, *(s.tokens for s in shapes)),
         image_tokens=image_tokens,
         supervised=supervised,
         num_images=max(s.num_images for s in shapes),
-        source=f"longest of {len(lengths)} rows ({', '.join(usual)} tokens), vision exact, text by characters",
+        source=f"longest of {len(lengths)} rows ({', '.join(usual)} tokens), vision exact, text by {counted}",
     )
 
 

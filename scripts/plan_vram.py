@@ -11,11 +11,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from qwenvl_agent.config import Config, load_config
+from qwenvl_agent.model import build_processor, checkpoint_path
 from qwenvl_agent.vram import (
     GIB,
     TYPICAL_TEXT,
@@ -23,6 +25,7 @@ from qwenvl_agent.vram import (
     Plan,
     RowShape,
     budget_row,
+    by_characters,
     cheapest_fit,
     data_row,
     find_architecture,
@@ -71,7 +74,15 @@ def choose_rows(args: argparse.Namespace, config: Config, arch: Architecture) ->
     rows = load_rows(config)
     if rows is None:
         return lambda changed: budget_row(changed, arch)
-    return lambda changed: data_row(rows, rows.lengths, changed, arch)
+    count_tokens = choose_counter(config)
+    return lambda changed: data_row(rows, rows.lengths, changed, arch, count_tokens)
+
+
+def choose_counter(config: Config) -> Callable[[str], float]:
+    """The checkpoint's tokenizer where it is on this disk: nothing is downloaded for a plan."""
+    if not (Path(checkpoint_path(config.model.path)) / "tokenizer.json").exists():
+        return by_characters
+    return build_processor(config.model, config.vision).count_tokens
 
 
 def load_rows(config: Config):

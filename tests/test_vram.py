@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from qwenvl_agent.config import LANGUAGE_PROJECTIONS, Config, load_config
+from qwenvl_agent.data.collator import Collator
+from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.model import build_processor
 from qwenvl_agent.schema import Observation, Picture, Request, Row, ToolCall, Turn
 from qwenvl_agent.vram import (
     ARCHITECTURES,
@@ -117,6 +120,16 @@ def row_of_data(text: str, pixels: int = 320) -> Row:
 def test_a_row_of_data_has_exact_vision_tokens_and_estimated_text():
     row = measure_row(row_of_data("x" * 3000, 640), config_of(), SMALL)
     assert row.image_tokens == 400 and 1400 < row.tokens < 1500 and 20 < row.supervised < 50
+
+
+def test_with_a_tokenizer_a_row_is_as_long_as_the_collator_makes_it():
+    config = config_of("tiny", "full", vision={"max_tokens_per_image": 100})
+    processor, row = build_processor(config.model, config.vision), row_of_data("go on", 160)
+    collator = Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
+    sample = collator.sample(row)
+    measured = measure_row(row, config, find_architecture("tiny"), processor.count_tokens)
+    assert measured.tokens == len(sample.encoded.input_ids)
+    assert measured.supervised == (sample.labels != -100).sum()
 
 
 def test_the_longest_rows_are_planned():
