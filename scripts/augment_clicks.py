@@ -1,0 +1,104 @@
+"""A few screens with actions -> the same and copies of them, seen in other ways: data for training on 10 to 50 samples.
+
+    python scripts/augment_clicks.py data/clicks --out data/clicks_x5 --copies 4
+    python scripts/augment_clicks.py data/clicks --out data/clicks_x5 --copies 4 --ways scale theme --least-part 0.8
+
+A copy is a part of the screenshot that holds the target (crop), at another size (scale), darker or with its theme turned
+(theme); positions and boxes follow exactly. The samples themselves are in the folder, too. Samples of a test split are
+taken as they are, never copied. Copies stand on their origin's side of every split (`group`) and say what was done to
+them (`details.augmented`). The folder holds dataset.jsonl, images/, rejects.jsonl and manifest.json, as that of
+scripts/convert_data.py; the same seed gives the same folder.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from qwenvl_agent.data.augment import WAYS, Policy, augment
+from qwenvl_agent.data.computer import TEST, Sample, SampleWriter, read_samples, summary
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="a folder with dataset.jsonl, or such a file")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--copies", type=int, default=4, help="of each sample, beside itself")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--least-part", type=float, default=Policy.least_part, help="of each side that a crop keeps")
+    parser.add_argument("--scales", type=float, nargs=2, default=Policy.scales, metavar=("LEAST", "MOST"))
+    parser.add_argument("--lights", type=float, nargs=2, default=Policy.lights, metavar=("LEAST", "MOST"))
+    parser.add_argument("--turned", type=float, default=Policy.turned, help="share of copies with the theme turned")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
+    return parser.parse_args(argv)
+
+
+def check(args: argparse.Namespace) -> Policy:
+    if args.copies < 1:
+        raise ValueError(f"copies is {args.copies}: nothing would be added; give at least 1")
+    if not args.data.exists():
+        raise ValueError(f"{args.data} does not exist: there is nothing to copy; name a folder with dataset.jsonl")
+    source = args.data if args.data.is_dir() else args.data.parent
+    if source.resolve() == args.out.resolve():
+        raise ValueError(f"{args.out} is the data's own folder: its samples would be lost; give another --out")
+    if (args.out / "dataset.jsonl").exists() and not args.overwrite:
+        raise ValueError(f"{args.out}/dataset.jsonl exists and would be lost; give another --out or --overwrite")
+    return Policy(
+        ways=tuple(args.ways),
+        least_part=args.least_part,
+        scales=tuple(args.scales),
+        lights=tuple(args.lights),
+        turned=args.turned,
+    )
+
+
+def write_dataset(args: argparse.Namespace, policy: Policy) -> dict:
+    """Write the folder; returns the manifest."""
+    rejects, notes, numbers = Counter(), Counter(), Counter(samples=0, copies=0)
+    with SampleWriter(args.out) as writer, open(args.out / "rejects.jsonl", "w", encoding="utf-8") as file:
+        items = read_samples(args.data)
+        for item in track(items, description=str(args.data), disable=args.json, console=Console(stderr=True)):
+            if not isinstance(item, Sample):
+                rejects[item.reason] += 1
+                row = {"source": item.source, "reason": item.reason, "message": item.message}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                continue
+            is_test = item.split == TEST
+            copies, left_out = ([], ["not_copied_test"]) if is_test else augment(item, args.copies, policy, args.seed)
+            for sample in (item, *copies):
+                writer.write(sample)
+            numbers.update(samples=1, copies=len(copies))
+            notes.update((*item.notes, *left_out))
+    with open(args.out / "dataset.jsonl", "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    settings = {"seed": args.seed, "copies_asked": args.copies, "ways": args.ways, "least_part": args.least_part}
+    settings |= {"scales": list(args.scales), "lights": list(args.lights), "turned": args.turned}
+    return {"data": args.data.name, **numbers, "rejects": rejects, "notes": notes, **settings, "sha256": digest}
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        manifest = write_dataset(args, check(args))
+        if not manifest["samples"]:
+            raise ValueError(f"{args.data}: no row gave a sample: see {args.out}/rejects.jsonl")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    if args.json:
+        print(json.dumps(manifest))
+    else:
+        print(f"{manifest['copies']} copies of", summary(manifest["samples"], manifest["rejects"], manifest["notes"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
