@@ -5,6 +5,9 @@
     python eval.py --endpoint http://127.0.0.1:8000/v1 --model exports/2b --config exports/2b/qwenvl_agent.json
     python eval.py --policy oracle --world width=20 --world height=20
     python eval.py --policy oracle --suite browser --episodes 280 --world 'tasks=["own"]'
+    python eval.py --run runs/computer_use_2b --suite clicks --data generated/ui_test
+    python eval.py --run runs/computer_use_2b --suite screenspot --data ScreenSpot-Pro --layout screenspot_pro
+    python eval.py --run runs/computer_use_2b --suite elements --data generated/ui_test
     python eval.py --compare runs/safari_2b/eval/safari runs/oracle/eval/safari
 
 A result is a folder with records.jsonl, metrics.json and report.html (see qwenvl_agent/evaluation/suites.py).
@@ -15,7 +18,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,12 +30,17 @@ from qwenvl_agent.config import FORMAT_NAMES, Config, ModelConfig, apply_overrid
 from qwenvl_agent.envs import browser, make_env, make_oracle
 from qwenvl_agent.envs.safari import NoisyOracle, RandomAgent, SafariRules
 from qwenvl_agent.envs.safari.world import REPORT_SEEDS
-from qwenvl_agent.evaluation import suites
+from qwenvl_agent.evaluation import screens, suites
 from qwenvl_agent.evaluation.browser import play_browser, write_replay
+from qwenvl_agent.evaluation.clicks import predict_clicks
 from qwenvl_agent.evaluation.counterfactuals import COUNTERFACTUALS
-from qwenvl_agent.evaluation.report import compare, comparison_table, metrics_table, write_report
+from qwenvl_agent.evaluation.elements import ListOracle, predict_elements, read_elements
+from qwenvl_agent.evaluation.report import SCREENS, compare, comparison_table, metrics_table, write_report
+from qwenvl_agent.evaluation.step_metrics import predict_rows
 from qwenvl_agent.schema import Observation, Policy, Request
 
+STEP_ROWS = 1000
+"""Of the suite steps, if --rows is not given."""
 POLICIES = ("oracle", "noisy_oracle", "random")
 
 
@@ -41,7 +49,8 @@ class Subject:
     """What is evaluated: a policy, the config it comes with, and what the result says about it."""
 
     name: str
-    policy: Policy
+    policy: Policy | None
+    """None: a baseline that is made of the data."""
     config: Config
     directory: Path
     about: dict
@@ -85,7 +94,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--blank-pictures", action="store_true", help="show white pictures: does the text leak?")
     suite = parser.add_argument_group("suite")
     suite.add_argument(
-        "--suite", choices=suites.RECORD_KINDS, default="safari", help="safari, browser: closed loop; steps: rows"
+        "--suite",
+        choices=suites.RECORD_KINDS,
+        default="safari",
+        help="safari, browser: closed loop; steps: held-out rows; clicks, screenspot: labelled screens; elements: all "
+        "elements of a screen",
     )
     suite.add_argument("--episodes", type=int, default=200, help="of a closed loop (default: %(default)s)")
     suite.add_argument("--seed-start", type=int, default=REPORT_SEEDS.start, help="first seed (default: %(default)s)")
@@ -97,25 +110,37 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="",
         help="of the suite safari: change the missions and see what it costs (for pictures: --blank-pictures)",
     )
-    suite.add_argument("--rows", type=int, default=1000, help="held-out rows of the suite steps (default: %(default)s)")
+    suite.add_argument("--rows", type=int, help="at most so many rows or screens (default: steps 1000, others all)")
+    screen = parser.add_argument_group("screens")
+    screen.add_argument(
+        "--data",
+        type=Path,
+        help="of clicks, screenspot, elements: file or folder (default for clicks: what the run's own data holds out)",
+    )
+    screen.add_argument(
+        "--split", choices=screens.SPLITS, help="of clicks (default: test where data is marked, or all)"
+    )
+    screen.add_argument("--layout", choices=screens.SCREENSPOT_LAYOUTS, help="of screenspot: which version's files")
+    screen.add_argument("--pictures", type=Path, help="of screenspot: folder where its picture names start")
     suite.add_argument("--time-limit", type=float, metavar="SECONDS", help="running episodes fail after that")
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="folder of the result (default: in the run's folder, eval/SUITE)")
     output.add_argument("--no-pictures", action="store_true", help="keep no pictures of the turns: a page without them")
     output.add_argument("--json", action="store_true", help="print metrics.json on stdout, and nothing else there")
     args = parser.parse_args(argv)
-    if args.episodes < 1 or args.rows < 1 or args.seed_start < 0:
+    if args.episodes < 1 or (args.rows is not None and args.rows < 1) or args.seed_start < 0:
         parser.error("--episodes and --rows are at least 1, --seed-start at least 0")
     return args
 
 
 def evaluate(args: argparse.Namespace, messages: Console) -> int:
     """Play or predict, then write the result and print it."""
+    check_data_options(args)
     subject = build_subject(args)
     name = (args.counterfactual or args.suite) + ("_blank" if args.blank_pictures else "")
     directory = args.out or subject.directory / "eval" / name
     start = time.monotonic()
-    run_suite = run_steps if args.suite == "steps" else run_episodes
+    run_suite = {"steps": run_steps, **dict.fromkeys(SCREENS, run_screens)}.get(args.suite, run_episodes)
     records, about = run_suite(subject, args, directory, messages)
     about = suites.describe(
         args.suite, subject.name, **(subject.about | about), seconds=round(time.monotonic() - start, 1)
@@ -132,6 +157,19 @@ def evaluate(args: argparse.Namespace, messages: Console) -> int:
         Console().print(metrics_table(f"{subject.name}, {args.suite}", suites.metrics_json(metrics)))
         print(directory / "report.html")
     return 0
+
+
+def check_data_options(args: argparse.Namespace) -> None:
+    """ValueError for options that the suite would ignore, or lacks."""
+    takers = {"data": SCREENS, "split": ("clicks",), "layout": ("screenspot",), "pictures": ("screenspot",)}
+    for name, takes in takers.items():
+        if getattr(args, name) is not None and args.suite not in takes:
+            raise ValueError(
+                f"--{name} with --suite {args.suite}: it would change nothing; it is of {', '.join(takes)}"
+            )
+    for name in ("data", "layout"):
+        if args.suite in takers[name] and args.suite != "clicks" and getattr(args, name) is None:
+            raise ValueError(f"--suite {args.suite} without --{name}: there is nothing to measure on; give it")
 
 
 def show_comparison(args: argparse.Namespace) -> int:
@@ -163,7 +201,7 @@ def build_baseline(args: argparse.Namespace) -> Subject:
     config = read_config(args, {"path": "tiny"})
     if args.blank_pictures:
         raise ValueError("--blank-pictures with --policy: baselines have no blank variant; use --run or --model")
-    policy = build_policy(args, with_overrides(config.eval.world, args.world))
+    policy = None if args.suite in SCREENS else build_policy(args, with_overrides(config.eval.world, args.world))
     about = {"config": {"eval": to_json(config.eval)}}
     return Subject(args.policy, policy, config, Path(config.runs_dir) / args.policy, about)
 
@@ -177,6 +215,10 @@ def build_policy(args: argparse.Namespace, world: dict) -> Policy:
         oracle = make_oracle("safari", world)
         policies = {"oracle": oracle, "noisy_oracle": NoisyOracle(oracle)}
         policies["random"] = RandomAgent(SafariRules.from_json(world))
+    return pick_policy(args, policies)
+
+
+def pick_policy(args: argparse.Namespace, policies: dict[str, Policy]) -> Policy:
     if args.policy not in policies:
         raise ValueError(f"--policy {args.policy} does not play the suite {args.suite}: use {', '.join(policies)}")
     return policies[args.policy]
@@ -346,21 +388,71 @@ def run_steps(subject: Subject, args: argparse.Namespace, directory: Path, messa
 
     rows = build_rows(subject.config.data, subject.config.prompt)
     messages.print(rows.summary(), markup=False, highlight=False)
-    picked = suites.pick_rows(rows.held_out, args.rows)
+    picked = suites.pick_rows(rows.held_out, args.rows or STEP_ROWS)
     if not picked:
         raise ValueError("no rows are held out: there is nothing to compare with; raise data.eval_fraction")
+    records = predict(subject, subject.policy, picked, args, messages)
+    about = {"dataset_hash": rows.report["dataset_hash"], "num_rows": len(records), "num_held_out": len(rows.held_out)}
+    return records, about | {"prompt_hash": suites.prompt_hash(picked[0].request, subject.config.prompt.format)}
+
+
+def run_screens(subject: Subject, args: argparse.Namespace, directory: Path, messages: Console) -> tuple[list, dict]:
+    """The suites clicks, screenspot and elements: one answer to each screen of the data."""
+    if args.suite == "elements":
+        tasks, rejected, about = read_elements(args.data)
+        baselines = {"oracle": ListOracle(tasks)}
+        answer = predict_elements
+    else:
+        task_set = read_screens(subject, args)
+        tasks, rejected, about = list(task_set.tasks), task_set.rejected, task_set.about
+        baselines = {"oracle": screens.LabelOracle(tasks), "random": screens.RandomClicker()}
+        answer = predict_clicks
+    messages.print(screens.summary(tasks, rejected, about), markup=False, highlight=False, soft_wrap=True)
+    policy = pick_policy(args, baselines) if subject.policy is None else subject.policy
+    picked = suites.pick_rows(tasks, args.rows or len(tasks))
+    records = predict(subject, policy, picked, args, messages, answer)
+    about |= {"num_rows": len(records)}
+    return records, about | {"prompt_hash": suites.prompt_hash(picked[0].request, subject.config.prompt.format)}
+
+
+def read_screens(subject: Subject, args: argparse.Namespace) -> screens.TaskSet:
+    """What --data names; for clicks without it, the screens that the config's data holds out."""
+    if args.suite == "screenspot":
+        return screens.read_screenspot(args.data, args.layout, args.pictures)
+    if args.data:
+        return screens.read_tasks(args.data, args.split or "")
+    from qwenvl_agent.data.dataset import build_rows
+
+    sources = [source for source in subject.config.data.sources if source.kind == "computer"]
+    if not sources:
+        raise ValueError("--suite clicks without --data, and the config has no data of kind computer: give --data")
+    held_out = build_rows(subject.config.data, subject.config.prompt).held_out
+    return screens.read_held_out([Path(source.path) for source in sources], [row.source for row in held_out])
+
+
+def predict(
+    subject: Subject,
+    policy: Policy,
+    picked: Sequence,
+    args: argparse.Namespace,
+    messages: Console,
+    answer: Callable[[Policy, Sequence], list] = predict_rows,
+) -> list:
+    """Records of the rows or screens that are begun before --time-limit."""
     limit_s = float("inf") if args.time_limit is None else args.time_limit
     with Progress(TextColumn(subject.name), BarColumn(), MofNCompleteColumn(), console=messages) as progress:
         task = progress.add_task("", total=len(picked))
         records = suites.predict_in_time(
-            subject.policy,
+            policy,
             picked,
             subject.config.eval.batch_size,
             limit_s,
             on_progress=lambda num_rows: progress.advance(task, num_rows),
+            predict=answer,
         )
-    about = {"dataset_hash": rows.report["dataset_hash"], "num_rows": len(records), "num_held_out": len(rows.held_out)}
-    return records, about | {"prompt_hash": suites.prompt_hash(picked[0].request, subject.config.prompt.format)}
+    if len(records) < len(picked):
+        messages.print(f"note: the time limit left {len(picked) - len(records)} of {len(picked)} unasked")
+    return records
 
 
 if __name__ == "__main__":

@@ -9,13 +9,18 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
 from qwenvl_agent.envs.safari.judge import REFUSALS, agrees
+from qwenvl_agent.evaluation import clicks, elements
+from qwenvl_agent.evaluation.clicks import ClickRecord
+from qwenvl_agent.evaluation.elements import ElementsRecord
 from qwenvl_agent.evaluation.rollout import EpisodeRecord, StepRecord
+from qwenvl_agent.evaluation.screen_cases import screen_view
 from qwenvl_agent.evaluation.statistics import holm, paired_test
 from qwenvl_agent.evaluation.step_metrics import RowRecord
 from qwenvl_agent.evaluation.suites import judge, outcome, read_result
@@ -29,6 +34,24 @@ MAX_INLINE_CHARS = 60
 """A longer text argument stands in a block of its own."""
 
 LABELS = {
+    "box_hit_rate": ("box hit", "the first place acted on lies in the box of what is meant, edges included"),
+    "box_hit_macro": ("box hit, macro", "mean over the cells of platform or field, and text or icon"),
+    "hit_test_rate": ("hit-test hit", "a click there reaches what is meant, whatever lies over its box"),
+    "near_rate": ("right action within 50 px", "the same action, less than 50 px away along both axes"),
+    "action_accuracy": ("action", "the right kinds of action, in order"),
+    "within_10_px": ("within 10 px", "of the labelled place, in pixels of the picture as it is"),
+    "within_25_px": ("within 25 px", ""),
+    "within_50_px": ("within 50 px", ""),
+    "within_100_px": ("within 100 px", ""),
+    "word_accuracy": ("words", "typed, answered and pressed as in the label"),
+    "pixel_error": ("pixel error, mean", "from the labelled place, over answers with a place"),
+    "pixel_error_median": ("pixel error, median", ""),
+    "error_of_diagonal": ("error / diagonal", "mean, over answers with a place"),
+    "f1": ("F1", "of elements, matched one to one at an IoU of at least 0.5"),
+    "precision": ("precision", "of the listed elements, those that are there"),
+    "recall": ("recall", "of the elements that are there, those listed"),
+    "type_accuracy": ("type", "of matched elements"),
+    "text_accuracy": ("text", "of matched elements"),
     "harm_rate": ("harm", "episodes in which something was done that cannot be made good"),
     "success_rate": ("mission success", "declare_done called, every target found, nothing declared falsely"),
     "progress": ("targets found", "mean share of a mission's targets"),
@@ -48,7 +71,11 @@ LABELS = {
     "thought_coverage": ("thoughts with a plan", "share of the thoughts that announce what to do"),
     "thought_consistency": ("thought = action", "of those, turns that do what their thought says"),
 }
-NOT_SHARES = ("mean_turns", "mean_turns_success")
+NOT_SHARES = ("mean_turns", "mean_turns_success", "pixel_error", "pixel_error_median")
+CASE_NAMES = {"safari": "episodes", "clicks": "screens", "screenspot": "screens", "elements": "screens"}
+PLAYED = ("safari", "browser")
+"""Suites of episodes; the others answer to data."""
+SCREENS = ("clicks", "screenspot", "elements")
 TERMINAL_COLUMNS = {
     "safari": {
         "success_rate": "success %",
@@ -64,6 +91,21 @@ TERMINAL_COLUMNS = {
         "mean_turns_success": "if won",
         "harm_rate": "harm %",
     },
+    "clicks": {
+        "near_rate": "near %",
+        "box_hit_rate": "box hit %",
+        "within_25_px": "25 px %",
+        "action_accuracy": "action %",
+        "pixel_error_median": "median px",
+        "parse_rate": "parsed %",
+    },
+    "screenspot": {
+        "box_hit_rate": "box hit %",
+        "box_hit_macro": "macro %",
+        "pixel_error_median": "median px",
+        "parse_rate": "parsed %",
+    },
+    "elements": {"f1": "F1 %", "precision": "precision %", "recall": "recall %", "type_accuracy": "type %"},
     "steps": {"parse_rate": "parsed %", "name_accuracy": "names %", "argument_accuracy": "arguments %"},
 }
 """Of a comparison, by suite."""
@@ -78,9 +120,15 @@ OUTCOMES = {
     "same": "just as the label",
     "other_arguments": "the label's tools, other arguments",
     "other_tools": "other tools than the label",
+    "hit": "right action, right place",
+    "other_words": "other words at the right place",
+    "other_place": "right action, elsewhere",
+    "other_action": "another action",
+    "complete": "all elements, nothing else",
+    "incomplete": "elements missing or wrong",
     "unreadable": "unreadable",
 }
-GOOD = ("done_ok", "same")
+GOOD = ("done_ok", "same", "hit", "complete")
 
 
 @dataclass(frozen=True)
@@ -95,6 +143,10 @@ class Result:
     @property
     def about(self) -> dict:
         return self.metrics["about"]
+
+    @cached_property
+    def by_case(self) -> dict:
+        return {case_of(record): record for record in self.records}
 
     @property
     def outcomes(self) -> dict[str, str]:
@@ -120,14 +172,23 @@ def read_results(directories: Sequence[Path]) -> list[Result]:
     return results
 
 
-def case_of(record: EpisodeRecord | RowRecord) -> str:
+Record = EpisodeRecord | RowRecord | ClickRecord | ElementsRecord
+
+
+def case_of(record: Record) -> str:
+    if isinstance(record, ClickRecord | ElementsRecord):
+        return record.case_id
     return record.row_id if isinstance(record, RowRecord) else str(record.seed)
 
 
-def outcome_of(record: EpisodeRecord | RowRecord) -> str:
+def outcome_of(record: Record) -> str:
     """One of OUTCOMES."""
     if isinstance(record, EpisodeRecord):
         return outcome(record)
+    if isinstance(record, ClickRecord):
+        return clicks.outcome(record)
+    if isinstance(record, ElementsRecord):
+        return elements.outcome(record)
     calls = [call.as_json() for call in record.step.calls]
     if record.step.error:
         return "unreadable"
@@ -157,12 +218,9 @@ def compare(directories: Sequence[Path]) -> dict:
 def paired(first: Result, other: Result) -> dict:
     """McNemar's test of `first` against `other`; `not_paired` says why there is none."""
     names = {"first": first.name, "second": other.name}
-    for key in ("world", "dataset_hash"):
-        if (
-            key == ("dataset_hash" if first.about["suite"] == "steps" else "world")
-            and first.about[key] != other.about[key]
-        ):
-            return {**names, "not_paired": f"another {key.replace('_', ' ')}"}
+    key = "world" if first.about["suite"] in PLAYED else "dataset_hash"
+    if first.about[key] != other.about[key]:
+        return {**names, "not_paired": f"another {key.replace('_', ' ')}"}
     ours, theirs = first.outcomes, other.outcomes
     cases = [case for case in ours if case in theirs]
     if not cases:
@@ -182,11 +240,13 @@ def paired(first: Result, other: Result) -> dict:
 
 
 def metrics_table(title: str, metrics: dict) -> Table:
-    """All metrics of one result."""
+    """All metrics of one result, but for those by group."""
     table = Table(title=title)
     for heading, justify in (("", "left"), ("value", "right"), ("95 % interval", "right"), ("n", "right")):
         table.add_column(heading, justify=justify)
     for name, metric in metrics.items():
+        if "=" in name:
+            continue  # by group: on the page
         if is_rate(metric):
             cell = cell_of(name, metric)
             table.add_row(label_of(name), cell["value"], cell["interval"], str(metric["n"]))
@@ -239,7 +299,9 @@ def is_rate(metric: object) -> bool:
 
 
 def label_of(name: str) -> str:
-    return LABELS.get(name, (name, ""))[0]
+    """Of `box_hit_rate/desktop/text` the label of the metric, and the rest."""
+    metric, slash, rest = name.partition("/")
+    return LABELS.get(metric, (metric, ""))[0] + (f", {rest}" if slash else "")
 
 
 def cell_of(name: str, metric: dict) -> dict[str, str]:
@@ -258,7 +320,8 @@ def cell_of(name: str, metric: dict) -> dict[str, str]:
 def write_report(path: str | Path, directories: Sequence[Path]) -> None:
     """One HTML file: figures, and cases of the first result (failures first) with every policy's turns beside it."""
     results = read_results(directories)
-    if results[0].about["suite"] == "browser":
+    suite = results[0].about["suite"]
+    if suite == "browser":
         raise ValueError(
             f"{directories[0]} is of the suite browser: this page is for safari and steps; open the report.html that is "
             "in the result, or compare by eval.py --compare"
@@ -270,10 +333,13 @@ def write_report(path: str | Path, directories: Sequence[Path]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    if suite in SCREENS:
+        Path(path).write_text(screens_page(environment, results, directories), encoding="utf-8")
+        return
     pictures: dict[str, str] = {}
     cases = choose_cases(results[0], MAX_CASES if len(results) <= 2 else max(12, 2 * MAX_CASES // len(results)))
     page = environment.get_template("report.html.jinja").render(
-        suite=results[0].about["suite"],
+        suite=suite,
         results=[{"name": r.name, "note": note_of(r), "success": success_of(r), "ends": ends_of(r)} for r in results],
         rows=table_rows(results),
         tests=[{**test, "cells": cells_of_test(test)} for test in compare(directories)["tests"]],
@@ -284,6 +350,30 @@ def write_report(path: str | Path, directories: Sequence[Path]) -> None:
         pictures=pictures,
     )
     Path(path).write_text(page, encoding="utf-8")
+
+
+def screens_page(environment: Environment, results: Sequence[Result], directories: Sequence[Path]) -> str:
+    """Figures, and screens of the first result, failures first, with what every result did on them."""
+    rows = table_rows(results)
+    return environment.get_template("screens.html.jinja").render(
+        suite=results[0].about["suite"],
+        results=[{"name": r.name, "note": note_of(r), "ends": ends_of(r)} for r in results],
+        tables={
+            group: [row for row in rows if row["group"] == group] for group in dict.fromkeys(r["group"] for r in rows)
+        },
+        tests=[{**test, "cells": cells_of_test(test)} for test in compare(directories)["tests"]],
+        cases=[screens_case(case, results) for case in choose_cases(results[0], MAX_CASES)],
+        num_cases=len(results[0].records),
+        outcomes={name: text for name, text in OUTCOMES.items() if any(name in r.outcomes.values() for r in results)},
+        good=GOOD,
+    )
+
+
+def screens_case(case: str, results: Sequence[Result]) -> dict:
+    """One screen, and the answer of each result that has it."""
+    found = [(index, r.by_case[case]) for index, r in enumerate(results) if case in r.by_case]
+    answers = [{"result": i, "name": results[i].name, "outcome": outcome_of(record)} for i, record in found]
+    return {"id": case, "answers": answers, **screen_view([record for _, record in found])}
 
 
 def choose_cases(result: Result, max_cases: int) -> list[str]:
@@ -298,7 +388,9 @@ def choose_cases(result: Result, max_cases: int) -> list[str]:
 def note_of(result: Result) -> str:
     """Where a result comes from, in a line."""
     about = result.about
-    facts = [f"{len(result.records)} {'episodes' if about['suite'] == 'safari' else 'rows'}"]
+    facts = [f"{len(result.records)} {CASE_NAMES.get(about['suite'], 'rows')}"]
+    if "rejected" in about:
+        facts.append(f"{sum(about['rejected'].values())} rejected")
     if "seeds" in about:
         facts.append(f"seeds from {about['seeds']['start']} ({about['seeds']['set']})")
     if "checkpoint" in about:
@@ -329,12 +421,16 @@ def ends_of(result: Result) -> list[dict]:
 def table_rows(results: Sequence[Result]) -> list[dict]:
     """A row for each metric, a cell for each result."""
     names = dict.fromkeys(name for result in results for name, metric in result.metrics.items() if is_rate(metric))
-    empty = {"value": "", "interval": ""}
+    empty = {"value": "", "interval": "", "n": ""}
     return [
         {
+            "group": name.partition("/")[2].partition("=")[0] if "=" in name else "",
             "label": label_of(name),
             "help": LABELS.get(name, ("", ""))[1],
-            "cells": [cell_of(name, r.metrics[name]) if name in r.metrics else empty for r in results],
+            "cells": [
+                {**cell_of(name, r.metrics[name]), "n": r.metrics[name]["n"]} if name in r.metrics else empty
+                for r in results
+            ],
         }
         for name in names
     ]

@@ -3,6 +3,8 @@
     safari   closed loop: episodes of the safari world, one per seed
     browser  closed loop: tasks in a live browser (`browser.py`), one per seed
     steps    offline: one answer to each held-out row, beside its label
+    clicks, screenspot  offline: one answer to each labelled screen (`clicks.py`)
+    elements offline: the list of all elements of a screen (`elements.py`)
 
 Metrics come from records alone, so `scripts/rescore.py` needs no model. A result is a folder:
 
@@ -31,7 +33,9 @@ from qwenvl_agent.envs import make_oracle
 from qwenvl_agent.envs.safari.judge import agrees, is_equivalent, is_refused
 from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS
 from qwenvl_agent.evaluation.browser import browser_metrics
+from qwenvl_agent.evaluation.clicks import ClickRecord, click_metrics, screenspot_metrics
 from qwenvl_agent.evaluation.counterfactuals import changed_policy, changed_world
+from qwenvl_agent.evaluation.elements import ElementsRecord, elements_metrics
 from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, read_records, rollout, write_records
 from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, clustered_share, path_efficiency, wilson
 from qwenvl_agent.evaluation.step_metrics import (
@@ -47,7 +51,14 @@ from qwenvl_agent.formats.calls import json_text, write_plain
 from qwenvl_agent.prompt import render_prompt
 from qwenvl_agent.schema import Observation, Policy, Request, Row, Turn
 
-RECORD_KINDS = {"safari": EpisodeRecord, "browser": EpisodeRecord, "steps": RowRecord}
+RECORD_KINDS = {
+    "safari": EpisodeRecord,
+    "browser": EpisodeRecord,
+    "steps": RowRecord,
+    "clicks": ClickRecord,
+    "screenspot": ClickRecord,
+    "elements": ElementsRecord,
+}
 """The suites, and what a line of their records.jsonl is."""
 PACKAGES = ("torch", "transformers", "numpy")
 Metrics = dict[str, "Interval | dict[str, int]"]
@@ -200,22 +211,23 @@ def play_safari(
 
 def predict_in_time(
     policy: Policy,
-    rows: Sequence[Row],
+    rows: Sequence,
     batch_size: int,
     time_limit_s: float,
     on_progress: Callable[[int], None] = lambda num_rows: None,
-) -> list[RowRecord]:
-    """`predict_rows` batch by batch; none begins after the time limit. `on_progress` gets the rows of each batch."""
+    predict: Callable[[Policy, Sequence], list] = predict_rows,
+) -> list:
+    """`predict` batch by batch; none begins after the time limit. `on_progress` gets the rows of each batch."""
     deadline = time.monotonic() + time_limit_s
-    records: list[RowRecord] = []
+    records: list = []
     while len(records) < len(rows) and time.monotonic() < deadline:
-        batch = predict_rows(policy, rows[len(records) : len(records) + batch_size])
+        batch = predict(policy, rows[len(records) : len(records) + batch_size])
         records += batch
         on_progress(len(batch))
     return records
 
 
-def pick_rows(rows: Sequence[Row], num_rows: int) -> list[Row]:
+def pick_rows(rows: Sequence, num_rows: int) -> list:
     """`num_rows` rows spread evenly over all, always the same; all if there are fewer."""
     num_rows = min(num_rows, len(rows))
     return [rows[i * len(rows) // num_rows] for i in range(num_rows)]
@@ -351,7 +363,15 @@ def read_result(directory: Path) -> tuple[dict, list]:
 
 def metrics_of(suite: str, records: Sequence) -> Metrics:
     """The suite's metrics."""
-    return {"safari": safari_metrics, "browser": browser_metrics, "steps": steps_suite_metrics}[suite](records)
+    compute = {
+        "safari": safari_metrics,
+        "browser": browser_metrics,
+        "steps": steps_suite_metrics,
+        "clicks": click_metrics,
+        "screenspot": screenspot_metrics,
+        "elements": elements_metrics,
+    }
+    return compute[suite](records)
 
 
 def describe(suite: str, policy: str, **more) -> dict:
