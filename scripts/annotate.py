@@ -1,0 +1,182 @@
+"""Mark instruction, action and target on screenshots by mouse: a page for one person on this machine.
+
+    python scripts/annotate.py screenshots --out data/clicks
+    python scripts/annotate.py a.png more/*.png --out data/clicks --no-open
+
+Opens http://127.0.0.1:PORT/TOKEN/ in the browser: drag a box around the target, click the point (else it is the box's
+middle), say what to do, Enter. A sample is on the disk once it stands in the list; the same command goes on where it was
+left. The folder is a data source of kind `computer` (docs/DATA.md). Without the token nothing is answered, and other
+machines are not listened to. The keys are in docs/ANNOTATE.md.
+"""
+
+import argparse
+import json
+import secrets
+import sys
+import webbrowser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.progress import track
+
+import qwenvl_agent
+from qwenvl_agent.data.annotation import Annotation, find_pictures, look_at
+from qwenvl_agent.data.sample_folder import SampleFolder
+
+PAGE_PATH = Path(qwenvl_agent.__file__).parent / "assets" / "annotate.html"
+MAX_BODY_BYTES = 1_000_000
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": (
+        "default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'unsafe-inline'; "
+        "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+class AnnotationServer(ThreadingHTTPServer):
+    """Listens on 127.0.0.1 only; `address` holds the token, without which every answer is 403."""
+
+    daemon_threads = True
+
+    def __init__(self, annotation: Annotation, port: int = 0):
+        self.annotation = annotation
+        self.token = secrets.token_urlsafe(16)
+        super().__init__(("127.0.0.1", port), Handler)
+        self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
+        self.address = f"http://127.0.0.1:{self.server_port}/{self.token}/"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: AnnotationServer
+    timeout = 60
+
+    def do_GET(self):  # noqa: N802 (the base class's name)
+        path = self.asked_path()
+        if path is None:
+            return
+        if path == "":
+            self.reply(200, PAGE_PATH.read_bytes(), "text/html; charset=utf-8")
+        elif path == "state":
+            self.reply_json(200, self.server.annotation.state())
+        elif path.startswith("pictures/"):
+            self.answer(lambda: self.server.annotation.picture(path.removeprefix("pictures/")))
+        else:
+            self.reply(404, b"no such page", "text/plain")
+
+    def do_POST(self):  # noqa: N802
+        path = self.asked_path()
+        if path is None:
+            return
+        annotation = self.server.annotation
+        act = {"put": annotation.put, "remove": annotation.remove, "skip": annotation.skip}.get(path)
+        asked = self.body()
+        if act is None or asked is None:
+            self.reply(404 if act is None else 400, b"not understood", "text/plain")
+            return
+        self.answer(lambda: {"saved": act(asked), "state": annotation.state()})
+
+    def asked_path(self) -> str | None:
+        """What stands behind the token; None, and 403 is sent, without it or under a foreign name of this machine."""
+        token, _, path = urlsplit(self.path).path.removeprefix("/").partition("/")
+        is_ours = secrets.compare_digest(token.encode(), self.server.token.encode())
+        if is_ours and self.headers.get("Host") in self.server.hosts:
+            return path
+        self.reply(403, b"the address lacks its token: use the one that the program printed", "text/plain")
+        return None
+
+    def body(self) -> dict | None:
+        """The JSON object sent; None if there is none."""
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+            return None
+        try:
+            value = json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def answer(self, act) -> None:
+        """What `act` gives: bytes of a PNG, or JSON; a ValueError is told to the person."""
+        try:
+            value = act()
+        except ValueError as error:
+            self.reply_json(400, {"error": str(error)})
+        except OSError as error:  # such as a full disk
+            self.reply_json(500, {"error": f"not saved: {error}"})
+        else:
+            if isinstance(value, bytes):
+                self.reply(200, value, "image/png")
+            else:
+                self.reply_json(200, value)
+
+    def reply_json(self, status: int, value: object) -> None:
+        self.reply(status, json.dumps(value, ensure_ascii=False).encode(), "application/json")
+
+    def reply(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path, nargs="+", help="screenshots, or folders of them")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, or to go on with")
+    parser.add_argument("--port", type=int, default=0, help="default: any that is free")
+    parser.add_argument("--no-open", action="store_true", help="print the address, open no browser")
+    return parser.parse_args(argv)
+
+
+def open_annotation(args: argparse.Namespace, folder: SampleFolder) -> Annotation:
+    """The pictures, each decoded once."""
+    out = args.out.resolve()
+    files = [(name, path) for name, path in find_pictures(args.pictures) if out not in path.resolve().parents]
+    listed = list(track(look_at(files), "pictures", total=len(files), console=Console(stderr=True)))
+    for item in listed:
+        if item.fault:
+            print(f"left out: {item.fault}", file=sys.stderr)
+    annotation = Annotation(listed, folder)
+    if annotation.counts()["unusable"] == len(listed):
+        raise ValueError("none of the pictures can be read: there is nothing to mark; see above")
+    return annotation
+
+
+def serve(server: AnnotationServer, should_open: bool) -> None:
+    """Until Ctrl-C."""
+    print(f"{server.address}\nCtrl-C ends; everything is saved as you go", flush=True)
+    if should_open:
+        webbrowser.open(server.address)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        server.server_close()
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        with SampleFolder(args.out) as folder:
+            annotation = open_annotation(args, folder)
+            serve(AnnotationServer(annotation, args.port), not args.no_open)
+            counts = annotation.counts()
+    except (ValueError, OSError, OverflowError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
