@@ -18,10 +18,10 @@ LAYERS = (
     {"data", "model"},
     {"training", "vram"},
     {"evaluation"},
-    {"sweep"},
+    {"sweep", "agent"},
     {"predict", "export"},
 )
-HEAVY_ROOMS = {"data", "model", "training", "predict", "export"}
+HEAVY_ROOMS = {"data", "model", "training", "export"}
 # Inside these rooms, and outside of the others.
 LIGHT_FILES = {"data/source.py", "data/chat.py", "data/computer.py", "data/convert.py", "data/pictures.py"}
 HEAVY_FILES = {"evaluation/policy.py"}

@@ -1,0 +1,109 @@
+"""One picture and one instruction to one action, as JSON in pixels of the picture.
+
+    python -m qwenvl_agent.predict --run runs/computer_use_2b --image screen.png --instruction "open the menu"
+    python -m qwenvl_agent.predict --model Qwen/Qwen3-VL-2B-Instruct --image screen.png --instruction "..." --draw out.png
+    python -m qwenvl_agent.predict --endpoint http://127.0.0.1:8000/v1 --model exports/2b --image ... --instruction ...
+
+--model takes a hub id, a folder with a model, merged weights, or an adapter. The exit status is 0 for an action, 1 for
+an answer of which none could be read (the JSON has its error and its text), 2 for a mistake in what was asked.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from qwenvl_agent.agent import TEMPERATURE, load_agent
+from qwenvl_agent.config import FORMAT_NAMES
+from qwenvl_agent.data.pictures import decode
+from qwenvl_agent.envs.computer import KINDS
+
+MARK_SHARE = 0.015
+"""Radius of the drawn mark, of the picture's longer side."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        result = predict(args)
+        if args.draw:
+            draw_action(decode(args.image, str(args.image)), result).save(args.draw)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: there is no answer", file=sys.stderr)
+        return 130
+    print(json.dumps(result, ensure_ascii=False))
+    return 1 if result["action"] is None else 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m qwenvl_agent.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--run", type=Path, help="folder of a run, or of one of its checkpoints")
+    who.add_argument("--model", help="hub id, folder of a model, of merged weights or of an adapter, or `tiny`")
+    parser.add_argument("--image", type=Path, required=True, help="the screenshot")
+    parser.add_argument("--instruction", required=True, help="what to do on it")
+    parser.add_argument("--history", action="append", default=[], metavar="LINE", help="a step before; oldest first")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="write the picture with the action marked")
+    parser.add_argument("--endpoint", metavar="URL", default="", help="OpenAI-compatible server that has --model")
+    parser.add_argument("--checkpoint", default="", help="of --run: best, last, step_000500 (default: best, else last)")
+    parser.add_argument("--config", type=Path, help="settings for --model: picture budget, format")
+    parser.add_argument("--format", choices=FORMAT_NAMES, default="", help="action format of --model")
+    parser.add_argument("--actions", nargs="+", choices=KINDS, default=(), help="kinds that the tool offers")
+    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="default: %(default)s; 0: greedy")
+    parser.add_argument("--max-new-tokens", type=int, default=0, help="default: the config's")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    return parser.parse_args(argv)
+
+
+def predict(args: argparse.Namespace) -> dict:
+    decode(args.image, f"picture {str(args.image)!r}")  # before a model is loaded for nothing
+    check_out(args.draw)
+    if args.endpoint and not args.model:
+        raise ValueError("--endpoint without --model: a server may have several models; give --model as it names it")
+    agent = load_agent(
+        args.run or args.model,
+        checkpoint=args.checkpoint,
+        endpoint=args.endpoint,
+        config=args.config,
+        format=args.format,
+        actions=args.actions,
+        temperature=args.temperature,
+        max_new_tokens=args.max_new_tokens,
+        device=args.device,
+    )
+    return agent.act(args.image, args.instruction, args.history)
+
+
+def check_out(path: Path | None) -> None:
+    if path is not None and (path.suffix.lower() not in Image.registered_extensions() or not path.parent.is_dir()):
+        raise ValueError(f"--draw {path} cannot be written: name a .png or .jpg in a folder that exists")
+
+
+def draw_action(image: Image.Image, result: dict) -> Image.Image:
+    """The picture with a ring and a dot at every place of the answer, and lines from each to the next."""
+    marked = image.copy()
+    draw = ImageDraw.Draw(marked)
+    points = [(one["x"], one["y"]) for one in (result, *result.get("then", ())) if "x" in one]
+    radius = max(6, round(MARK_SHARE * max(image.size)))
+    width = max(2, radius // 4)
+    draw.line(points, fill="red", width=width)
+    for x, y in points:
+        for grown, colour in ((width, "white"), (0, "red")):
+            ring = (x - radius - grown, y - radius - grown, x + radius + grown, y + radius + grown)
+            draw.ellipse(ring, outline=colour, width=width + grown)
+        draw.ellipse((x - width, y - width, x + width, y + width), fill="red", outline="white")
+    return marked
+
+
+if __name__ == "__main__":
+    sys.exit(main())
