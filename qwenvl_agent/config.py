@@ -49,6 +49,8 @@ class ModelConfig:
     attention: str = "auto"
     """auto: flash_attention_2 if installed on CUDA, else sdpa on CUDA, eager on a CPU; or one of those names."""
     gradient_checkpointing: bool = True
+    compile: bool = False
+    """Compile the language model's blocks for training. Needs a C++ compiler on a CPU; evaluation runs uncompiled."""
 
     def __post_init__(self):
         check_choice("model.method", self.method, ("full", "lora", "qlora"))

@@ -9,6 +9,8 @@ import functools
 import importlib.util
 import json
 import math
+import os
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -32,6 +34,14 @@ PRESETS = {
         "vision_depth": 2,
         "merge_size": 1,
         "max_grid": 10,
+    },
+    "tiny_screens": {
+        "hidden_size": 128,
+        "num_layers": 4,
+        "num_heads": 2,
+        "vision_hidden_size": 96,
+        "vision_depth": 3,
+        "max_grid": 16,
     },
     "test": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "vision_hidden_size": 64, "vision_depth": 1},
 }
@@ -161,8 +171,21 @@ def build_model(
         base_of(model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         # Only the reentrant kind needs embeddings that require a gradient.
         base_of(model).disable_input_require_grads()
+    if model_cfg.compile:
+        compile_blocks(model, device)
     check_manifest(model, model_cfg)
     return model.eval()
+
+
+def compile_blocks(model: nn.Module, device) -> None:
+    """Each block for itself, in place: all share one compiled program, and names of weights stay as they are."""
+    if device_type(device) == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise ValueError(
+            "model.compile is true and there is no C++ compiler (g++, or what $CXX names): nothing can be compiled; "
+            "install one, or use model.compile=false"
+        )
+    for block in base_of(model).model.language_model.layers:
+        block.compile(dynamic=True)
 
 
 def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Module:
@@ -277,6 +300,7 @@ def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
         base.model.__class__ = tower_on_every_rank()
     else:
         base.model.visual.forward = torch.no_grad()(base.model.visual.forward)
+    base.computes_in_bfloat16 = model_cfg.autocast
     if model_cfg.autocast:
         # Uncached: autocast would hold a bfloat16 copy of every trained weight until the forward ends, 13 GiB for 8B.
         base.forward = torch.autocast(device_type(device), torch.bfloat16, cache_enabled=False)(base.forward)

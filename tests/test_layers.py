@@ -24,7 +24,7 @@ LAYERS = (
 HEAVY_ROOMS = {"data", "model", "training", "export"}
 # Inside these rooms, and outside of the others.
 LIGHT_FILES = {"data/source.py", "data/chat.py", "data/computer.py", "data/convert.py", "data/pictures.py"}
-HEAVY_FILES = {"evaluation/policy.py"}
+HEAVY_FILES = {"evaluation/decoding.py", "evaluation/policy.py"}
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft")
 
 

@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -296,3 +297,28 @@ def test_the_tiny_tokenizer_has_the_published_added_tokens_in_order():
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert "<tool_call>" in tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="model.compile needs a C++ compiler on a CPU")
+def test_compiled_blocks_give_the_same_loss_and_gradients(base):
+    settings = {"path": str(base), "method": "full", "dtype": "float32", "autocast": False}
+    settings |= {"gradient_checkpointing": False}
+    losses, gradients = [], []
+    for is_compiled in (False, True):
+        model = build_model(ModelConfig(**settings, compile=is_compiled), "cpu").train()
+        for num_tokens in (17, 23):  # one program for all lengths
+            ids = torch.arange(2 * num_tokens).reshape(2, num_tokens)
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            losses.append(loss.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(losses[:2], losses[2:], rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def test_compiling_without_a_compiler_is_refused(base, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    cfg = ModelConfig(path=str(base), method="full", compile=True)
+    with pytest.raises(ValueError, match="no C\\+\\+ compiler .*model.compile=false"):
+        build_model(cfg, "cpu")

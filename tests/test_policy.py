@@ -8,11 +8,11 @@ from tiny_run import save_tiny_checkpoint
 from qwenvl_agent.config import EvalConfig, ModelConfig, PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.masks import PARTS
-from qwenvl_agent.evaluation.policy import ModelPolicy, blank, count_shared, share_prefix
+from qwenvl_agent.evaluation.policy import ModelPolicy, blank
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import build_model, build_processor
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, Turn
-from qwenvl_agent.training.loss import MODEL_INPUTS, token_losses
+from qwenvl_agent.training.loss import token_losses
 
 TOOLS = (Tool("move", "Walk.", {"type": "object", "properties": {"direction": {"type": "string"}}}),)
 
@@ -48,49 +48,6 @@ def build_policy(parts, **options) -> ModelPolicy:
     settings |= {key: options.pop(key) for key in list(options) if key in EvalConfig.__dataclass_fields__}
     model, processor, collator = parts
     return ModelPolicy(model, processor, collator, collator.fmt, EvalConfig(**settings), **options)
-
-
-def test_generation_computes_what_a_plain_forward_computes(parts):
-    """With the common beginning computed once: the first logits come from the prompt with our positions, later ones
-    from the cache with theirs continued."""
-    model, _, collator = parts
-    policy = build_policy(parts)
-    batch = collator.encode_prompt(REQUESTS)
-    inputs = {key: batch[key] for key in MODEL_INPUTS}
-    config = policy.generation
-    with torch.no_grad():
-        shared = share_prefix(model, inputs)
-        assert shared["past_key_values"].get_seq_length() == count_shared(inputs) > 100
-        made = model.generate(
-            **shared, generation_config=config, output_logits=True, return_dict_in_generate=True, min_new_tokens=4
-        )
-        num_prompt = batch["input_ids"].shape[1]
-        for i in range(3):
-            logits = model(**inputs, use_cache=False).logits[:, -1]
-            torch.testing.assert_close(made.logits[i], logits, atol=2e-4, rtol=0)
-            token = made.sequences[:, num_prompt + i, None]
-            inputs["input_ids"] = torch.cat([inputs["input_ids"], token], dim=1)
-            inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(token)], dim=1)
-            inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(token)], dim=1)
-            following = inputs["position_ids"][..., -1:] + 1
-            inputs["position_ids"] = torch.cat([inputs["position_ids"], following], dim=-1)
-
-
-def test_the_common_beginning_ends_at_a_picture_or_a_difference(parts):
-    collator = parts[2]
-
-    def count(*requests):
-        return count_shared(collator.encode_prompt(requests))
-
-    def num_before_picture(one):
-        return collator.encode_prompt([one])["mm_token_type_ids"][0].tolist().index(1)
-
-    assert count(REQUESTS[0]) == 0
-    assert count(REQUESTS[0], REQUESTS[2]) == num_before_picture(REQUESTS[0])
-    other = Request("You run.", TOOLS, (), REQUESTS[0].observation)
-    assert 0 < count(REQUESTS[0], other) < 20
-    blind = Request("You walk.", TOOLS, (), Observation("Where?"))
-    assert count(blind, blind) == collator.encode_prompt([blind])["input_ids"].shape[1] - 1
 
 
 def test_an_answer_does_not_depend_on_its_batch(parts):

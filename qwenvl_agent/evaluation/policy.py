@@ -1,4 +1,4 @@
-"""A model as a policy: the training prompt, generation, the format's parser. The only file here that needs torch."""
+"""A model as a policy: the training prompt, generation, the format's parser."""
 
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
@@ -7,20 +7,16 @@ from dataclasses import replace
 import torch
 from PIL import Image
 from torch.nn import functional
-from transformers import GenerationConfig
 
 from qwenvl_agent.config import EvalConfig
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.masks import PARTS
+from qwenvl_agent.evaluation.decoding import decode
 from qwenvl_agent.formats import Format
 from qwenvl_agent.model import Processor
 from qwenvl_agent.prompt import END
 from qwenvl_agent.schema import Answer, Observation, Picture, Request, Row, Turn
 from qwenvl_agent.training.loss import MODEL_INPUTS, supervised_positions
-
-TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids")
-GREEDY = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
-"""transformers' defaults, which it ignores without sampling (and warns of any others)."""
 
 
 class ModelPolicy:
@@ -47,16 +43,6 @@ class ModelPolicy:
         self.tokenizer = processor.tokenizer
         self.end_id = self.tokenizer.convert_tokens_to_ids(END)
         self.sampling_seed = seed
-        self.generation = GenerationConfig(
-            max_new_tokens=cfg.max_new_tokens,
-            eos_token_id=self.end_id,
-            pad_token_id=self.end_id,
-            use_cache=True,
-            # Stated, because what is left out is taken from the checkpoint's generation_config.json.
-            do_sample=cfg.temperature > 0,
-            repetition_penalty=1.0,
-            **({"temperature": cfg.temperature, "top_k": 0, "top_p": 1.0} if cfg.temperature > 0 else GREEDY),
-        )
 
     def act(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers in batches of `cfg.batch_size`."""
@@ -75,12 +61,17 @@ class ModelPolicy:
         """For each request what the model writes, without the end token, and whether it came to that token."""
         if self.blank_pictures:
             requests = [blank(request) for request in requests]
-        batch = self.collator.encode_prompt(requests)
-        inputs = self._inputs(batch)
+        inputs = self._inputs(self.collator.encode_prompt(requests))
+        cfg = self.cfg
         with evaluating(self.model), self._seeded():
-            inputs = share_prefix(self.model, inputs)
-            ids = self.model.generate(**inputs, generation_config=self.generation)
-        return [self._text_before_end(row) for row in ids[:, inputs["input_ids"].shape[1] :].tolist()]
+            ids = decode(
+                self.model,
+                inputs,
+                end_id=self.end_id,
+                max_new_tokens=cfg.max_new_tokens,
+                temperature=cfg.temperature,
+            )
+        return [self._text_before_end(row) for row in ids]
 
     def _inputs(self, batch: dict) -> dict:
         return {key: batch[key].to(self.model.device) for key in MODEL_INPUTS if key in batch}
@@ -125,45 +116,6 @@ class ModelPolicy:
         return list(scores.values())
 
 
-def share_prefix(model: torch.nn.Module, inputs: dict) -> dict:
-    """Inputs of a left-padded batch (B, T) with the keys and values of its common beginning, computed once, not B times.
-
-    System prompt and tools are most of a prompt and the same in every request. Padding goes behind them:
-
-        pad  pad  sys  tools  a            sys  tools  pad  pad  a
-        sys  tools  b  b  b         ->     sys  tools  b    b    b
-    """
-    num_shared = count_shared(inputs)
-    if num_shared == 0:
-        return inputs
-    inputs = dict(inputs)
-    num_pads = (inputs["attention_mask"] == 0).sum(1, keepdim=True)  # (B, 1)
-    places = torch.arange(inputs["input_ids"].shape[1], device=num_pads.device)  # (T,)
-    source = torch.where(places < num_shared + num_pads, places - num_shared, places)
-    source = torch.where(places < num_shared, places + num_pads, source)  # (B, T)
-    for key in TOKEN_INPUTS:
-        inputs[key] = inputs[key].gather(-1, source.expand_as(inputs[key]))
-    prefix = {key: inputs[key][..., :1, :num_shared] for key in TOKEN_INPUTS}
-    cache = model(**prefix, use_cache=True, logits_to_keep=1).past_key_values
-    cache.batch_repeat_interleave(len(inputs["input_ids"]))
-    return inputs | {"past_key_values": cache}
-
-
-def count_shared(inputs: dict) -> int:
-    """How many text tokens all rows of a left-padded batch begin with; 0 for a batch of one, which shares nothing."""
-    if len(inputs["input_ids"]) == 1:
-        return 0
-    rows = [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
-    kinds = [
-        kind[mask.bool()] for kind, mask in zip(inputs["mm_token_type_ids"], inputs["attention_mask"], strict=True)
-    ]
-    length = min(map(len, rows)) - 1  # something must be left to compute the first new token from
-    ids = torch.stack([row[:length] for row in rows])  # (B, length)
-    is_text = torch.stack([kind[:length] for kind in kinds]) == 0
-    is_shared = ((ids == ids[0]) & is_text).all(0)  # (length,)
-    return int(is_shared.long().cumprod(0).sum())
-
-
 def blank(request: Request) -> Request:
     """The request with white pictures of the same sizes."""
 
@@ -177,11 +129,14 @@ def blank(request: Request) -> Request:
 
 @contextmanager
 def evaluating(model: torch.nn.Module):
-    """Eval mode without gradients; every module's own mode is put back (a frozen tower stays in eval mode)."""
+    """Eval mode without gradients, uncompiled; every module's own mode is put back (a frozen tower stays in eval mode).
+
+    A cache that grows by a token a call would be compiled again and again.
+    """
     was_training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module, mode in was_training:
