@@ -15,7 +15,6 @@ A result is a folder with records.jsonl, metrics.json and report.html (see qwenv
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from qwenvl_agent.agent import (
+    LoadedModel,
+    default_device,
+    endpoint_policy,
+    load_untrained,
+    local_policy,
+    with_format,
+)
 from qwenvl_agent.config import FORMAT_NAMES, Config, ModelConfig, apply_override, build_config, load_config, to_json
 from qwenvl_agent.envs import browser, make_env, make_oracle
 from qwenvl_agent.envs.safari import NoisyOracle, RandomAgent, SafariRules
@@ -225,44 +232,25 @@ def pick_policy(args: argparse.Namespace, policies: dict[str, Policy]) -> Policy
 
 
 def build_zero_shot(args: argparse.Namespace) -> Subject:
-    """The model as published, in the config's precision, without adapters."""
-    from qwenvl_agent.model import bind_precision, build_processor, load_base
-
-    config = with_format(read_config(args, {"path": args.model}), args.format)
+    """The model as it is, in the config's precision: published or merged weights, or an adapter on its base."""
+    config = with_format(read_config(args, {"path": args.model}), args.format or "")
     config = replace(config, model=replace(config.model, path=args.model))
-    # Nothing trains, so the weights need no float32 masters.
-    model_config = replace(config.model, method="lora" if config.model.method == "full" else config.model.method)
-    processor = build_processor(model_config, config.vision)
-    model = load_base(model_config, device(), None).eval().requires_grad_(False)
-    bind_precision(model, model_config, device())
+    model, processor = load_untrained(args.model, config, default_device())
     name = f"{Path(args.model).name}, zero-shot"
     directory = Path(config.runs_dir) / f"{Path(args.model).name}_{config.prompt.format}"
-    return model_subject(args, name, config, model, processor, directory)
+    return model_subject(args, name, LoadedModel(config, model, processor), directory)
 
 
 def build_endpoint(args: argparse.Namespace) -> Subject:
     """The served model; prompts are made with the tokenizer and picture budget of --config, else of --model's folder."""
-    from qwenvl_agent.data.collator import Collator
-    from qwenvl_agent.evaluation.endpoint import EndpointPolicy
-    from qwenvl_agent.formats import FORMATS
     from qwenvl_agent.model import build_processor
 
-    config = with_format(read_config(args, {"path": args.model}), args.format)
+    config = with_format(read_config(args, {"path": args.model}), args.format or "")
     processor = build_processor(config.model, config.vision)
-    fmt = FORMATS[config.prompt.format]
-    policy = EndpointPolicy(
-        args.endpoint,
-        args.model,
-        Collator(processor, fmt, config.prompt, config.vision, config.train),
-        fmt,
-        config.eval,
-        blank_pictures=args.blank_pictures,
-        fields=with_overrides({}, args.field),
-        api_key=os.environ.get("ENDPOINT_API_KEY", ""),
-    )
-    policy.check()
+    options = {"blank_pictures": args.blank_pictures, "fields": with_overrides({}, args.field)}
+    policy = endpoint_policy(args.endpoint, args.model, config, processor, **options)
     name = Path(args.model).name
-    directory = Path(config.runs_dir) / f"{name}_{fmt.name}_endpoint"
+    directory = Path(config.runs_dir) / f"{name}_{config.prompt.format}_endpoint"
     subject = describe_subject(args, f"{name} at {args.endpoint}", policy, config, processor, directory)
     return replace(subject, about=subject.about | {"endpoint": args.endpoint, "model": args.model})
 
@@ -276,24 +264,18 @@ def build_run(args: argparse.Namespace) -> Subject:
             "trained; override how it is played, as in --set eval.temperature=0.7"
         )
     path = args.run / "checkpoints" / args.checkpoint if args.checkpoint else args.run
-    config, model, processor = load_run(path, device())
+    config, model, processor = load_run(path, default_device())
     config = build_config(with_overrides(to_json(config), args.set))
-    subject = model_subject(args, args.run.name, config, model, processor, args.run)
+    subject = model_subject(args, args.run.name, LoadedModel(config, model, processor), args.run)
     data = args.run / "data.json"
     dataset_hash = json.loads(data.read_text(encoding="utf-8"))["dataset_hash"] if data.exists() else None
     about = {"checkpoint": args.checkpoint or "best", "dataset_hash": dataset_hash}
     return replace(subject, about=subject.about | about)
 
 
-def model_subject(args, name: str, config: Config, model, processor, directory: Path) -> Subject:
-    from qwenvl_agent.data.collator import Collator
-    from qwenvl_agent.evaluation.policy import ModelPolicy
-    from qwenvl_agent.formats import FORMATS
-
-    fmt = FORMATS[config.prompt.format]
-    collator = Collator(processor, fmt, config.prompt, config.vision, config.train)
-    policy = ModelPolicy(model, processor, collator, fmt, config.eval, blank_pictures=args.blank_pictures)
-    return describe_subject(args, name, policy, config, processor, directory)
+def model_subject(args: argparse.Namespace, name: str, loaded: LoadedModel, directory: Path) -> Subject:
+    policy = local_policy(loaded, blank_pictures=args.blank_pictures)
+    return describe_subject(args, name, policy, loaded.config, loaded.processor, directory)
 
 
 def describe_subject(args, name: str, policy: Policy, config: Config, processor, directory: Path) -> Subject:
@@ -303,12 +285,6 @@ def describe_subject(args, name: str, policy: Policy, config: Config, processor,
         "blank_pictures": args.blank_pictures,
     }
     return Subject(name + (", blank" if args.blank_pictures else ""), policy, config, directory, about)
-
-
-def device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def read_config(args: argparse.Namespace, model: dict) -> Config:
@@ -321,10 +297,6 @@ def read_config(args: argparse.Namespace, model: dict) -> Config:
     for override in args.set:
         apply_override(values, override)
     return build_config(values)
-
-
-def with_format(config: Config, name: str | None) -> Config:
-    return replace(config, prompt=replace(config.prompt, format=name)) if name else config
 
 
 def with_overrides(world: dict, overrides: Sequence[str]) -> dict:

@@ -227,8 +227,6 @@ def load_untrained(path: str, config: Config, device: str) -> tuple[object, "Pro
 
 def base_of_adapter(path: str) -> str:
     """The base of the adapter that a folder or hub id is; "" if it is none."""
-    from peft import PeftConfig
-
     from qwenvl_agent.model import checkpoint_path, load_model_config
 
     folder = Path(checkpoint_path(path))
@@ -240,6 +238,8 @@ def base_of_adapter(path: str) -> str:
             return ""
         except ValueError as error:
             no_model = error  # unless it is an adapter's id
+    from peft import PeftConfig  # here, because it is slow and loud
+
     try:
         base = PeftConfig.from_pretrained(path).base_model_name_or_path
     except (ValueError, OSError, TypeError):
