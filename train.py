@@ -240,7 +240,7 @@ def build_loader(config: Config, rows: RowDataset, collator: Collator, sampler: 
     return DataLoader(
         rows,
         batch_sampler=sampler,
-        collate_fn=partial(collate, collator),
+        collate_fn=partial(collate, collator, config.train.pack_tokens),
         num_workers=config.data.num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
@@ -249,10 +249,10 @@ def build_loader(config: Config, rows: RowDataset, collator: Collator, sampler: 
     )
 
 
-def collate(collator: Collator, rows: Sequence[Row]) -> dict:
+def collate(collator: Collator, pack_tokens: int, rows: Sequence[Row]) -> dict:
     """The collator's batch, with what the reports need: where each row is from and the first tool that it calls."""
     tools = [row.turn.tool_calls[0].name if row.turn.tool_calls else "" for row in rows]
-    return collator(rows) | {"sources": [row.source for row in rows], "tools": tools}
+    return collator(rows, pack_tokens) | {"sources": [row.source for row in rows], "tools": tools}
 
 
 def move(batch: dict, device: torch.device) -> dict:

@@ -132,6 +132,8 @@ class TrainConfig:
     """Rows of one micro-batch on one rank."""
     accumulation: int = 4
     """Micro-batches of one optimizer step on one rank."""
+    pack_tokens: int = 0
+    """Lay a micro-batch's rows in packs of about so many tokens, what they begin with once; 0: a padded row each."""
     learning_rate: float = 2e-4
     weight_decay: float = 0.0
     warmup_fraction: float = 0.03
@@ -158,6 +160,7 @@ class TrainConfig:
     def __post_init__(self):
         check_at_least("train.batch_size", self.batch_size, 1)
         check_at_least("train.accumulation", self.accumulation, 1)
+        check_at_least("train.pack_tokens", self.pack_tokens, 0)
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"train.zero_stage is {self.zero_stage}, DeepSpeed has 1, 2 and 3; use one, or 0 for none")
         if self.cpu_offload and not self.zero_stage:

@@ -16,6 +16,7 @@ import torch
 
 from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.masks import IGNORE_INDEX, label_tokens
+from qwenvl_agent.data.packing import PADDING, Columns, join, pad, plan_packs
 from qwenvl_agent.data.pixels import load_pixels, patchify
 from qwenvl_agent.formats import Format, Span
 from qwenvl_agent.prompt import IMAGE_PAD, Rendered, render_prompt, render_row
@@ -80,32 +81,31 @@ class Collator:
         self.image_pad_id = self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         self.reductions: Counter = Counter()
 
-    def __call__(self, rows: Sequence[Row]) -> dict:
-        """A training batch, padded on the right.
+    def __call__(self, rows: Sequence[Row], pack_tokens: int = 0) -> dict:
+        """A training batch, padded on the right; with `pack_tokens`, in packs of about so many tokens (data/packing.py).
 
         input_ids, attention_mask, mm_token_type_ids (0 text, 1 image) (B, T); position_ids (4, B, T): text, t, h, w;
         labels (B, T), IGNORE_INDEX outside the turns to learn; loss_weights (B, T); parts (B, T), indices of PARTS;
-        pixel_values (P, patch values) and image_grid_thw (M, 3), absent without pictures; row_ids, B strings;
+        row_index (B, T): which row a supervised token is of; segments (B, T) of packs, PADDING outside;
+        pixel_values (P, patch values) and image_grid_thw (M, 3), absent without pictures; row_ids, a string a row;
         reductions, what this batch lost: {"images": n, "turns": n} (a worker's own count never leaves the worker).
         """
         reductions_before = self.reductions.copy()
         samples = [self.sample(row) for row in rows]
-        batch = self._pad([sample.encoded for sample in samples], left=False)
-        shape = batch["input_ids"].shape
-        labels, parts = np.full(shape, IGNORE_INDEX), np.zeros(shape, dtype=np.int8)
-        weights = np.zeros(shape, dtype=np.float32)
-        for i, sample in enumerate(samples):
-            here = slice(len(sample.labels))
-            labels[i, here], weights[i, here], parts[i, here] = sample.labels, sample.weights, sample.parts
-        batch["labels"], batch["parts"] = torch.from_numpy(labels), torch.from_numpy(parts)
-        batch["loss_weights"] = torch.from_numpy(weights)
+        columns = [self._training_columns(sample, i) for i, sample in enumerate(samples)]
+        if pack_tokens:
+            packs = plan_packs([c["input_ids"] for c in columns], [self._may_share(s) for s in samples], pack_tokens)
+            columns = [join([columns[i] for i in members], num_shared) for members, num_shared in packs]
+            samples = [samples[i] for members, _ in packs for i in members]
+        batch = self._tensors(columns) | self._pixels([sample.encoded for sample in samples])
         batch["row_ids"] = [row.id for row in rows]
         batch["reductions"] = dict(self.reductions - reductions_before)
         return batch
 
     def encode_prompt(self, requests: Sequence[Request]) -> dict:
         """A generation batch, padded on the left: the same keys as a training batch, without labels and row ids."""
-        return self._pad([self.encode(request, None, f"request {i}") for i, request in enumerate(requests)], left=True)
+        encoded = [self.encode(request, None, f"request {i}") for i, request in enumerate(requests)]
+        return self._tensors([self._columns(e) for e in encoded], left=True) | self._pixels(encoded)
 
     def sample(self, row: Row) -> Sample:
         """One training row with its labels; ValueError names its source."""
@@ -157,24 +157,33 @@ class Collator:
         encoding = backend.encode(text, add_special_tokens=False)
         return np.array(encoding.ids, dtype=np.int64), encoding.offsets
 
-    def _pad(self, encoded: Sequence[Encoded], left: bool) -> dict:
-        num_rows, num_columns = len(encoded), max(len(e.input_ids) for e in encoded)
-        input_ids = np.full((num_rows, num_columns), self.tokenizer.pad_token_id, dtype=np.int64)
-        attention_mask = np.zeros((num_rows, num_columns), dtype=np.int64)
-        position_ids = np.zeros((4, num_rows, num_columns), dtype=np.int64)
-        for i, e in enumerate(encoded):
-            start = num_columns - len(e.input_ids) if left else 0
-            here = slice(start, start + len(e.input_ids))
-            input_ids[i, here], attention_mask[i, here] = e.input_ids, 1
-            grids = [(h // self.geometry.token_px, w // self.geometry.token_px) for h, w in e.sizes]
-            position_ids[:, i, here] = token_positions(e.input_ids == self.image_pad_id, grids)
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "mm_token_type_ids": ((input_ids == self.image_pad_id) & (attention_mask == 1)).astype(np.int64),
+    def _columns(self, encoded: Encoded) -> Columns:
+        ids = encoded.input_ids
+        is_image = ids == self.image_pad_id
+        grids = [(h // self.geometry.token_px, w // self.geometry.token_px) for h, w in encoded.sizes]
+        return {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "position_ids": token_positions(is_image, grids),
+            "mm_token_type_ids": is_image.astype(np.int64),
         }
-        return {key: torch.from_numpy(value) for key, value in batch.items()} | self._pixels(encoded)
+
+    def _training_columns(self, sample: Sample, index: int) -> Columns:
+        return self._columns(sample.encoded) | {
+            "labels": sample.labels.astype(np.int64),
+            "loss_weights": sample.weights.astype(np.float32),
+            "parts": sample.parts.astype(np.int8),
+            "row_index": np.full(len(sample.labels), index),
+        }
+
+    def _may_share(self, sample: Sample) -> int:
+        """First tokens that other rows may have in common: text, and not the one that predicts the first label."""
+        is_own = (sample.encoded.input_ids == self.image_pad_id) | (sample.labels != IGNORE_INDEX)
+        return max(0, int(is_own.argmax()) - 1)
+
+    def _tensors(self, columns: Sequence[Columns], left: bool = False) -> dict:
+        fill = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORE_INDEX, "segments": PADDING}
+        return {key: torch.from_numpy(value) for key, value in pad(columns, fill, left).items()}
 
     def _pixels(self, encoded: Sequence[Encoded]) -> dict:
         images = [image for e in encoded for image in e.load_pixels()]

@@ -52,14 +52,25 @@ def token_losses(model: nn.Module, batch: dict) -> TokenLosses:
     """Cross-entropy of every supervised token, in float32 and unweighted."""
     keep = supervised_positions(batch["labels"])  # (B, T)
     inputs = {key: batch[key] for key in MODEL_INPUTS if batch.get(key) is not None}
+    if "segments" in batch:
+        inputs["attention_mask"] = pack_mask(batch["segments"])
     logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits  # (N, V)
     targets = batch["labels"][:, 1:][keep[:, :-1]]
     return TokenLosses(
         losses=nn.functional.cross_entropy(logits.float(), targets, reduction="none"),
         weights=batch["loss_weights"][:, 1:][keep[:, :-1]],
         parts=batch["parts"][:, 1:][keep[:, :-1]],
-        rows=keep.nonzero()[:, 0],
+        rows=batch["row_index"][:, 1:][keep[:, :-1]],
     )
+
+
+def pack_mask(segments: torch.Tensor) -> torch.Tensor:
+    """(B, 1, T, T) float32, added to attention scores: a token sees what is before it of its own row and of segment 0."""
+    num_tokens = segments.shape[1]
+    is_before = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=segments.device).tril()
+    is_seen = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]
+    mask = torch.zeros(is_seen.shape, device=segments.device)
+    return mask.masked_fill_(~(is_seen & is_before), torch.finfo(torch.float32).min)[:, None]
 
 
 def supervised_weight(micro_batches: Sequence[dict]) -> float:
