@@ -1,0 +1,205 @@
+"""Our side of the benchmarks, as a worker of compare.py: the objects of train.py and eval.py, measured.
+
+python benchmarks/ours.py --out generated/bench --set model.dtype=float32    # then requests on stdin, see worker.py
+"""
+
+import argparse
+import random
+import time
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from prepare import WORLD, bench_config
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from worker import anonymous_bytes, measured, serve
+
+import train
+from qwenvl_agent.config import Config
+from qwenvl_agent.data.collator import Collator
+from qwenvl_agent.data.dataset import build_rows
+from qwenvl_agent.envs import make_env
+from qwenvl_agent.evaluation.policy import ModelPolicy
+from qwenvl_agent.evaluation.rollout import rollout
+from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.model import build_model, build_processor
+from qwenvl_agent.training.loss import supervised_positions, supervised_weight, token_losses
+from qwenvl_agent.training.metrics import Means
+from qwenvl_agent.training.optim import build_optimizer
+from qwenvl_agent.training.zero import build_accelerator
+
+FIRST_SEED = 1_000_000
+"""Of the worlds that are played."""
+# Left out of torch's own count (2.14): a CPU has flash attention under names of its own.
+FLOPS_OF = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
+
+
+class Bench:
+    """One run's objects; every public method is a command."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.accelerator: Accelerator = build_accelerator(config.train)
+        self.processor = build_processor(config.model, config.vision)
+        self.rows = build_rows(config.data, config.prompt).train
+        self.fmt = FORMATS[config.prompt.format]
+        self.collator = Collator(self.processor, self.fmt, config.prompt, config.vision, config.train)
+        self.model = build_model(config.model, self.accelerator.device).train()
+        self.prepared, self.optimizer = self.accelerator.prepare(self.model, build_optimizer(self.model, config.train))
+        self.sampler = train.build_sampler(config, self.rows, self.accelerator, {"step": 0})
+        self.batches = iter(train.build_loader(config, self.rows, self.collator, self.sampler))
+        self.step, self.means = 0, Means()
+
+    def describe(self) -> dict:
+        """What the other side has to do too."""
+        model, settings = self.config.model, self.config.train
+        return {
+            "model": model.path,
+            "dtype": model.dtype,
+            "autocast": model.autocast,
+            "gradient_checkpointing": model.gradient_checkpointing,
+            "lora": {"r": model.lora_rank, "lora_alpha": model.lora_alpha, "lora_dropout": model.lora_dropout},
+            "lora_targets": model.lora_targets,
+            "batch_size": settings.batch_size,
+            "accumulation": settings.accumulation,
+            "learning_rate": settings.learning_rate,
+            "max_pixels": self.processor.geometry.max_pixels,
+            "min_pixels": self.processor.geometry.min_pixels,
+            "num_rows": len(self.rows),
+            "attention": self.model.get_base_model().config.text_config._attn_implementation,
+        }
+
+    def plan(self, num_steps: int) -> dict:
+        """The rows of the next steps: a list of indices for each step."""
+        batches = list(islice(iter(self.sampler), num_steps * self.config.train.accumulation))
+        size = self.config.train.accumulation
+        steps = [sum(map(list, batches[i : i + size]), []) for i in range(0, len(batches), size)]
+        return {"steps": [[int(row) for row in step] for step in steps]}
+
+    def encode(self, indices: list[int], path: str) -> dict:
+        """Each row's ids, labels and pixels, in a file."""
+        arrays = {}
+        for index in indices:
+            batch = self.collator([self.rows[index]])
+            for name in ("input_ids", "labels", "pixel_values"):
+                arrays[f"{index}/{name}"] = batch[name].numpy()
+        np.savez(path, **arrays)
+        return {}
+
+    def collate(self, indices: list[int]) -> dict:
+        """Rows to tensors, a micro-batch at a time."""
+        size = self.config.train.batch_size
+        with measured() as figures:
+            for start in range(0, len(indices), size):
+                self.collator([self.rows[i] for i in indices[start : start + size]])
+        return figures
+
+    def loss(self, indices: list[int]) -> dict:
+        """Of one micro-batch, without a step."""
+        batch = self.collator([self.rows[i] for i in indices])
+        with torch.no_grad():
+            return {"loss": token_losses(self.model, batch).weighted_sum.item() / supervised_weight([batch])}
+
+    def steps(self, num_steps: int) -> dict:
+        """Optimizer steps as in train.py, data included, after a first one that is not counted."""
+        self._step()
+        supervised = tokens = places = 0
+        with measured() as figures:
+            for _ in range(num_steps):
+                for batch in self._step():
+                    supervised += int(supervised_positions(batch["labels"]).sum())
+                    tokens += int(batch["attention_mask"].sum())
+                    places += batch["input_ids"].numel()
+        return figures | {"supervised": supervised, "tokens": tokens, "places": places}
+
+    def _step(self) -> list[dict]:
+        batches = [next(self.batches) for _ in range(self.config.train.accumulation)]
+        self._optimize(batches)
+        return batches
+
+    def _optimize(self, batches: list[dict]) -> None:
+        clip = self.config.train.max_grad_norm
+        train.train_step(self.accelerator, self.prepared, self.optimizer, batches, self.means, self.step, clip)
+        self.step += 1
+
+    def floor(self) -> dict:
+        """FLOPs of a step's matrix products and what this machine needs for them at its best.
+
+        The rate is the best of some products of the size of this model's own, tokens x hidden by hidden x intermediate,
+        in the dtype that the step computes in.
+        """
+        batches = [next(self.batches) for _ in range(self.config.train.accumulation)]
+        self._optimize(batches)
+        with measured() as figures:
+            self._optimize(batches)
+        with FlopCounterMode(display=False, custom_mapping=FLOPS_OF) as counter:
+            self._optimize(batches)
+        rate = self._matmul_rate(batches[0]["input_ids"].numel())
+        return figures | {"flops": counter.get_total_flops(), "flops_per_s": rate}
+
+    def _matmul_rate(self, num_tokens: int, repeats: int = 20) -> float:
+        text = self.model.get_base_model().config.text_config
+        dtype = torch.bfloat16 if self.config.model.autocast else torch.float32
+        left = torch.randn(num_tokens, text.hidden_size, dtype=dtype)
+        right = torch.randn(text.hidden_size, text.intermediate_size, dtype=dtype)
+        seconds = []
+        for _ in range(repeats):
+            started = time.process_time()
+            left @ right
+            seconds.append(time.process_time() - started)
+        return 2 * num_tokens * right.numel() / min(seconds)
+
+    def play(self, episodes: int, turns: int, batch_size: int) -> dict:
+        """Turns of `rollout`, all episodes at once or fewer; a random model's answers end at max_new_tokens."""
+        policy = ModelPolicy(self.model, self.processor, self.collator, self.fmt, self.config.eval)
+        world = partial(make_env, "safari", **WORLD | {"max_turns": turns})
+        seeds = range(FIRST_SEED, FIRST_SEED + episodes)
+        history = self.config.prompt.history_steps
+        with measured() as figures:
+            records = rollout(
+                world, policy, seeds, batch_size=batch_size, history_steps=history, max_parse_errors=turns + 1
+            )
+        return figures | {"turns": sum(record.turns for record in records)}
+
+    def write(self, indices: list[int], max_new_tokens: int) -> dict:
+        """Greedy texts for the rows' prompts, all in one batch."""
+        settings = type(self.config.eval)(max_new_tokens=max_new_tokens, batch_size=len(indices))
+        policy = ModelPolicy(self.model, self.processor, self.collator, self.fmt, settings)
+        with measured() as figures:
+            answers = policy.act([self.rows[i].request for i in indices])
+        return figures | {"texts": [answer.text for answer in answers], "turns": len(indices)}
+
+    def shuffled(self, num: int) -> dict:
+        """`num` row indices in a fixed random order."""
+        return {"indices": random.Random(0).sample(range(len(self.rows)), num)}
+
+    def open_rows(self, path: str, cache_dir: str) -> dict:
+        """Open a dataset and read a hundred rows of it."""
+        source = type(self.config.data.sources[0])(path=path)
+        data = type(self.config.data)(sources=(source,), cache_dir=cache_dir, eval_fraction=0.0)
+        before, started = anonymous_bytes(), time.perf_counter()
+        rows = build_rows(data, self.config.prompt).train
+        opened_s = time.perf_counter() - started
+        picked = random.Random(0).sample(range(len(rows)), min(100, len(rows)))
+        texts = sum(len(rows[i].request.observation.text) for i in picked)
+        return {"num_rows": len(rows), "wall_s": opened_s, "anonymous": anonymous_bytes() - before, "chars": texts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of prepare.py")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override a setting")
+    args = parser.parse_args()
+    bench = Bench(bench_config(args.out, args.set))
+    names = "describe plan encode collate loss steps floor play write shuffled open_rows"
+    serve({name: getattr(bench, name) for name in names.split()})
+
+
+if __name__ == "__main__":
+    main()

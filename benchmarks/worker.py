@@ -1,0 +1,65 @@
+"""What a worker process of the benchmarks needs, ours or a peer's: requests on stdin, answers on stdout, meters.
+
+Standard library only, because peers have environments of their own.
+"""
+
+import ctypes
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+CLEAR_PEAK = "5"
+"""Written to /proc/self/clear_refs, this sets VmHWM back to the present resident memory (proc(5))."""
+
+
+def serve(commands: Mapping[str, Callable[..., dict]]) -> None:
+    """Answer requests, one JSON object a line, until stdin ends: {"command": name, ...} -> that function's result.
+
+    What libraries print goes to stderr. An error is an answer too: {"error": traceback}.
+    """
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = commands[request.pop("command")](**request)
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+@contextmanager
+def measured() -> Iterator[dict]:
+    """Fills the yielded dict at the end: wall_s, cpu_s (of all threads) and, in bytes, peak and growth of the memory.
+
+    `growth` is the peak above what was resident at the start, after the allocator has given back what it held for
+    nothing.
+    """
+    figures: dict = {}
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
+    resident = status_bytes("VmRSS")
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield figures
+    figures["wall_s"], figures["cpu_s"] = time.perf_counter() - wall, time.process_time() - cpu
+    figures["peak"] = status_bytes("VmHWM")
+    figures["growth"] = figures["peak"] - resident
+
+
+def status_bytes(key: str) -> int:
+    """A memory figure of this process, as the kernel counts it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"no {key} in /proc/self/status")
+
+
+def anonymous_bytes() -> int:
+    """Memory that cannot be dropped: no file stands behind it."""
+    return status_bytes("RssAnon")
