@@ -133,7 +133,8 @@ class TrainConfig:
     accumulation: int = 4
     """Micro-batches of one optimizer step on one rank."""
     pack_tokens: int = 0
-    """Lay a micro-batch's rows in packs of about so many tokens, what they begin with once; 0: a padded row each."""
+    """Lay a micro-batch's rows in packs of about so many tokens, what they begin with once; 0: a padded row each. Needs
+    model.attention sdpa or eager."""
     learning_rate: float = 2e-4
     weight_decay: float = 0.0
     warmup_fraction: float = 0.03
@@ -205,6 +206,11 @@ class Config:
             raise ValueError(
                 "train.zero_stage is 3 with model.method 'qlora': 4-bit weights cannot be sharded, every rank would "
                 "hold the whole model; use zero_stage 2 or less, or model.method=lora"
+            )
+        if self.train.pack_tokens and self.model.attention not in ("sdpa", "eager"):
+            raise ValueError(
+                f"train.pack_tokens is {self.train.pack_tokens} with model.attention {self.model.attention!r}: flash "
+                "attention takes no mask of rows that share a beginning; set model.attention=sdpa, or pack_tokens=0"
             )
 
     @property

@@ -15,11 +15,13 @@ the report. An ablation's file: qwenvl_agent/sweep/arms.py; what the report says
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from rich.console import Console
@@ -61,7 +63,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ablation", type=Path, metavar="ABLATION.json")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--local", type=int, metavar="N", help="do all that is missing here, N trainings at a time")
+    what.add_argument("--local", type=int, metavar="N", help="do all that is missing here, N cells at a time")
     what.add_argument("--submit", action="store_true", help="train under Slurm, then evaluate and report there")
     what.add_argument(
         "--evaluate", action="store_true", help="only the missing evaluations of trained cells, and the report"
@@ -149,7 +151,7 @@ def prepare(ablation: Ablation) -> None:
 
 def evaluate_and_report(ablation: Ablation, args: argparse.Namespace) -> int:
     states = states_of(ablation)
-    failed = evaluate(ablation, list(missing_evaluations(ablation, states)))
+    failed = evaluate(ablation, list(missing_evaluations(ablation, states)), args.local or 1)
     report(ablation, args)
     unfinished = Counter(state for state in states.values() if state != DONE)
     for state, number in unfinished.items():
@@ -157,22 +159,37 @@ def evaluate_and_report(ablation: Ablation, args: argparse.Namespace) -> int:
     return 1 if failed or unfinished else 0
 
 
-def evaluate(ablation: Ablation, missing: Sequence[tuple[Cell, str]]) -> int:
-    """Play what is missing, one after another; the number of evaluations that failed, each with its log named."""
+def evaluate(ablation: Ablation, missing: Sequence[tuple[Cell, str]], num_at_once: int) -> int:
+    """Play what is missing, some at a time; the number of evaluations that failed, each with its log named."""
     failed = 0
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_at_once))} | os.environ
+
+    def play(cell: Cell, test: str) -> tuple[str, Path, int]:
+        log = ablation.sweep.directory / "logs" / f"{cell.name}_{test}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "w", encoding="utf-8") as file:
+            command = evaluation_command(ablation, cell, test)
+            ended = subprocess.run(command, stdout=file, stderr=file, env=environment)
+        return f"{cell.name}, {test}", log, ended.returncode
+
     columns = (TextColumn("evaluations"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with locked(ablation.sweep), interrupt_on_sigterm(), Progress(*columns, console=Console(stderr=True)) as bar:
+    with (
+        locked(ablation.sweep),
+        interrupt_on_sigterm(),
+        Progress(*columns, console=Console(stderr=True)) as bar,
+        ThreadPoolExecutor(num_at_once) as pool,
+    ):
         task = bar.add_task("", total=len(missing))
-        for cell, test in missing:
-            log = ablation.sweep.directory / "logs" / f"{cell.name}_{test}.log"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with open(log, "w", encoding="utf-8") as file:
-                command = evaluation_command(ablation, cell, test)
-                ended = subprocess.run(command, stdout=file, stderr=file)
-            if ended.returncode != 0:
-                failed += 1
-                bar.console.print(f"{cell.name}, {test}: failed, see {log}", highlight=False, soft_wrap=True)
-            bar.advance(task)
+        try:
+            for ended in as_completed([pool.submit(play, cell, test) for cell, test in missing]):
+                name, log, status = ended.result()
+                if status != 0:
+                    failed += 1
+                    bar.console.print(f"{name}: failed, see {log}", highlight=False, soft_wrap=True)
+                bar.advance(task)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return failed
 
 
