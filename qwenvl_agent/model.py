@@ -22,7 +22,9 @@ from torch import nn
 from qwenvl_agent.config import Config, ModelConfig, VisionConfig, build_config
 from qwenvl_agent.vision import Geometry, num_image_tokens
 
-TINY_DIR = Path(__file__).parent / "assets" / "tiny"
+ASSETS_DIR = Path(__file__).parent / "assets"
+BASES = ("tiny", "tiny_screens")
+"""Names of the bases that the package ships, folders of its assets."""
 
 # Sizes of the tiny family: the same classes as the published models, so every code path is the real one.
 PRESETS = {
@@ -39,8 +41,8 @@ PRESETS = {
         "hidden_size": 128,
         "num_layers": 4,
         "num_heads": 2,
-        "vision_hidden_size": 96,
-        "vision_depth": 3,
+        "vision_hidden_size": 64,
+        "vision_depth": 2,
         "max_grid": 16,
     },
     "test": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "vision_hidden_size": 64, "vision_depth": 1},
@@ -124,8 +126,8 @@ def check_probe_pictures(image_processor, geometry: Geometry) -> None:
 
 
 def checkpoint_path(path: str) -> str:
-    """`tiny` names the base that the package ships; anything else is transformers' business."""
-    return str(TINY_DIR) if path == "tiny" else path
+    """The folder of a base that the package ships, by its name; anything else is transformers' business."""
+    return str(ASSETS_DIR / path) if path in BASES else path
 
 
 def load_model_config(path: str):

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from qwenvl_agent.coordinates import GRID
+from qwenvl_agent.envs.browser.board_tasks import BOARD_TASKS
 from qwenvl_agent.envs.browser.env import BrowserEnv
 from qwenvl_agent.envs.browser.rules import BrowserRules
 from qwenvl_agent.envs.browser.session import LostBrowserError
@@ -173,6 +174,13 @@ def use_menu(eyes: Eyes) -> Action:
     return eyes.click(eyes.wanted["entry"] if is_open else eyes.wanted["head"])
 
 
+def use_board_menu(eyes: Eyes) -> Action:
+    entry = f".item[data-item='{eyes.wanted['menu']}']"
+    if eyes.is_there(entry, eyes.wanted["entry"]):
+        return eyes.click(entry, eyes.wanted["entry"])
+    return eyes.click(".item[data-item=menus]", eyes.wanted["menu"])
+
+
 def read_price(eyes: Eyes) -> Action:
     if eyes.is_there(".strong", eyes.wanted["page"]):
         return Action("answer", text=eyes.wanted["answer"])
@@ -310,6 +318,8 @@ PLANS: dict[str, Plan] = {
     **dict.fromkeys(
         ("press_element", "get_picture", "download_kitten", "avoid_trap", "find_by_scrolling"), click_wanted
     ),
+    **dict.fromkeys(("board_kitten", "board_trap"), click_wanted),
+    "board_menu": use_board_menu,
     "submit_form": fill_form,
     "dismiss_dialog": click_in_turn,
     "search_and_order": search_and_order,
@@ -394,4 +404,4 @@ def random_arguments(rng: random.Random, kinds: Sequence[str]) -> dict:
     return {"action": kind, **{name: values[name] for name in values if name in needed}}
 
 
-assert set(TASKS) <= set(PLANS), set(TASKS) - set(PLANS)
+assert {*TASKS, *BOARD_TASKS} <= set(PLANS), {*TASKS, *BOARD_TASKS} - set(PLANS)

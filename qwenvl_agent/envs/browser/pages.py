@@ -8,7 +8,7 @@ instruction may speak of and no browser could know, such as `data-intent` and `d
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from urllib.parse import quote
@@ -79,11 +79,12 @@ class Family:
     """Elements of a board stand on multiples of it."""
     num_items: tuple[int, int] = (2, 5)
     """Elements of a board."""
-    item_cells: tuple[tuple[int, int], ...] = ((5, 3), (7, 3))
+    item_cells: tuple[tuple[int, int], ...] = ((5, 3), (7, 3), (7, 3))
     """Sizes of a board's elements in cells of the grid."""
+    word_cells: int = 7
+    """Elements of a board with fewer cells across show pictures only: words would be cut."""
 
 
-SAFARI_KINDS = ("tiger", "elephant", "giraffe", "monkey", "zebra", "lion", "pig", "koala")
 BOARD = {
     "offered_actions": ("left_click",),
     "blocks": ("board",),
@@ -92,11 +93,11 @@ BOARD = {
     "overlays": {},
     "palette": "vivid",
     "fonts": ("DejaVu Sans, sans-serif",),
-    "font_px": (20, 20),
+    "font_px": (18, 18),
     "dark": 0.5,
     "scrolled": 0.0,
-    "pictures": SAFARI_KINDS,
-    "actions": ("save", "login", "search", "buy", "delete", "menu", "play", "share"),
+    "pictures": ("kitten", "elephant", "giraffe", "monkey", "zebra", "lion", "pig", "koala", "penguin"),
+    "actions": ("login", "search", "buy", "delete", "menu", "play", "share", "print", "copy", "download"),
 }
 FAMILIES = {
     "desktop": Family(
@@ -475,7 +476,8 @@ def board(draw: Draw) -> dict:
     actions = draw.rng.sample(list(draw.family.actions or words()["actions"]), len(places))
     things = []
     for place, colour, action, picture in zip(places, colours, actions, draw.pictures(len(places)), strict=False):
-        kind = draw.rng.choice(["button", "button", "picture"])
+        is_wide = place["width"] >= draw.family.word_cells * draw.family.grid_px
+        kind = draw.rng.choice(["button", "button", "picture"]) if is_wide else "picture"
         source = picture_source(words()["pictures"][picture["key"]][0], PALETTES[draw.family.palette][colour])
         things.append(
             {
@@ -483,19 +485,23 @@ def board(draw: Draw) -> dict:
                 "place": place,
                 "colour": colour,
                 "action": draw.action(action),
+                "intent": draw.rng.choice(["open_picture", "download"]),
                 "picture": picture | {"backdrop": colour, "source": source},
             }
         )
     return {"things": things}
 
 
-def draw_places(draw: Draw, number: int) -> list[dict]:
-    """Rectangles in CSS px on the grid that keep a cell of distance; fewer than asked for if they do not fit."""
+def draw_places(draw: Draw, number: int, sizes: Sequence[tuple[int, int]] = ()) -> list[dict]:
+    """Rectangles in CSS px on the grid that keep a cell of distance; fewer than asked for if they do not fit.
+
+    `sizes` in cells; those of the family if empty.
+    """
     cell = draw.family.grid_px
     columns, lines = draw.width // cell, draw.height // cell
     places: list[tuple[int, int, int, int]] = []
     for _ in range(200):
-        wide, high = draw.rng.choice(draw.family.item_cells)
+        wide, high = draw.rng.choice(sizes or draw.family.item_cells)
         x, y = draw.rng.randint(0, columns - wide), draw.rng.randint(0, lines - high)
         if all(x >= a + w + 1 or a >= x + wide + 1 or y >= b + h + 1 or b >= y + high + 1 for a, b, w, h in places):
             places.append((x, y, wide, high))

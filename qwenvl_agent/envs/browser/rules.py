@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 
+from qwenvl_agent.envs.browser.board_tasks import BOARD_TASKS
 from qwenvl_agent.envs.browser.miniwob import MINIWOB
 from qwenvl_agent.envs.browser.pages import FAMILIES
 from qwenvl_agent.envs.browser.problem import Task
@@ -14,6 +15,7 @@ from qwenvl_agent.envs.computer import KINDS
 GROUPS = {
     "own": tuple(TASKS),
     "clicks": tuple(name for name, task in TASKS.items() if task.is_click_only),
+    "boards": ("press_element", "get_picture", *BOARD_TASKS),
     "miniwob": tuple(MINIWOB),
 }
 """Names for several tasks at once."""
@@ -24,7 +26,8 @@ class BrowserRules:
     """Seeds go round the tasks: seed s plays task number s modulo their number, drawn from s."""
 
     tasks: tuple[str, ...] = ("own",)
-    """Tasks by name, or own, clicks (those of our own that need nothing but clicks), miniwob."""
+    """Tasks by name, or own, clicks (those of our own that need nothing but clicks), boards (those on pages of the
+    family `simple`, for models that see little), miniwob."""
     languages: tuple[str, ...] = LANGUAGES
     """Of the instructions to our own tasks; MiniWoB++ has English only."""
     family: str = "simple"
@@ -81,7 +84,7 @@ class BrowserRules:
 
     def task_of(self, seed: int) -> Task:
         name = self.names[seed % len(self.names)]
-        return TASKS[name] if name in TASKS else MINIWOB[name]
+        return next(table[name] for table in (TASKS, BOARD_TASKS, MINIWOB) if name in table)
 
     def draw(self, seed: int):
         """The problem of a seed."""
@@ -94,11 +97,13 @@ def resolve(tasks: tuple[str, ...]) -> tuple[str, ...]:
     """The tasks of these names and groups, each once, in order; ValueError for what is neither."""
     names: list[str] = []
     for task in tasks:
-        if task not in GROUPS and task not in TASKS and task not in MINIWOB:
-            known = [*GROUPS, *TASKS, *MINIWOB]
+        known = [*GROUPS, *TASKS, *BOARD_TASKS, *MINIWOB]
+        if task not in known:
             near = get_close_matches(task, known, n=1) or [", ".join(known)]
             raise ValueError(f"browser task {task!r} does not exist: it cannot be played; did you mean {near[0]}?")
         names += [name for name in GROUPS.get(task, (task,)) if name not in names]
     if not names:
-        raise ValueError("browser rule tasks is empty: there is nothing to play; name tasks, or own, clicks, miniwob")
+        raise ValueError(
+            "browser rule tasks is empty: there is nothing to play; name tasks, or own, clicks, boards, miniwob"
+        )
     return tuple(names)

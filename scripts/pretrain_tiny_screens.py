@@ -1,0 +1,586 @@
+"""Rebuild the tiny base for screens that the package ships: tokenizer, vision, then perception of boards.
+
+    python scripts/pretrain_tiny_screens.py --out generated/tiny_screens --compile
+
+The base brings what a pre-trained Qwen3-VL brings along and random weights learn late (docs/LOG.md): it reads the words,
+pictures and colours of a board (the family `simple` of qwenvl_agent/envs/browser/pages.py), in three languages, and
+says where they are. It has never seen a request to click, a tool or a call: configs/computer_use_tiny.json teaches that.
+
+Vision stage: the tower's output for a token must name the element that it is a part of through the language model's own
+embedding table: its word or picture, its colour, its middle, its place among the others. Then the tower is frozen, and
+the language model learns short statements about boards: where something is that a phrase means, what that phrase means,
+what is at a point. The phrases are those of qwenvl_agent/envs/browser/instructions.py; what is asked is not supervised,
+only what can be seen. Boards are pasted from pictures that Chromium took once (qwenvl_agent/envs/browser/boards.py), so
+Chromium is needed: apt-get install chromium fonts-noto-color-emoji fonts-noto-cjk.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.nn import functional
+
+from qwenvl_agent.coordinates import Screen
+from qwenvl_agent.envs.browser.boards import Sprites, draw_board, layout_of, paint, take_sprites
+from qwenvl_agent.envs.browser.camera import Camera
+from qwenvl_agent.envs.browser.chromium import open_browser
+from qwenvl_agent.envs.browser.elements import Element, Layout
+from qwenvl_agent.envs.browser.instructions import (
+    PHRASES,
+    Scene,
+    Speaker,
+    call_it,
+    centre,
+    ninth,
+    write_instructions,
+)
+from qwenvl_agent.envs.browser.pages import FAMILIES, PALETTES
+from qwenvl_agent.envs.browser.words import LANGUAGES, picture_word, words
+from qwenvl_agent.envs.computer import Action, build_tool, to_turn
+from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT, observation
+from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.model import build_tiny_model, build_tiny_tokenizer, save_tiny
+from qwenvl_agent.prompt import render_row
+from qwenvl_agent.schema import Picture, Request
+
+console = Console()
+FAMILY = FAMILIES["simple"]
+SIDE_PX = FAMILY.screens[0][0]
+PATCH_PX = 16
+GRID = SIDE_PX // PATCH_PX
+MERGE = 2
+VIEW = GRID // MERGE
+NUM_IMAGE_TOKENS = VIEW * VIEW
+FEATURE_POWER = 0.05
+"""Mean square of a vision feature's entries up to which it is not held back."""
+STAGES = ("vision", "perception")
+SCREEN = Screen(SIDE_PX, SIDE_PX)
+LINES = [SCREEN.to_norm(PATCH_PX * i + PATCH_PX // 2, 0)[0] for i in range(GRID)]
+"""The middles of an element's sides, on the model's grid: it has an odd number of cells, so they are a cell's."""
+LABELS = [label for key in FAMILY.actions for entry in words()["actions"][key][0] for label in entry.split("|")]
+COLOURS = list(PALETTES[FAMILY.palette])
+EXTREMES = list(words()["extremes"])
+FIRST_X, FIRST_Y = (min(cells[axis] for cells in FAMILY.item_cells) // 2 for axis in (0, 1))
+"""The outermost cells that can be an element's middle."""
+X_WORDS = [f"[{value}," for value in LINES[FIRST_X : GRID - FIRST_X]]
+Y_WORDS = [f" {value}]" for value in LINES[FIRST_Y : GRID - FIRST_Y]]
+
+
+def named_things() -> list[str]:
+    """Words of the boards and of the instructions about them that are one token each."""
+    table = words()
+    entries = [table["pictures"][key][1 : 1 + len(LANGUAGES)] for key in FAMILY.pictures]
+    entries += [*table["colours"].values(), *table["places"], *table["extremes"].values(), table["roles"]["button"]]
+    return LABELS + [word for entry in entries for word in entry]
+
+
+# Pre-tokens of the tokenizer. The sentences that every prompt has become one token each when they are learned, and so
+# does the scaffolding of a JSON call; words of the boards, places and either coordinate are one each.
+PRE_TOKENS = "|".join(
+    (
+        r'(?:You |For each |Write |Answer |Call |Then call |\{"type": "function")(?:[^\n<]|</?tools>)+',
+        r'# Tools|</?tools>| XML tags:|\{"name": <function-name>[^\n]*',
+        r'\{"name": "computer_use", "arguments": \{"action": "[a-z_]+", "coordinate": ',
+        rf"(?:{'|'.join(re.escape(word) for word in sorted(named_things(), key=len, reverse=True))})(?![a-z])",
+        r"\[[0-9]{1,4},",
+        r" [0-9]{1,4}\]",
+        r"[0-9]{1,4}",
+        r"\p{Han}",
+        r"[\p{L}_]+ ?",
+        r" ?[^\s\p{L}0-9<\\\[]+",
+        r"\n+",
+        r"\s",
+        r".",
+    )
+)
+
+
+class Piece(NamedTuple):
+    """A text, and what its tokens are counted as; empty: they are not supervised."""
+
+    text: str
+    group: str = ""
+
+
+def corpus(num_boards: int) -> Iterator[str]:
+    """Texts for the tokenizer: instructions and their clicks in every format, and the statements about boards."""
+    rng = random.Random(0)
+    picture = Picture(SIDE_PX, SIDE_PX, "board.png")
+    for _ in range(num_boards):
+        layout = layout_of(draw_board("simple", rng))
+        for one in write_instructions(layout, LANGUAGES, 3, rng):
+            x, y = layout.elements[one.element].point
+            turn = to_turn((Action("left_click", x_px=x, y_px=y),), SCREEN, one.reasoning)
+            request = Request(SYSTEM_PROMPT, (build_tool(("left_click",)),), (), observation(picture, one.text))
+            yield from (render_row(request, turn, fmt).text for fmt in FORMATS.values())
+        yield "".join(piece.text for piece in statements(layout, rng))
+
+
+# Statements about a board: what is asked is unsupervised, what can be seen is supervised.
+
+WAYS = {"name": 3, "picture": 3, "colour": 3, "place": 2, "extreme": 2, "neighbour": 1}
+"""How often each way of meaning an element is drawn."""
+
+
+def statements(layout: Layout, rng: random.Random, number: int = 8, ramp: float = 1.0) -> list[Piece]:
+    """`ramp` from 0 to 1: at first elements are meant by what stands on them, later by place and relation, too."""
+    scene, pieces = Scene(layout), []
+    weights = {way: weight * (1 if way in ("name", "picture", "colour") else ramp) for way, weight in WAYS.items()}
+    kinds = rng.choices(list(weights), list(weights.values()), k=number)
+    for kind in kinds:
+        speaker, element = Speaker(rng.choice(LANGUAGES), rng), rng.choice(layout.elements)
+        if rng.random() < 0.2:
+            pieces += at_statement(scene, element, speaker)
+        else:
+            pieces += meant_statement(scene, element, speaker, kind)
+    return pieces
+
+
+def meant_statement(scene: Scene, element: Element, speaker: Speaker, kind: str) -> list[Piece]:
+    """A phrase that means the element; then what that is, where it is, or both. Nothing if no phrase does."""
+    phrases = list(PHRASES[kind](scene, element, speaker))
+    if not phrases:
+        return []
+    asked = Piece(speaker.rng.choice(phrases))
+    is_named = kind in ("name", "picture")
+    if is_named and speaker.rng.random() < 0.5:
+        return [asked, *spot(element), Piece("\n")]
+    name = [] if is_named and speaker.rng.random() < 0.5 else [Piece(":"), Piece(call_it(element, speaker), kind)]
+    place = [Piece(" "), *placed(element, speaker)] if speaker.rng.random() < 0.5 else []
+    return [asked, *name, *place, *spot(element), Piece("\n")]
+
+
+def at_statement(scene: Scene, element: Element, speaker: Speaker) -> list[Piece]:
+    """What is at a point."""
+    x, y = SCREEN.to_norm(*element.point)
+    colour = next(name for name in COLOURS if rgb_of(name) == element.background)
+    answer = [Piece(speaker.word("colours", colour), "at_colour"), Piece(" "), Piece(call_it(element, speaker), "at")]
+    return [Piece(f"[{x}, {y}]: "), *answer, Piece("\n")]
+
+
+def rgb_of(colour: str) -> tuple[int, ...]:
+    value = PALETTES[FAMILY.palette][colour]
+    return tuple(int(value[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def spot(element: Element) -> list[Piece]:
+    x, y = SCREEN.to_norm(*element.point)
+    return [Piece(f"[{x},", "x"), Piece(f" {y}]", "y")]
+
+
+def placed(element: Element, speaker: Speaker) -> list[Piece]:
+    return [Piece(speaker.word("places", place_of(element)), "placed")]
+
+
+def place_of(element: Element) -> int:
+    return ninth(*centre(element), SIDE_PX, SIDE_PX)
+
+
+# Pictures.
+
+
+def patches_of(pixels: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B * GRID * GRID, 768), as the processor cuts them: merged neighbours follow each other.
+
+    Of the two frames that the processor makes of a picture one is enough: they are equal.
+    """
+    num = pixels.shape[0]
+    values = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    values = values.reshape(num, 3, VIEW, MERGE, PATCH_PX, VIEW, MERGE, PATCH_PX)
+    values = values.permute(0, 2, 5, 3, 6, 1, 4, 7)  # B, rows, columns, row of a token, column of it, channel, y, x
+    return values.reshape(num * GRID * GRID, -1)
+
+
+def batched_tower(tower, compiled: bool) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """The tower on pictures of one size, without its loop over pictures: patches -> (output, deepstack features)."""
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
+    from transformers.vision_utils import get_vision_position_ids
+
+    projection = tower.patch_embed.proj
+    order = torch.arange(GRID * GRID).reshape(VIEW, MERGE, VIEW, MERGE).transpose(1, 2).flatten()
+    positions = get_vision_position_ids(torch.tensor([[1, GRID, GRID]]), MERGE)
+    with torch.no_grad():
+        cos, sin = tower.rotary_pos_emb(tower.pos_embed.weight[order], positions)
+
+    def forward(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = functional.linear(patches, projection.weight.sum(2).flatten(1), projection.bias)
+        hidden = hidden.unflatten(0, (-1, GRID * GRID)) + tower.pos_embed.weight[order]
+        for i, block in enumerate(tower.blocks):
+            attention = block.attn
+            q, k, v = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
+            q, k = apply_rotary_pos_emb_vision(q, k, cos, sin)
+            likeness = torch.einsum("bqhd,bkhd->bhqk", q, k) * attention.scaling
+            mixed = torch.einsum("bhqk,bkhd->bqhd", likeness.float().softmax(-1).to(v.dtype), v)
+            hidden = hidden + attention.proj(mixed.flatten(2))
+            hidden = hidden + block.mlp(block.norm2(hidden))
+            if i in tower.deepstack_visual_indexes:
+                (merger,) = tower.deepstack_merger_list
+                deep = merger(hidden.flatten(0, 1))
+        return tower.merger(hidden.flatten(0, 1)), deep
+
+    return torch.compile(forward, dynamic=False) if compiled else forward
+
+
+def token_targets(layout: Layout) -> np.ndarray:
+    """(tokens, 10) what each token shows: name, colour, x, y, place, 4 extremes, whether it shows anything; else -1 and 0.
+
+    Tokens with an element's picture or the start of its word speak for it, the rest of it is silent. Name: index in
+    LABELS + the family's pictures. x, y: of the element's middle. No token has parts of two elements: they keep a cell
+    of distance.
+    """
+    targets = np.full((VIEW, VIEW, 10), -1, np.int64)
+    targets[..., 5:] = 0
+    scene, speaker = Scene(layout), Speaker("en", random.Random(0))
+    for element in layout.elements:
+        token_px, is_label, (x, y) = PATCH_PX * MERGE, element.text != "", element.point
+        left = element.box[0] if is_label else x - PATCH_PX - PATCH_PX // 2
+        where = np.s_[y // token_px, left // token_px : (left + 2 * PATCH_PX) // token_px + 1]
+        name = LABELS.index(element.text) if is_label else len(LABELS) + FAMILY.pictures.index(element.picture)
+        colour = next(i for i, known in enumerate(COLOURS) if rgb_of(known) == element.background)
+        said = "".join(PHRASES["extreme"](scene, element, speaker))
+        extremes = [words()["extremes"][side][0] in said for side in EXTREMES]
+        targets[where] = [
+            name,
+            colour,
+            x // PATCH_PX - FIRST_X,
+            y // PATCH_PX - FIRST_Y,
+            place_of(element),
+            *extremes,
+            1,
+        ]
+    return targets.reshape(-1, 10)
+
+
+class BoardPictures(torch.utils.data.IterableDataset):
+    """Endless (pixels, targets) of boards, in batches; the first `num_crowded` of crowded boards."""
+
+    def __init__(self, sprites: Sprites, seed: int, batch_size: int, num_crowded: int):
+        self.sprites, self.seed, self.batch_size, self.num_crowded = sprites, seed, batch_size, num_crowded
+
+    def __iter__(self):
+        rng = random.Random(f"vision {self.seed}")
+        for batch in itertools.count():
+            num_items = (7, 8) if batch < self.num_crowded else FAMILY.num_items
+            boards = [draw_board("simple", rng, num_items=num_items) for _ in range(self.batch_size)]
+            pixels = np.stack([paint(board, self.sprites) for board in boards])
+            targets = np.concatenate([token_targets(layout_of(board)) for board in boards])
+            yield torch.from_numpy(pixels), torch.from_numpy(targets)
+
+
+class Table(NamedTuple):
+    """Rows of the embedding table by what they name; the first axis of what is said in words is the language."""
+
+    names: torch.Tensor  # (L, labels + pictures)
+    colours: torch.Tensor  # (L, 8)
+    places: torch.Tensor  # (L, 9)
+    extremes: torch.Tensor  # (L, 4)
+    xs: torch.Tensor  # (12,)
+    ys: torch.Tensor  # (14,)
+    roles: torch.Tensor  # (L, 1)
+
+
+def build_table(tokenizer) -> Table:
+    def ids(texts: Sequence[str]) -> list[int]:
+        return [one_token(tokenizer, text) for text in texts]
+
+    def by_language(entries: Sequence[Sequence[str]]) -> torch.Tensor:
+        return torch.tensor([ids([entry[i] for entry in entries]) for i in range(len(LANGUAGES))])
+
+    table = words()
+    pictures = [[picture_word(key, language) for language in LANGUAGES] for key in FAMILY.pictures]
+    return Table(
+        names=by_language([[label] * len(LANGUAGES) for label in LABELS] + pictures),
+        colours=by_language([table["colours"][colour] for colour in COLOURS]),
+        places=by_language(table["places"]),
+        extremes=by_language(list(table["extremes"].values())),
+        xs=torch.tensor(ids(X_WORDS)),
+        ys=torch.tensor(ids(Y_WORDS)),
+        roles=by_language([table["roles"]["button"]]),
+    )
+
+
+def one_token(tokenizer, word: str) -> int:
+    ids = tokenizer.encode(word, add_special_tokens=False)
+    assert len(ids) == 1, f"{word!r} is {len(ids)} tokens: the tokenizer's corpus is too small"
+    return ids[0]
+
+
+def align_translations(weight: torch.Tensor, table: Table) -> None:
+    """Words of one meaning start at nearly one vector: that they mean the same is known, it need not be discovered."""
+    with torch.no_grad():
+        for rows in (table.names, table.colours, table.places, table.extremes, table.roles):
+            weight[rows[1:]] = weight[rows[0]] + 0.3 * weight[rows[1:]]
+
+
+def train_vision(model, tokenizer, sprites: Sprites, args) -> dict:
+    """Teach the tower to name each token's element through the embedding table; returns the last accuracies."""
+    table, tower = build_table(tokenizer), model.model.visual
+    weight = model.model.language_model.embed_tokens.weight
+    align_translations(weight, table)
+    with torch.no_grad():
+        tower.pos_embed.weight.normal_(0, 0.5)
+    see = batched_tower(tower, args.compile)
+    parameters = [*tower.parameters(), weight]
+    optimizer = torch.optim.AdamW(parameters, lr=args.vision_rate, weight_decay=0.0, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.vision_rate, total_steps=args.vision_steps, pct_start=0.05
+    )
+    batch_size = args.vision_batch
+    num_reading = args.reading_steps
+    boards = BoardPictures(sprites, args.seed, batch_size, num_reading)
+    loader = torch.utils.data.DataLoader(boards, batch_size=None, num_workers=1)
+    started, figures = time.time(), {}
+    for step, (pixels, targets) in enumerate(itertools.islice(loader, args.vision_steps)):
+        patches = patches_of(pixels)
+        with torch.autocast("cpu", torch.bfloat16):
+            output, deep = see(patches + 0.05 * torch.randn_like(patches))
+        output, deep = output.float(), deep.float()
+        losses, accuracy = {}, {}
+        # The language model reads the output alone in its first layer, and with the deepstack features after it.
+        for seen in (output, output + deep):
+            features = functional.rms_norm(seen, seen.shape[-1:])  # (tokens, H), as every layer sees them
+            accuracy = add_losses(losses, features, weight, table, targets, step < num_reading)
+            losses["size"] = losses.get("size", 0) + (seen.pow(2).mean() - FEATURE_POWER).clamp(min=0)
+        loss = sum(losses.values())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == args.vision_steps - 1:
+            figures = {name: round(value.item(), 3) for name, value in accuracy.items()}
+            size = round(losses["size"].item(), 3)
+            print(
+                f"vision {step} {time.process_time():.0f}s {time.time() - started:.0f}s {figures} size {size}",
+                flush=True,
+            )
+    return figures
+
+
+def add_losses(losses: dict, features, weight, table: Table, targets, is_reading: bool) -> dict:
+    """Add to `losses` by what is named; returns accuracies on the tokens that show something.
+
+    Reading comes first: learned together from the start, places drown it.
+    """
+    is_part = targets[:, 9] == 1
+    part, of = features[is_part], targets[is_part]
+    accuracy = {}
+
+    def name(key: str, logits: torch.Tensor, target: torch.Tensor) -> None:
+        losses[key] = losses.get(key, 0) + functional.cross_entropy(logits, target)
+        accuracy[key] = (logits.argmax(1) == target).float().mean()
+
+    for language in range(len(LANGUAGES)):
+        name("name", part @ weight[table.names[language]].T, of[:, 0])
+        name("colour", part @ weight[table.colours[language]].T, of[:, 1])
+        if is_reading:
+            continue
+        name("place", part @ weight[table.places[language]].T, of[:, 4])
+        sides = part @ weight[table.extremes[language]].T
+        truth = of[:, 5:9].float()
+        losses["extreme"] = losses.get("extreme", 0) + 2 * functional.binary_cross_entropy_with_logits(sides, truth)
+        accuracy["extreme"] = ((sides > 0) == (truth > 0)).all(1).float().mean()
+        role = (features @ weight[table.roles[language]].T).squeeze(1)
+        losses["part"] = losses.get("part", 0) + functional.binary_cross_entropy_with_logits(role, is_part.float())
+        accuracy["part"] = ((role > 0) == is_part).float().mean()
+    if not is_reading:
+        name("x", part @ weight[table.xs].T, of[:, 2])
+        name("y", part @ weight[table.ys].T, of[:, 3])
+    return accuracy
+
+
+# The language model.
+
+
+class Rows(torch.utils.data.IterableDataset):
+    """Endless rows of fixed length: (pixels, ids, groups); the picture's pads are in the ids, group 0 is unsupervised."""
+
+    def __init__(self, tokenizer, sprites: Sprites, num_tokens: int, seed: int, pieces_of: Callable):
+        self.tokenizer, self.sprites, self.num_tokens = tokenizer, sprites, num_tokens
+        self.seed, self.pieces_of = seed, pieces_of
+
+    def __iter__(self):
+        rng = random.Random(f"rows {self.seed}")
+        backend = self.tokenizer.backend_tokenizer
+        head = backend.encode("<|vision_start|>" + "<|image_pad|>" * NUM_IMAGE_TOKENS + "<|vision_end|>").ids
+        for row in itertools.count():
+            board = draw_board("simple", rng)
+            pieces = self.pieces_of(layout_of(board), rng, row)
+            ends = np.cumsum([len(piece.text) for piece in pieces])
+            encoding = backend.encode("".join(piece.text for piece in pieces))
+            piece_of = np.searchsorted(ends, [start for start, _ in encoding.offsets], side="right")
+            ids = head + encoding.ids
+            groups = [0] * len(head) + [GROUPS.index(pieces[i].group) for i in piece_of]
+            ids, groups = ids[: self.num_tokens], groups[: self.num_tokens]
+            missing = self.num_tokens - len(ids)
+            yield (
+                torch.from_numpy(paint(board, self.sprites)),
+                torch.tensor(ids + [self.tokenizer.pad_token_id] * missing),
+                torch.tensor(groups + [0] * missing),
+            )
+
+
+GROUPS = ("", *WAYS, "at", "at_colour", "placed", "x", "y")
+
+
+def position_rows(num_tokens: int) -> torch.Tensor:
+    """(4, 1, T) of a text that starts with one picture: text, t, h, w."""
+    text = torch.arange(num_tokens)
+    t, h, w = text.clone(), text.clone(), text.clone()
+    tokens, picture = torch.arange(NUM_IMAGE_TOKENS), slice(1, 1 + NUM_IMAGE_TOKENS)
+    t[picture], h[picture], w[picture] = 1, 1 + tokens // VIEW, 1 + tokens % VIEW
+    for axis in (t, h, w):
+        axis[1 + NUM_IMAGE_TOKENS :] = torch.arange(num_tokens - 1 - NUM_IMAGE_TOKENS) + 1 + VIEW
+    return torch.stack([text, t, h, w])[:, None]
+
+
+def init_attention(language, scale: float = 0.3) -> None:
+    """Start every head as a look-up by likeness: equal query and key maps, and an output map that copies.
+
+    Mimetic initialisation (Trockman and Kolter 2023, arXiv 2305.09828); without it the search for one token among many
+    does not begin (docs/LOG.md).
+    """
+    for layer in language.layers:
+        attention = layer.self_attn
+        with torch.no_grad():
+            torch.nn.init.orthogonal_(attention.q_proj.weight)
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+            torch.nn.init.orthogonal_(attention.v_proj.weight).mul_(scale)
+            attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+
+
+def train_language(model, rows: Rows, num_steps: int, learning_rate: float, args, save: Callable) -> dict:
+    """Teach the language model what is supervised in rows about pictures, the tower frozen."""
+    tower, language = model.model.visual.eval().requires_grad_(False), model.model.language_model
+    loader = torch.utils.data.DataLoader(rows, batch_size=args.batch_size, num_workers=1)
+    see = batched_tower(tower, args.compile)
+    positions = position_rows(rows.num_tokens).expand(4, args.batch_size, -1)
+    is_picture = torch.zeros(args.batch_size, rows.num_tokens, dtype=torch.bool)
+    is_picture[:, 1 : 1 + NUM_IMAGE_TOKENS] = True
+
+    # The same sum without indexing by a mask, which would break the compiled graph.
+    language._deepstack_process = lambda hidden, is_picture, deepstack: hidden + deepstack
+
+    def forward(embeds, deepstack):
+        return language(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            visual_pos_masks=is_picture,
+            deepstack_visual_embeds=[deepstack],
+            use_cache=False,
+        ).last_hidden_state
+
+    forward = torch.compile(forward, dynamic=False) if args.compile else forward
+    optimizer = torch.optim.AdamW(language.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=num_steps, pct_start=0.02, final_div_factor=100
+    )
+    started, figures = time.time(), {}
+    for step, (pixels, ids, groups) in enumerate(itertools.islice(loader, num_steps)):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            output, deep = see(patches_of(pixels))
+        with torch.autocast("cpu", torch.bfloat16):
+            embeds = language.embed_tokens(ids)
+            embeds = embeds.masked_scatter(is_picture[..., None], output.to(embeds.dtype))
+            deepstack = torch.zeros_like(embeds)
+            deepstack = deepstack.masked_scatter(is_picture[..., None], deep.to(embeds.dtype))
+            hidden = forward(embeds, deepstack)
+            keep = groups[:, 1:] > 0
+            logits = model.lm_head(hidden[:, :-1][keep]).float()
+        targets = ids[:, 1:][keep]
+        loss = functional.cross_entropy(logits, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(language.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == num_steps - 1:
+            figures = group_figures(logits, targets, groups[:, 1:][keep]) | {"loss": round(loss.item(), 4)}
+            print(f"language {step} {time.process_time():.0f}s {time.time() - started:.0f}s {figures}", flush=True)
+        if (step + 1) % 500 == 0:
+            save()
+    return figures
+
+
+def group_figures(logits, targets, groups) -> dict:
+    """Accuracy of the tokens by what they answer."""
+    right = (logits.argmax(1) == targets).float()
+    return {name: round(right[groups == i].mean().item(), 3) for i, name in enumerate(GROUPS) if i}
+
+
+def perception_row(ramp_rows: int, layout: Layout, rng: random.Random, row: int) -> list[Piece]:
+    return statements(layout, rng, ramp=min(1.0, row / ramp_rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; a checkpoint after every stage")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--start", type=Path, help="folder to go on from (default: a new tokenizer and random weights)")
+    parser.add_argument("--vocab-size", type=int, default=3072)
+    parser.add_argument("--vision-steps", type=int, default=1500)
+    parser.add_argument("--reading-steps", type=int, default=600, help="of them, those that only read")
+    parser.add_argument("--vision-batch", type=int, default=16)
+    parser.add_argument("--vision-rate", type=float, default=2e-3)
+    parser.add_argument("--perception-steps", type=int, default=2500)
+    parser.add_argument("--perception-rate", type=float, default=1.5e-3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--ramp-rows", type=int, default=15_000, help="rows until perception asks for everything")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compile the language model (needs a C++ compiler)")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    with open_browser() as browser:
+        sprites = take_sprites(Camera(browser), "simple")
+    tokenizer, model = load_stage(args.start) if args.start else new_base(args)
+    figures = {}
+    for stage in args.stages:
+        figures[stage] = run_stage(stage, model, tokenizer, sprites, args)
+        save_half(model, tokenizer, args.out)
+        (args.out / f"{stage}.json").write_text(json.dumps(figures[stage], indent=2) + "\n", encoding="utf-8")
+    console.print(figures)
+
+
+def run_stage(stage: str, model, tokenizer, sprites: Sprites, args) -> dict:
+    """Train one stage; returns its last figures."""
+    if stage == "vision":
+        return train_vision(model, tokenizer, sprites, args)
+    init_attention(model.model.language_model)
+    rows = Rows(tokenizer, sprites, 140, args.seed, partial(perception_row, args.ramp_rows))
+    save = partial(save_half, model, tokenizer, args.out)
+    return train_language(model, rows, args.perception_steps, args.perception_rate, args, save)
+
+
+def save_half(model, tokenizer, directory: Path) -> None:
+    """In bfloat16: the package ships it."""
+    save_tiny(directory, tokenizer, copy.deepcopy(model).bfloat16())
+
+
+def new_base(args):
+    texts = track(list(corpus(300)), "tokenizer")
+    tokenizer = build_tiny_tokenizer(texts, args.vocab_size, pre_tokens=PRE_TOKENS)
+    console.print(f"{len(tokenizer)} tokens")
+    return tokenizer, build_tiny_model(tokenizer, "tiny_screens", args.seed)
+
+
+def load_stage(path: Path):
+    from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+
+    model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    return AutoTokenizer.from_pretrained(path), model
+
+
+if __name__ == "__main__":
+    main()
