@@ -14,6 +14,7 @@ Needs Playwright and Chromium: pip install 'qwenvl-agent[browser]' and apt-get i
 """
 
 import argparse
+import hashlib
 import io
 import json
 import re
@@ -114,6 +115,7 @@ class EpisodeWriter:
         self._written: set[int] = set()
         self._untold: tuple[Step, str] | None = None
         self._pictures: dict[bytes, str] = {}
+        """By the hash of a file: a page that did not change gives the same bytes."""
 
     def write(self, step: Step) -> None:
         """Add the step, or what it has become."""
@@ -151,9 +153,10 @@ class EpisodeWriter:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def _place(self, png: bytes) -> str:
-        if png not in self._pictures:
-            self._pictures[png] = self.folder.add_picture(Image.open(io.BytesIO(png)).convert("RGB"))
-        return self._pictures[png]
+        key = hashlib.sha256(png).digest()
+        if key not in self._pictures:
+            self._pictures[key] = self.folder.add_picture(Image.open(io.BytesIO(png)).convert("RGB"))
+        return self._pictures[key]
 
     def record(self, step: Step, name: str) -> dict:
         """The step in the published form, with what was hit and what came of it."""
@@ -230,7 +233,10 @@ def check(args: argparse.Namespace) -> None:
     if is_address and not args.online and not is_local(args.page):
         raise ValueError(f"{args.page} is not on this machine, so it would not load; add --online to let it")
     if args.instruction is None:
-        args.instruction = input("What is the task, as a person would say it? ")
+        try:
+            args.instruction = input("What is the task, as a person would say it? ")
+        except EOFError:
+            raise ValueError("no instruction was given: a recording needs its task; use --instruction") from None
     if not args.instruction.strip():
         raise ValueError("the instruction is empty: a recording without a task teaches nothing; give --instruction")
 
@@ -293,8 +299,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         summary = record(args)
-    except (ValueError, OSError, EOFError) as error:
-        print(f"error: {error or 'no instruction was given: use --instruction'}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     if args.json:
         print(json.dumps(summary, ensure_ascii=False))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from qwenvl_agent.data.computer import Sample, read_rows, read_samples
 from qwenvl_agent.data.source import Reject
-from qwenvl_agent.envs.browser import chromium
+from qwenvl_agent.envs.browser import chromium, recorder
 from qwenvl_agent.envs.browser.recorder import typing_actions
 from qwenvl_agent.envs.computer import Action
 from scripts import record_clicks
@@ -57,8 +57,8 @@ def pages(tmp_path):
 class Person:
     """Hands at the recorded window."""
 
-    def __init__(self, recorder):
-        self.recorder = recorder
+    def __init__(self, running: recorder.Recorder):
+        self.recorder = running
 
     @property
     def page(self):
@@ -89,8 +89,8 @@ def record(pages, tmp_path, capsys):
     """Record what `deeds(person)` does; returns (summary, samples, rejects) of the folder."""
 
     def record(deeds, *options: str, page: str | None = None):
-        def act(recorder):
-            person = Person(recorder)
+        def act(running):
+            person = Person(running)
             person.rest()
             deeds(person)
 
@@ -187,43 +187,52 @@ def test_what_keys_make_of_a_text():
 
 
 @needs_browser
-def test_clicks_at_one_spot_are_a_double_click_on_the_first_picture(record):
+@pytest.mark.parametrize(("within_ms", "found"), [(60_000, ["double_click"]), (-1, ["left_click"] * 2)])
+def test_clicks_at_one_spot_in_time_are_a_double_click_on_the_first_picture(record, monkeypatch, within_ms, found):
+    monkeypatch.setattr(recorder, "DOUBLE_CLICK_MS", within_ms)
+
     def deeds(person):
         person.mouse.dblclick(280, 40)
         person.rest()
-        person.mouse.click(280, 40, click_count=1)
-        person.rest()
         person.click(280, 100, button="right")
+        person.click(280, 40)
+        person.click(240, 40)  # another spot
 
     _, samples, _ = record(deeds)
-    assert kinds(samples) == ["double_click", "left_click", "right_click"]
+    assert kinds(samples) == [*found, "right_click", "left_click", "left_click"]
     assert samples[0].picture.open().getpixel((210, 30)) == (0xEE,) * 3
-    assert samples[2].details["name"] == "Plain" and samples[2].box_px == (200, 80, 360, 120)
+    assert samples[-3].details["name"] == "Plain" and samples[-3].box_px == (200, 80, 360, 120)
 
 
 @needs_browser
-def test_the_wheel_becomes_one_scroll_and_a_press_that_moves_a_drag(record):
+@pytest.mark.parametrize(("within_ms", "found"), [(60_000, [-250]), (-1, [-100, -100, -100, 50])])
+def test_the_wheel_becomes_one_scroll_unless_it_rests(record, monkeypatch, within_ms, found):
+    monkeypatch.setattr(recorder, "WHEEL_MS", within_ms)
+
     def deeds(person):
         person.mouse.move(100, 250)
-        for _ in range(3):
-            person.mouse.wheel(0, 100)
-        person.rest()
-        person.mouse.wheel(0, -50)
-        person.rest()
+        for pixels in (100, 100, 100, -50):
+            person.mouse.wheel(0, pixels)
+            person.rest()
+
+    _, samples, _ = record(deeds)
+    assert [a for s in samples for a in s.actions] == [Action("scroll", 100, 250, scroll_px=px) for px in found]
+    # At last nothing but white is in view, before and after.
+    assert [s.details["result"]["is_changed"] for s in samples] == [True, True, True, False][: len(found)]
+
+
+@needs_browser
+def test_a_press_that_moves_is_a_drag(record):
+    def deeds(person):
         person.mouse.move(30, 280)
         person.mouse.down()
         person.mouse.move(90, 290, steps=3)
         person.mouse.up()
         person.rest()
 
-    _, samples, _ = record(deeds)
-    scroll, drag = samples[0], samples[-1]
-    assert (
-        scroll.actions == (Action("scroll", x_px=100, y_px=250, scroll_px=-300),)
-        or kinds(samples)[:2] == ["scroll"] * 2
-    )
-    assert sum(a.scroll_px for s in samples for a in s.actions if a.kind == "scroll") == -250
-    assert drag.actions == (Action("mouse_move", x_px=30, y_px=280), Action("left_click_drag", x_px=90, y_px=290))
+    _, (drag,), _ = record(deeds)
+    assert drag.actions == (Action("mouse_move", 30, 280), Action("left_click_drag", 90, 290))
+    assert drag.box_px is None  # nothing but the page is there
 
 
 @needs_browser
@@ -262,15 +271,26 @@ def test_pages_follow_each_other_and_a_download_is_a_result(record, tmp_path):
 
 
 @needs_browser
-def test_an_option_is_typed(record):
+def test_an_option_is_typed_unless_keys_chose_it(record):
     def deeds(person):
-        person.page.evaluate("document.querySelector('select').focus()")
+        select = person.page.locator("select")
+        select.focus()
         person.rest()
         person.keyboard.press("ArrowDown")
         person.rest()
+        # What a list of the system, which opens over the window, tells the page when an option is clicked.
+        person.recorder._events.append((person.page, person.page.main_frame, choice(person, "Seoul")))
+        person.rest()
 
-    _, samples, _ = record(deeds)
-    assert Action("type", text="Paris") in [action for sample in samples for action in sample.actions]
+    def choice(person, text: str) -> dict:
+        (tab,) = person.recorder.tabs
+        document, version = tab.looks[-1].states[person.page.main_frame]
+        place = {"role": "select", "name": "City", "box": [20, 200, 180, 240], "isPlaced": True}
+        return {"type": "choice", "text": text, "document": document, "version": version, "time": 9e15, **place}
+
+    _, (key, option), _ = record(deeds)
+    assert key.actions == (Action("key", keys=("down",)),)
+    assert option.actions == (Action("type", text="Seoul"),) and option.box_px == (20, 200, 180, 240)
 
 
 @needs_browser
@@ -302,10 +322,9 @@ def test_a_page_that_never_rests_is_recorded(record, pages):
         person.mouse.click(100, 120)
         person.recorder.watch(lambda: bool(person.recorder.steps and person.recorder.steps[-1].result))
 
-    def act(recorder):
-        person = Person(recorder)
-        recorder.watch(lambda: bool(recorder.tabs and recorder.tabs[-1].looks))
-        deeds(person)
+    def act(running):
+        running.watch(lambda: bool(running.tabs and running.tabs[-1].looks))
+        deeds(Person(running))
 
     args = ["--headless", "--size", "400", "300", "--instruction", "x", "--end", "none"]
     summary = record_clicks.record(

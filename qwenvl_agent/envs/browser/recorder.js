@@ -66,6 +66,7 @@
   listen('wheel', event => {
     typing = null;
     if (!event.ctrlKey) tell('wheel', {x: event.clientX, y: event.clientY, right: event.deltaX, down: event.deltaY, ...moment()});
+    changed();
   });
   listen('change', (event, node) => {
     if (node.matches('select')) tell('choice', {text: [...node.selectedOptions].map(o => o.text).join(', '), ...about(node), ...moment()});

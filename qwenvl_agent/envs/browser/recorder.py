@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwenvl_agent.coordinates import Screen
+from qwenvl_agent.coordinates import Screen, centre
 from qwenvl_agent.envs.browser.elements import Layout, pixel_box, read_layout
 from qwenvl_agent.envs.browser.window import Frame, free_path
 from qwenvl_agent.envs.computer import Action, ActionError
@@ -35,7 +35,7 @@ RESTLESS_LOOKS = 8
 TICK_MS = 40
 SAME_SPOT_PX, DRAG_PX = 4, 5
 """CSS px between clicks of a double click, and above which a press was a drag."""
-DOUBLE_CLICK_MS, WHEEL_MS, CHARACTERS_MS = 500, 700, 3000
+DOUBLE_CLICK_MS, WHEEL_MS, CHARACTERS_MS, KEYS_MS = 500, 700, 3000, 500
 """Between events that are one action."""
 KEPT_LOOKS = 3
 CLICKS = {0: "left_click", 1: "middle_click", 2: "right_click"}
@@ -241,8 +241,13 @@ class Recorder:
             dialog.dismiss()
 
     def _tell_step(self, event: str) -> None:
-        if self.steps:
-            self.steps[-1].events.append(event)
+        if not self.steps:
+            return
+        step = self.steps[-1]
+        step.events.append(event)
+        if step.result:
+            step.result["events"] = list(step.events)
+            self.on_step(step)
 
     def _tick(self) -> bool:
         """False once there is no page."""
@@ -266,18 +271,18 @@ class Recorder:
         tab.num_restless = 0 if is_quiet else tab.num_restless + 1
         if not is_quiet and tab.num_restless < RESTLESS_LOOKS * QUIET_MS / TICK_MS:
             return
+        step = self.steps[-1] if self.steps else None
         look = tab.shoot(self._state_name)
         if look is None:
             return
         tab.looks = [*tab.looks[1 - KEPT_LOOKS :], look]
         self._last_look = look
+        is_idle = not self._events and self._press is None
         self._work()  # what was done meanwhile belongs to a picture before
-        self._tell_result(look)
+        if step is not None and step is self.steps[-1] and is_idle and not step.result:
+            self._tell_result(step, look)
 
-    def _tell_result(self, look: Look) -> None:
-        step = self.steps[-1] if self.steps else None
-        if step is None or step.result or self._press is not None:
-            return
+    def _tell_result(self, step: Step, look: Look) -> None:
         step.after = look.png
         step.result = {"url": look.url, "title": look.title}
         if step.look is not None:
@@ -341,29 +346,35 @@ class Recorder:
     def _point(self, look: Look | None, frame: "PageFrame", event: dict) -> tuple[float, float]:
         """Pixels of the picture, on it."""
         left, top = look.offsets.get(frame, (0.0, 0.0)) if look else (0.0, 0.0)
-        x_px, y_px = self.screen.from_css(event["x"] + left, event["y"] + top)
-        size = self.screen
+        size, scale = self.screen, look.layout.scale if look else self.screen.scale  # the person may zoom
+        x_px, y_px = (event["x"] + left) * scale, (event["y"] + top) * scale
         return min(max(x_px, 0), math.nextafter(size.width_px, 0)), min(max(y_px, 0), math.nextafter(size.height_px, 0))
 
     def _target(self, look: Look, frame: "PageFrame", event: dict, point: tuple[float, float] | None) -> Target:
-        """The element as the browser's tree has it, else as the page's own code says."""
-        if point and frame.parent_frame is None:
-            x, y = point
-            hit = [e for e in look.layout.elements if e.box[0] <= x < e.box[2] and e.box[1] <= y < e.box[3]]
-            if hit:
-                element = min(hit, key=lambda e: (e.box[2] - e.box[0]) * (e.box[3] - e.box[1]))
-                return Target(element.role, element.name or element.shown, element.box, True)
-        box = None
-        if event["box"]:
-            left, top = look.offsets.get(frame, (0.0, 0.0))
-            shift = (left, top, left, top)
-            scaled = [(v + d) * self.screen.scale for v, d in zip(event["box"], shift, strict=True)]
-            box = pixel_box(scaled, self.screen.width_px, self.screen.height_px)
+        """The element at the point, or at the middle of the event's own box, as the browser's tree has it, else as the
+        page's code says."""
+        box = self._box(look, frame, event)
+        x, y = point or (centre(box) if box else (-1, -1))
+        hit = [e for e in look.layout.elements if e.box[0] <= x < e.box[2] and e.box[1] <= y < e.box[3]]
+        if hit and frame.parent_frame is None:
+            element = min(hit, key=lambda e: (e.box[2] - e.box[0]) * (e.box[3] - e.box[1]))
+            return Target(element.role, element.name or element.shown, element.box, True)
         return Target(event["role"], event["name"], box, False)
 
+    def _box(self, look: Look, frame: "PageFrame", event: dict) -> tuple[int, int, int, int] | None:
+        """The event's own box in pixels of the picture; None if that is the whole page."""
+        if not event["box"]:
+            return None
+        left, top = look.offsets.get(frame, (0.0, 0.0))
+        shift = (left, top, left, top)
+        scaled = [(v + d) * look.layout.scale for v, d in zip(event["box"], shift, strict=True)]
+        return pixel_box(scaled, self.screen.width_px, self.screen.height_px)
+
     def _add(self, kind: str, look: Look | None, actions: tuple[Action, ...], time: float, key: object) -> Step:
-        if self.steps and self.steps[-1].events:
-            self.steps[-1].result.setdefault("events", list(self.steps[-1].events))
+        if self.steps:
+            if look and not self.steps[-1].result and look is not self.steps[-1].look:
+                self._tell_result(self.steps[-1], look)  # the next deed came before there was another picture
+            self.steps[-1].look, self.steps[-1].after = None, b""  # a long recording must not hold all its pictures
         past = tuple(line for step in self.steps for line in step.lines(self.screen))
         step = Step(len(self.steps), kind, look, actions, past, time, key)
         self.steps.append(step)
@@ -381,7 +392,7 @@ class Recorder:
         return step
 
     def _going_on(self, kind: str, key: object, event: dict | None = None, within_ms: float = 0) -> Step | None:
-        """The last step, if this deed is a part of it."""
+        """The last step, if this deed is a part of it; what came of it is then to be seen again."""
         step = self.steps[-1] if self.steps else None
         if step is None or step.kind != kind or step.key != key:
             return None
@@ -423,8 +434,12 @@ class Recorder:
         self.on_step(step)
 
     def _choice(self, tab: Tab, frame: "PageFrame", event: dict) -> None:
-        """An option of a list; the list opens outside of the page, where no screenshot reaches: its name is typed."""
-        if not event["text"]:
+        """An option of a list; the list opens outside of the page, where no screenshot reaches: its name is typed.
+
+        Chosen by keys, it is done already.
+        """
+        by_keys = any(self._going_on(kind, key, event, KEYS_MS) for kind, key in (("key", None), ("characters", tab)))
+        if by_keys or not event["text"]:
             return
         step = self._start("choice", tab, frame, event, (Action("type", text=event["text"]),))
         if step.look:
