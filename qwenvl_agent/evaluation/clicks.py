@@ -7,7 +7,7 @@ depend on each other: where there are several, intervals resample those whole.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.envs.computer import Action
 from qwenvl_agent.envs.computer.dialects import Reading, read_turn, to_seed
 from qwenvl_agent.evaluation.screens import ScreenTask, refusal
-from qwenvl_agent.evaluation.statistics import Interval, bootstrap_ratio, clustered_share, wilson
+from qwenvl_agent.evaluation.statistics import BLOCK_CELLS, RESAMPLES, Interval, wilson
 from qwenvl_agent.schema import Answer, Policy
 
 NEAR_PX = 50
@@ -164,23 +164,10 @@ def is_near(predicted: dict, expected: dict) -> bool:
     )
 
 
-def has_right_kinds(record: ClickRecord) -> bool:
-    return [action.kind for action in record.actions] == [action.kind for action in record.expected_actions]
-
-
-def is_near_throughout(record: ClickRecord) -> bool:
-    """As many actions as expected, each near its own."""
-    made, due = record.actions, record.expected_actions
+def are_near(made: Sequence[Action], due: Sequence[Action], screen: Screen) -> bool:
+    """As many actions as are due, each near its own."""
     pairs = zip(made, due, strict=False)
-    screen = record.screen
     return len(made) == len(due) and all(is_near(to_seed(a, screen), to_seed(b, screen)) for a, b in pairs)
-
-
-def distance_px(record: ClickRecord) -> float | None:
-    """From the answer's place to the label's; None if one of the two has none."""
-    if record.point_px is None or record.expected_point_px is None:
-        return None
-    return math.dist(record.point_px, record.expected_point_px)
 
 
 def is_inside(point: tuple[float, float] | None, box: Sequence[float]) -> bool:
@@ -188,25 +175,60 @@ def is_inside(point: tuple[float, float] | None, box: Sequence[float]) -> bool:
     return point is not None and box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
 
 
-def has_right_words(record: ClickRecord) -> bool:
-    """What is typed, answered or pressed is as in the label, to the letter."""
-    return words_of(record.actions) == words_of(record.expected_actions)
-
-
 def words_of(actions: Iterable[Action]) -> list:
+    """What is typed, answered or pressed."""
     return [value for action in actions for value in (action.text, action.keys) if value is not None]
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What holds of a record, by measure; None where its label does not say."""
+
+    verdicts: dict[str, bool | None]
+    distance_px: float | None
+    """From the answer's place to the label's; None if one of the two has none."""
+    diagonal_px: float
+
+    @property
+    def outcome(self) -> str:
+        """unreadable, other_action, other_place, other_words, or hit: in the box, or without a box near the label."""
+        verdicts = self.verdicts
+        if not verdicts["parse_rate"]:
+            return "unreadable"
+        if not verdicts["action_accuracy"]:
+            return "other_action"
+        is_there = verdicts["near_rate"] if verdicts["box_hit_rate"] is None else verdicts["box_hit_rate"]
+        if not is_there:
+            return "other_place"
+        return "other_words" if verdicts["word_accuracy"] is False else "hit"
+
+
+def judge(record: ClickRecord) -> Judgement:
+    made, due = record.actions, record.expected_actions
+    point, goal = first_point(made), first_point(due)
+    distance = None if point is None or goal is None else math.dist(point, goal)
+
+    def in_any(boxes: Sequence[Sequence[float]] | None) -> bool | None:
+        return any(is_inside(point, box) for box in boxes) if boxes and goal else None
+
+    verdicts = {
+        "box_hit_rate": in_any(record.box_px and [record.box_px]),
+        "hit_test_rate": in_any(record.hit_boxes_px),
+        "near_rate": are_near(made, due, record.screen),
+        "action_accuracy": [action.kind for action in made] == [action.kind for action in due],
+        **{
+            f"within_{radius}_px": (distance is not None and distance <= radius) if goal else None
+            for radius in RADII_PX
+        },
+        "word_accuracy": words_of(made) == words_of(due) if words_of(due) or words_of(made) else None,
+        "strict_parse_rate": not record.error and not record.repairs,
+        "parse_rate": not record.error,
+    }
+    return Judgement(verdicts, distance, math.hypot(record.width_px, record.height_px))
+
+
 def outcome(record: ClickRecord) -> str:
-    """unreadable, other_action, other_place, other_words, or hit: in the box, or without a box near the label."""
-    if record.error:
-        return "unreadable"
-    if not has_right_kinds(record):
-        return "other_action"
-    has_box = record.box_px is not None and record.expected_point_px is not None
-    if not (is_inside(record.point_px, record.box_px) if has_box else is_near_throughout(record)):
-        return "other_place"
-    return "hit" if has_right_words(record) else "other_words"
+    return judge(record).outcome
 
 
 # metrics
@@ -217,83 +239,134 @@ def click_metrics(records: Sequence[ClickRecord]) -> dict[str, Interval | dict[s
 
     near_rate: `is_near`. action_accuracy: the right kinds of action, in order. within_R_px: the first place that is
     acted on is at most R px away from the label's, and box_hit_rate, hit_test_rate: it lies in the box, or in the hit
-    boxes; whatever the action. pixel_error, pixel_error_median, error_of_diagonal (as a share of the picture's
-    diagonal): over answers with a place. NAME/DIMENSION=VALUE: of those samples.
+    boxes; whatever the action. word_accuracy: to the letter, where words are due or made. pixel_error,
+    pixel_error_median, error_of_diagonal (as a share of the picture's diagonal): over answers with a place.
+    NAME/DIMENSION=VALUE: of those samples.
     """
+    return _metrics(records, {})
+
+
+def screenspot_metrics(records: Sequence[ClickRecord]) -> dict[str, Interval | dict[str, int]]:
+    """`click_metrics`, and the protocol's table: box_hit_rate over all samples alike is its micro average, and
+    box_hit_rate/FIELD/KIND a cell (FIELD: Pro's group of applications, else the platform; KIND: text or icon).
+
+    box_hit_macro: the mean of the cells, as tables of the first two versions average them.
+    """
+    cells: dict[str, list[int]] = defaultdict(list)
+    for index, record in enumerate(records):
+        values = values_of(record)
+        place = values.get("field") or values.get("platform") or "(unknown)"
+        cells[f"{place}/{values.get('element', '(unknown)')}"].append(index)
+    return _metrics(records, cells)
+
+
+def _metrics(records: Sequence[ClickRecord], cells: dict[str, list[int]]) -> dict[str, Interval | dict[str, int]]:
+    """`cells`: names of parts of the records, by index, that box_hit_rate is also given and averaged over."""
+    judged = [judge(record) for record in records]
+    clusters = [record.cluster for record in records]
+    columns: dict[str, Column] = {}
+    for name in judged[0].verdicts if judged else ():
+        columns[name] = Column.of([one.verdicts[name] for one in judged])
+    if cells:
+        columns["box_hit_macro"] = columns["box_hit_rate"].averaged_over(list(cells.values()))
+    columns |= {f"box_hit_rate/{name}": columns["box_hit_rate"].only(cells[name]) for name in sorted(cells)}
+    errors = [one.distance_px for one in judged]
+    relative = [None if one.distance_px is None else one.distance_px / one.diagonal_px for one in judged]
+    columns |= {"pixel_error": Column.of(errors, is_share=False)}
+    columns |= {"error_of_diagonal": Column.of(relative, is_share=False)}
+    for dimension, groups in grouped(records).items():
+        for value, indices in groups.items():
+            columns |= {f"{name}/{dimension}={value}": columns[name].only(indices) for name in GROUPED}
+    known = [(error, cluster) for error, cluster in zip(errors, clusters, strict=True) if error is not None]
     return {
-        **{name: share(records, holds) for name, holds in measures().items()},
-        **error_metrics(records),
-        **{
-            f"{name}/{dimension}={value}": share(group, measures()[name])
-            for dimension, groups in grouped(records).items()
-            for value, group in groups.items()
-            for name in GROUPED
-        },
-        **counts(records),
+        **intervals(columns, clusters),
+        "pixel_error_median": clustered_median([error for error, _ in known], [cluster for _, cluster in known]),
+        **counts(records, judged),
     }
 
 
-def measures() -> dict[str, Callable[[ClickRecord], bool | None]]:
-    """What holds of a record, None where its label does not say."""
-    return {
-        "box_hit_rate": lambda r: in_any(r, None if r.box_px is None else [r.box_px]),
-        "hit_test_rate": lambda r: in_any(r, r.hit_boxes_px),
-        "near_rate": is_near_throughout,
-        "action_accuracy": has_right_kinds,
-        **{f"within_{radius}_px": within(radius) for radius in RADII_PX},
-        "word_accuracy": lambda r: has_right_words(r) if words_of(r.expected_actions) else None,
-        "strict_parse_rate": lambda r: not r.error and not r.repairs,
-        "parse_rate": lambda r: not r.error,
-    }
+@dataclass(frozen=True)
+class Column:
+    """A figure as sum(tops) / sum(bottoms), one of each for every record; records that say nothing have 0 and 0."""
+
+    tops: np.ndarray
+    bottoms: np.ndarray
+    is_share: bool = True
+
+    @classmethod
+    def of(cls, values: Sequence[float | bool | None], *, is_share: bool = True) -> "Column":
+        """The mean of the values that are not None."""
+        tops = np.array([value or 0 for value in values], dtype=float)
+        return cls(tops, np.array([value is not None for value in values], dtype=float), is_share)
+
+    def only(self, indices: Sequence[int]) -> "Column":
+        """Of these records alone."""
+        kept = np.zeros(len(self.tops))
+        kept[indices] = 1
+        return Column(self.tops * kept, self.bottoms * kept, self.is_share)
+
+    def averaged_over(self, groups: Sequence[Sequence[int]]) -> "Column":
+        """The mean of the groups' figures: each record is weighted by the inverse of what its group has."""
+        weights = np.zeros(len(self.tops))
+        for indices in groups:
+            weights[indices] = 1 / max(1, self.bottoms[indices].sum())
+        return Column(self.tops * weights, self.bottoms * weights, self.is_share)
 
 
-def in_any(record: ClickRecord, boxes: Sequence[Sequence[float]] | None) -> bool | None:
-    if not boxes or record.expected_point_px is None:
-        return None
-    return any(is_inside(record.point_px, box) for box in boxes)
+def intervals(columns: dict[str, Column], clusters: Sequence[str], seed: int = 0) -> dict[str, Interval]:
+    """Every column's figure with a 95 % interval.
+
+    Wilson's if each record is a cluster of its own; else a percentile bootstrap over whole clusters, the same resampled
+    ones for all columns. At 0 and 1, and with one cluster alone, resampling sees no spread: there it is Wilson's over
+    the clusters.
+    """
+    if not columns or not len(clusters):
+        return {}
+    names, cluster_of = np.unique(clusters, return_inverse=True)
+
+    def by_cluster(values: np.ndarray) -> np.ndarray:
+        return np.bincount(cluster_of, weights=values, minlength=len(names))
+
+    tops = np.stack([by_cluster(column.tops) for column in columns.values()], axis=1)  # (clusters, columns)
+    bottoms = np.stack([by_cluster(column.bottoms) for column in columns.values()], axis=1)
+    low, high = bootstrapped(tops, bottoms, seed)
+    found = {}
+    for i, (name, column) in enumerate(columns.items()):
+        n, num_clusters = int((column.bottoms > 0).sum()), int((bottoms[:, i] > 0).sum())
+        if n == 0:
+            found[name] = Interval(float("nan"), float("nan"), float("nan"), 0)
+            continue
+        value = float(column.tops.sum() / column.bottoms.sum())
+        bounds = (float(low[i]), float(high[i]))
+        is_counted = num_clusters == n and set(np.unique(column.bottoms)) <= {0.0, 1.0}
+        if column.is_share and (is_counted or value in (0.0, 1.0) or num_clusters == 1):
+            bounds = wilson_bounds(value, num_clusters)
+        found[name] = Interval(value, *bounds, n)
+    return found
 
 
-def within(radius_px: float) -> Callable[[ClickRecord], bool | None]:
-    def holds(record: ClickRecord) -> bool | None:
-        if record.expected_point_px is None:
-            return None
-        distance = distance_px(record)
-        return distance is not None and distance <= radius_px
-
-    return holds
+def wilson_bounds(share: float, n: int) -> tuple[float, float]:
+    """Of a share of n; where n clusters hold more tries it need not be a whole number of n-ths, and is rounded outwards."""
+    hits = round(share * n, 9)
+    return wilson(math.floor(hits), n).low, wilson(math.ceil(hits), n).high
 
 
-def share(records: Iterable[ClickRecord], holds: Callable[[ClickRecord], bool | None]) -> Interval:
-    """Of the records of which `holds` tells; Wilson's interval if each is a cluster of its own, else by cluster."""
-    hits, tries = Counter(), Counter()
-    for record in records:
-        verdict = holds(record)
-        if verdict is not None:
-            hits[record.cluster] += verdict
-            tries[record.cluster] += 1
-    if all(number == 1 for number in tries.values()):
-        return wilson(hits.total(), tries.total())
-    interval = clustered_share([hits[cluster] for cluster in tries], list(tries.values()))
-    return interval._replace(n=tries.total())
-
-
-def error_metrics(records: Sequence[ClickRecord]) -> dict[str, Interval]:
-    known = [(record, distance) for record in records if (distance := distance_px(record)) is not None]
-    errors = [distance for _, distance in known]
-    relative = [distance / math.hypot(record.width_px, record.height_px) for record, distance in known]
-    clusters = [record.cluster for record, _ in known]
-    return {
-        "pixel_error": clustered_mean(errors, clusters),
-        "pixel_error_median": clustered_median(errors, clusters),
-        "error_of_diagonal": clustered_mean(relative, clusters),
-    }
-
-
-def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Interval:
-    sums, numbers = Counter(), Counter(clusters)
-    for value, cluster in zip(values, clusters, strict=True):
-        sums[cluster] += value
-    return bootstrap_ratio([sums[c] for c in numbers], list(numbers.values()))._replace(n=len(values))
+def bootstrapped(tops: np.ndarray, bottoms: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(low, high) of the ratio of each column's sums (clusters, columns) over resampled clusters."""
+    num_clusters = len(tops)
+    rng = np.random.default_rng(seed)
+    block = max(1, BLOCK_CELLS // num_clusters)
+    ratios = []
+    for start in range(0, RESAMPLES, block):
+        size = min(block, RESAMPLES - start)
+        drawn = rng.integers(num_clusters, size=(size, num_clusters)) + num_clusters * np.arange(size)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * num_clusters).reshape(size, num_clusters).astype(float)
+        below = times @ bottoms  # (size, columns)
+        ratios.append(np.divide(times @ tops, below, out=np.full(below.shape, np.nan), where=below > 1e-9))
+    low_high = np.full((2, tops.shape[1]), np.nan)
+    is_told = bottoms.sum(axis=0) > 0
+    low_high[:, is_told] = np.nanpercentile(np.concatenate(ratios)[:, is_told], [2.5, 97.5], axis=0)
+    return low_high[0], low_high[1]
 
 
 def clustered_median(values: Sequence[float], clusters: Sequence[str], seed: int = 0) -> Interval:
@@ -304,11 +377,11 @@ def clustered_median(values: Sequence[float], clusters: Sequence[str], seed: int
     ordered = np.asarray(values)[order]
     names, cluster_of = np.unique(np.asarray(clusters)[order], return_inverse=True)
     rng = np.random.default_rng(seed)
-    medians = [middle(ordered, np.ones(len(ordered)))]
+    medians = []
     for _ in range(MEDIAN_RESAMPLES):
         times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
         medians.append(middle(ordered, times[cluster_of]))
-    low, high = np.percentile(medians[1:], [2.5, 97.5])
+    low, high = np.percentile(medians, [2.5, 97.5])
     return Interval(float(np.median(ordered)), float(low), float(high), len(ordered))
 
 
@@ -318,12 +391,12 @@ def middle(ordered: np.ndarray, weights: np.ndarray) -> float:
     return float(ordered[np.searchsorted(reached, reached[-1] / 2)])
 
 
-def grouped(records: Sequence[ClickRecord]) -> dict[str, dict[str, list[ClickRecord]]]:
-    """Records by dimension and value; a dimension with one value only would repeat the whole and is left out."""
-    found: dict[str, dict[str, list[ClickRecord]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
+def grouped(records: Sequence[ClickRecord]) -> dict[str, dict[str, list[int]]]:
+    """Indices of records by dimension and value; a dimension with one value would repeat the whole and is left out."""
+    found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, record in enumerate(records):
         for dimension, value in values_of(record).items():
-            found[dimension][value].append(record)
+            found[dimension][value].append(index)
     return {dimension: commonest(groups) for dimension, groups in found.items() if len(groups) > 1}
 
 
@@ -341,52 +414,17 @@ def size_name(side_px: int) -> str:
     return f"to {limit} px" if limit else f"over {SIDES_PX[-1]} px"
 
 
-def commonest(groups: dict[str, list[ClickRecord]]) -> dict[str, list[ClickRecord]]:
+def commonest(groups: dict[str, list[int]]) -> dict[str, list[int]]:
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     if len(ordered) <= MAX_GROUPS:
         return dict(ordered)
-    others = [record for _, group in ordered[MAX_GROUPS - 1 :] for record in group]
+    others = [index for _, group in ordered[MAX_GROUPS - 1 :] for index in group]
     return dict(ordered[: MAX_GROUPS - 1]) | {"(others)": others}
 
 
-def counts(records: Sequence[ClickRecord]) -> dict[str, dict[str, int]]:
+def counts(records: Sequence[ClickRecord], judged: Sequence[Judgement]) -> dict[str, dict[str, int]]:
     return {
-        "outcomes": dict(Counter(outcome(record) for record in records).most_common()),
+        "outcomes": dict(Counter(one.outcome for one in judged).most_common()),
         "errors": dict(Counter(record.error for record in records if record.error).most_common()),
         "repairs": dict(Counter(name for record in records for name in record.repairs).most_common()),
     }
-
-
-# the ScreenSpot protocol
-
-
-def screenspot_metrics(records: Sequence[ClickRecord]) -> dict[str, Interval | dict[str, int]]:
-    """`click_metrics`, and the protocol's table: box_hit_rate over all samples alike is its micro average, and
-    box_hit_rate/FIELD/KIND a cell (FIELD: Pro's group of applications, else the platform; KIND: text or icon).
-
-    box_hit_macro: the mean of the cells, as tables of the first two versions average them.
-    """
-    holds = measures()["box_hit_rate"]
-    cells: dict[str, list[ClickRecord]] = defaultdict(list)
-    for record in records:
-        values = values_of(record)
-        place = values.get("field") or values.get("platform") or "(unknown)"
-        cells[f"{place}/{values.get('element', '(unknown)')}"].append(record)
-    return {
-        "box_hit_rate": share(records, holds),
-        "box_hit_macro": macro_share(list(cells.values()), holds),
-        **{f"box_hit_rate/{name}": share(cells[name], holds) for name in sorted(cells)},
-        **click_metrics(records),
-    }
-
-
-def macro_share(groups: Sequence[Sequence[ClickRecord]], holds: Callable[[ClickRecord], bool | None]) -> Interval:
-    """The mean of the groups' shares: the share over all records, each weighted by the inverse of its group's size."""
-    hits, tries = Counter(), Counter()
-    told = [[record for record in group if holds(record) is not None] for group in groups]
-    for group in told:
-        for record in group:
-            hits[record.cluster] += holds(record) / len(group)
-            tries[record.cluster] += 1 / len(group)
-    interval = clustered_share([hits[cluster] for cluster in tries], list(tries.values()))
-    return interval._replace(n=sum(map(len, told)))

@@ -8,7 +8,7 @@ from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.data.pictures import decode
 from qwenvl_agent.envs.computer import Action
 from qwenvl_agent.envs.computer.dialects import to_seed
-from qwenvl_agent.evaluation.clicks import ClickRecord, distance_px
+from qwenvl_agent.evaluation.clicks import ClickRecord, judge
 from qwenvl_agent.evaluation.elements import ElementsRecord, matches
 
 SHOWN_PX = 960
@@ -39,7 +39,7 @@ def clicks_view(records: Sequence[ClickRecord]) -> dict:
         "turns": [
             {
                 "done": written(record.actions, record.screen),
-                "off": None if (off := distance_px(record)) is None else round(off, 1),
+                "off": None if (off := judge(record).distance_px) is None else round(off, 1),
                 "thought": record.thought,
                 "error": record.error,
                 "text": record.text if record.error or record.repairs else "",
