@@ -19,6 +19,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object, set_seed
 from torch import nn
+from torch.profiler import record_function
 from torch.utils.data import DataLoader
 
 from qwenvl_agent.config import Config, load_config, to_json
@@ -52,6 +53,7 @@ from qwenvl_agent.training.checkpoint import (
 from qwenvl_agent.training.loss import supervised_weight, token_losses
 from qwenvl_agent.training.metrics import Means, Reporter, flatten
 from qwenvl_agent.training.optim import build_optimizer, learning_rate_at, set_learning_rate
+from qwenvl_agent.training.profile import StepProfiler
 from qwenvl_agent.training.stop import StopRequest, ignore_signals
 from qwenvl_agent.training.zero import build_accelerator
 from qwenvl_agent.vram import data_row, describe_plan, read_architecture
@@ -105,6 +107,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     evaluate_now = partial(evaluate_run, config, accelerator, bare_model, processor, collator, rows.held_out, reporter)
     batches = iter(build_loader(config, rows.train, collator, sampler))
     set_seed(config.train.seed, device_specific=True)  # ranks draw different dropout masks
+    profiler = StepProfiler(config, bare_model, accelerator.device, is_main=accelerator.is_main_process)
     means = Means()
     if checkpoint:
         means = Means(load_training_state(checkpoint, accelerator, model, optimizer).get("means"))
@@ -115,13 +118,15 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     metrics, stopped = {}, False
     while step < max_steps and not stopped:
         started = time.monotonic()
-        micro_batches = [move(next(batches), accelerator.device) for _ in range(config.train.accumulation)]
-        waited = time.monotonic() - started
-        if config.train.zero_stage == 3:
-            check_pictures_on_all_ranks(accelerator, micro_batches)
-        learning_rate = learning_rate_at(step, max_steps, config.train)
-        set_learning_rate(optimizer, learning_rate)
-        train_step(accelerator, model, optimizer, micro_batches, means, step, config.train.max_grad_norm)
+        with profiler.step():
+            micro_batches = [move(next(batches), accelerator.device) for _ in range(config.train.accumulation)]
+            waited = time.monotonic() - started
+            profiler.note(micro_batches, waited)
+            if config.train.zero_stage == 3:
+                check_pictures_on_all_ranks(accelerator, micro_batches)
+            learning_rate = learning_rate_at(step, max_steps, config.train)
+            set_learning_rate(optimizer, learning_rate)
+            train_step(accelerator, model, optimizer, micro_batches, means, step, config.train.max_grad_norm)
         if step == state["step"] and torch.cuda.is_available():
             reporter.say(f"measured peak: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of tensors")
         step += 1
@@ -173,15 +178,17 @@ def train_step(
             tokens = token_losses(model, batch)
             loss = tokens.weighted_sum * scale
             check_finite("loss", loss, step, [batch])
-            accelerator.backward(loss)  # under ZeRO the last one also clips and steps
+            with record_function("backward"):
+                accelerator.backward(loss)  # under ZeRO the last one also clips and steps
             means.add_losses(tokens, batch["tools"])
     if step < 2 and accelerator.distributed_type != DistributedType.DEEPSPEED:
         check_gradients(accelerator.unwrap_model(model), should_all_be_nonzero=step == 1)
-    gradient_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-    check_finite("gradient norm", gradient_norm, step, micro_batches)
-    means.add("train/gradient_norm", float(gradient_norm), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+    with record_function("clip and optimizer"):
+        gradient_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+        check_finite("gradient norm", gradient_norm, step, micro_batches)
+        means.add("train/gradient_norm", float(gradient_norm), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def plan_of(config: Config, rows: RowDataset, model: nn.Module, processor: Processor, num_gpus: int) -> str:

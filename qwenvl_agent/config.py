@@ -190,6 +190,15 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    steps: int = 0
+    """Optimizer steps to profile, after three to warm up: RUN/profile/summary.md and trace.json.gz."""
+
+    def __post_init__(self):
+        check_at_least("profile.steps", self.steps, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     name: str
     """Of the run: outputs go to runs_dir/name."""
@@ -200,6 +209,7 @@ class Config:
     vision: VisionConfig = field(default_factory=VisionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def __post_init__(self):
         if self.model.method == "qlora" and self.train.zero_stage == 3:

@@ -10,9 +10,7 @@ models here are built with, the attention backend and the NF4 kernels that reall
 
 Status: 0 measured; 2 it could not be, also for want of a GPU: what has checked nothing has not passed.
 
-FLOPs are those of the model, not of the implementation: a multiply-add is two, attention counts the full square of a
-row's own tokens (as PaLM's appendix B does), padding and the recomputation of checkpointing count nothing. A frozen
-matrix has a forward and an input's gradient, a trained one its own gradient too; a frozen vision tower a forward alone.
+FLOPs are counted as qwenvl_agent/training/flops.py says.
 """
 
 import argparse
@@ -36,21 +34,22 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from qwenvl_agent.config import Config, ModelConfig, load_config, to_json
+from qwenvl_agent.config import Config, load_config, to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import base_of, build_model, build_processor, describe_parameters, linear_4bit
+from qwenvl_agent.training.flops import batch_flops, picture_patches
 from qwenvl_agent.training.loss import supervised_positions
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.optim import build_optimizer
+from qwenvl_agent.training.profile import matmul_flops
 from qwenvl_agent.training.zero import build_accelerator
 from qwenvl_agent.vram import (
     GIB,
     Architecture,
     Plan,
     RowShape,
-    adapter_parameters,
     plan_memory,
     read_architecture,
 )
@@ -278,45 +277,7 @@ def largest_of(shapes: Sequence[RowShape]) -> RowShape:
     return RowShape(**largest, source="largest of the micro-batches that ran")
 
 
-def picture_patches(batch: dict) -> list[int]:
-    """Patches of each picture."""
-    return batch["image_grid_thw"].prod(-1).tolist() if "image_grid_thw" in batch else []
-
-
 # arithmetic
-
-
-def batch_flops(cfg: ModelConfig, arch: Architecture, batch: dict) -> float:
-    """Of one micro-batch's forward and backward."""
-    lengths = batch["attention_mask"].sum(1).tolist()
-    supervised = int(supervised_positions(batch["labels"]).sum())
-    return step_flops(cfg, arch, lengths, supervised, picture_patches(batch))
-
-
-def step_flops(
-    cfg: ModelConfig, arch: Architecture, lengths: Sequence[int], supervised: int, pictures: Sequence[int]
-) -> float:
-    """Forward and backward of rows of `lengths` tokens with `supervised` of them, and `pictures` of so many patches."""
-    matrix = 3 if cfg.method == "full" else 2  # forward and the input's gradient; the weight's own if it trains
-    tokens = sum(lengths)
-    layers = matrix * 2 * tokens * arch.layers * arch.layer_matrices
-    adapters = 3 * 2 * tokens * adapter_parameters(cfg, arch)
-    # Scores and their product with the values; backward differentiates both factors of each.
-    attention = 3 * 4 * arch.layers * arch.q * sum(length**2 for length in lengths)
-    head = matrix * 2 * supervised * arch.embedding
-    tower = (3 if cfg.train_vision else 1) * sum(tower_flops(arch, patches) for patches in pictures)
-    return float(layers + adapters + attention + head + tower)
-
-
-def tower_flops(arch: Architecture, patches: int) -> int:
-    """The vision tower's forward for one picture."""
-    v = arch.vision_hidden
-    block = 4 * v * v + 2 * v * arch.vision_intermediate
-    wide = v * arch.merge**2
-    mergers = (1 + arch.num_deepstack) * (wide * wide + wide * arch.hidden)
-    stem_and_blocks = 2 * patches * (arch.patch_values * v + arch.vision_depth * block)
-    attention = 4 * arch.vision_depth * v * patches**2
-    return stem_and_blocks + attention + 2 * (patches // arch.merge**2) * mergers
 
 
 def peak_tflops(device_name: str) -> float | None:
@@ -331,7 +292,7 @@ def speed(steps: Sequence[Step], device: torch.device) -> dict:
     seconds = sum(step.seconds for step in steps)
     tflops = sum(step.flops for step in steps) / seconds / 1e12
     sheet = peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    reached = matmul_tflops(device)
+    reached = matmul_flops(device, torch.bfloat16) / 1e12
     return {
         "steps": len(steps),
         "tokens_per_s": sum(step.tokens for step in steps) / seconds,
@@ -342,13 +303,6 @@ def speed(steps: Sequence[Step], device: torch.device) -> dict:
         "matmul_tflops_per_s": reached,
         "share_of_matmul": tflops / reached,
     }
-
-
-def matmul_tflops(device: torch.device) -> float:
-    """Of a large bfloat16 product: what this card reaches as it is cooled and clocked."""
-    side = 8192 if device.type == "cuda" else 512
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * side**3 / Watch(device).seconds(lambda: a @ b) / 1e12
 
 
 def compare_memory(plan: Plan, measured: dict) -> dict:

@@ -13,6 +13,7 @@ from torch import nn
 
 from qwenvl_agent.config import ModelConfig
 from qwenvl_agent.model import PatchProjection
+from qwenvl_agent.training.flops import step_flops, tower_flops
 from qwenvl_agent.vram import ARCHITECTURES, Architecture, RowShape
 
 ROOT = Path(__file__).parents[1]
@@ -55,40 +56,40 @@ def check_gpu():
 
 def test_a_tower_by_hand(check_gpu):
     # 8 patches, 2 tokens: products 2 * 8 * 140, attention 3 blocks * 2 products * 2 * 8 * 8 * 2, mergers 2 * 2 * 192.
-    assert check_gpu.tower_flops(ARCH, 8) == 2240 + 1536 + 768
+    assert tower_flops(ARCH, 8) == 2240 + 1536 + 768
 
 
 def test_a_text_row_by_hand(check_gpu):
     # 10 tokens, 3 supervised. Forward: layers 2 * 10 * 2 * 132 = 5,280; adapters 2 * 10 * 122 = 2,440;
     # attention 2 layers * 2 products * 2 * 10 * 10 * 6 = 4,800; head 2 * 3 * 40 = 240.
     # Frozen matrices twice, what both factors are differentiated of three times.
-    assert check_gpu.step_flops(LORA, ARCH, [10], 3, []) == 2 * 5_280 + 3 * 2_440 + 3 * 4_800 + 2 * 240
-    assert check_gpu.step_flops(FULL, ARCH, [10], 3, []) == 3 * 5_280 + 3 * 4_800 + 3 * 240
+    assert step_flops(LORA, ARCH, [10], 3, []) == 2 * 5_280 + 3 * 2_440 + 3 * 4_800 + 2 * 240
+    assert step_flops(FULL, ARCH, [10], 3, []) == 3 * 5_280 + 3 * 4_800 + 3 * 240
 
 
 def test_a_tower_counts_forward_only_unless_it_trains(check_gpu):
-    without = check_gpu.step_flops(FULL, ARCH, [10], 3, [])
+    without = step_flops(FULL, ARCH, [10], 3, [])
     trained = replace(FULL, train_vision=True)
-    assert check_gpu.step_flops(FULL, ARCH, [10], 3, [8, 8]) - without == 2 * 4_544
-    assert check_gpu.step_flops(trained, ARCH, [10], 3, [8, 8]) - without == 3 * 2 * 4_544
+    assert step_flops(FULL, ARCH, [10], 3, [8, 8]) - without == 2 * 4_544
+    assert step_flops(trained, ARCH, [10], 3, [8, 8]) - without == 3 * 2 * 4_544
 
 
 def test_attention_is_of_each_row_alone(check_gpu):
-    together, apart = (check_gpu.step_flops(LORA, ARCH, lengths, 0, []) for lengths in ([20], [10, 10]))
+    together, apart = (step_flops(LORA, ARCH, lengths, 0, []) for lengths in ([20], [10, 10]))
     assert together - apart == 3 * 4 * 2 * 6 * (20**2 - 2 * 10**2)
 
 
 def test_the_2b_language_model_is_near_six_flops_a_parameter_and_token(check_gpu):
     """The rule of thumb for full training, without attention and head: 2 forward and 4 backward."""
     arch = ARCHITECTURES["Qwen/Qwen3-VL-2B-Instruct"]
-    flops = check_gpu.step_flops(FULL, arch, [1], 0, [])
+    flops = step_flops(FULL, arch, [1], 0, [])
     assert flops == pytest.approx(6 * 1_409_286_144, rel=1e-3)
     # 28 layers of 2048 x (2048 + 2 * 1024 + 2048) and 3 * 2048 x 6144.
     assert 28 * (2048 * 6144 + 3 * 2048 * 6144) == 1_409_286_144
 
 
 def test_utilisation_is_flops_over_time_and_peak(check_gpu, monkeypatch):
-    monkeypatch.setattr(check_gpu, "matmul_tflops", lambda device: 5.0)
+    monkeypatch.setattr(check_gpu, "matmul_flops", lambda device, dtype: 5e12)
     steps = [check_gpu.Step(2.0, 100, 3e12, 1.0), check_gpu.Step(1.0, 200, 3e12, 1.0)]
     rate = check_gpu.speed(steps, torch.device("cpu"))
     assert (rate["model_tflops_per_s"], rate["tokens_per_s"], rate["seconds_per_step"]) == (2.0, 100.0, 1.5)

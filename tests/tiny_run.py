@@ -81,7 +81,7 @@ def tiny_config(directory: Path, checkpoint: Path, dataset: Path, **groups: dict
         "eval": {"suite": "none", "step_rows": 3, "max_new_tokens": 8, "batch_size": 4},
     }
     for group, changes in groups.items():
-        values[group] = values[group] | changes if isinstance(changes, dict) else changes
+        values[group] = values.get(group, {}) | changes if isinstance(changes, dict) else changes
     return build_config(values)
 
 
