@@ -375,7 +375,7 @@ def run_screens(subject: Subject, args: argparse.Namespace, directory: Path, mes
         baselines = {"oracle": ListOracle(tasks)}
         answer = predict_elements
     else:
-        task_set = read_screens(subject, args)
+        task_set = read_screens(subject, args, messages)
         tasks, rejected, about = list(task_set.tasks), task_set.rejected, task_set.about
         baselines = {"oracle": screens.LabelOracle(tasks), "random": screens.RandomClicker()}
         answer = predict_clicks
@@ -387,19 +387,22 @@ def run_screens(subject: Subject, args: argparse.Namespace, directory: Path, mes
     return records, about | {"prompt_hash": suites.prompt_hash(picked[0].request, subject.config.prompt.format)}
 
 
-def read_screens(subject: Subject, args: argparse.Namespace) -> screens.TaskSet:
+def read_screens(subject: Subject, args: argparse.Namespace, messages: Console) -> screens.TaskSet:
     """What --data names; for clicks without it, the screens that the config's data holds out."""
     if args.suite == "screenspot":
         return screens.read_screenspot(args.data, args.layout, args.pictures)
+    own = [Path(source.path) for source in subject.config.data.sources if source.kind == "computer"]
     if args.data:
-        return screens.read_tasks(args.data, args.split or "")
+        found = screens.read_tasks(args.data, args.split or "")
+        if found.about["split"] != "test" and args.data.resolve() in [path.resolve() for path in own]:
+            messages.print(f"note: {args.data} is what the run was trained on; without --data it is what was held out")
+        return found
+    if not own:
+        raise ValueError("--suite clicks without --data, and the config has no data of kind computer: give --data")
     from qwenvl_agent.data.dataset import build_rows
 
-    sources = [source for source in subject.config.data.sources if source.kind == "computer"]
-    if not sources:
-        raise ValueError("--suite clicks without --data, and the config has no data of kind computer: give --data")
     held_out = build_rows(subject.config.data, subject.config.prompt).held_out
-    return screens.read_held_out([Path(source.path) for source in sources], [row.source for row in held_out])
+    return screens.read_held_out(own, [row.source for row in held_out])
 
 
 def predict(

@@ -483,7 +483,7 @@ def test_the_page_shows_screens_with_marks_and_text_as_text(folder, tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("<script>") == 1 and page.count("alert(1)&lt;/script&gt;") >= 2
     assert page.count('<details class="case"') == 2 and page.count("data:image/jpeg;base64,") == 2
-    assert '<rect class="due" x="290' in page and '<circle class="made' in page and "unreadable: json_error" in page
+    assert '<rect class="due" x="290' in page and '<circle class="made0"' in page and "unreadable: json_error" in page
     (folder / "screen.png").unlink()
     write_report(tmp_path / "report.html", [tmp_path / "a"])
     assert "does not exist" in (tmp_path / "report.html").read_text(encoding="utf-8")

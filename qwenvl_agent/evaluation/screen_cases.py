@@ -16,7 +16,7 @@ SHOWN_PX = 960
 
 
 def screen_view(records: Sequence[ClickRecord] | Sequence[ElementsRecord]) -> dict:
-    """One screen with the records of several results on it; colours go by the result's place in `records`."""
+    """One screen with the records of several results on it, marked made0, made1 ... in the order of `records`."""
     first = records[0]
     view = {"width": first.width_px, "height": first.height_px, **shown_picture(first.picture)}
     if isinstance(first, ElementsRecord):
@@ -33,7 +33,10 @@ def clicks_view(records: Sequence[ClickRecord]) -> dict:
         "expected": written(first.expected_actions, first.screen),
         "points": [
             {"x": point[0], "y": point[1], "kind": kind}
-            for point, kind in [(first.expected_point_px, "due"), *((r.point_px, "made") for r in records)]
+            for point, kind in [
+                (first.expected_point_px, "due"),
+                *((r.point_px, f"made{min(i, 5)}") for i, r in enumerate(records)),
+            ]
             if point
         ],
         "turns": [
@@ -57,7 +60,7 @@ def elements_view(records: Sequence[ElementsRecord]) -> dict:
     return {
         "title": first.case_id,
         "facts": f"{len(first.expected)} elements",
-        "boxes": boxes + [rectangle(element["box_px"], "made") for element in first.found],
+        "boxes": boxes + [rectangle(element["box_px"], "made0") for element in first.found],
         "expected": [],
         "points": [],
         "turns": [
