@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from qwenvl_agent.data.sample_folder import SampleFolder
-from qwenvl_agent.envs.browser.chromium import FLAGS, find_chromium, is_local, open_browser, open_context
+from qwenvl_agent.envs.browser.chromium import FLAGS, is_local, open_browser, open_context
 from qwenvl_agent.envs.browser.recorder import Recorder, Step
 from qwenvl_agent.envs.browser.window import Frame
 from qwenvl_agent.envs.computer.dialects import to_seed
@@ -85,23 +85,6 @@ class FolderHandler(SimpleHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
-
-
-@contextmanager
-def open_online_browser(headless: bool) -> Iterator:
-    """As `open_browser`, without the wall around this machine."""
-    from playwright.sync_api import Error, sync_playwright
-
-    flags = [flag for flag in FLAGS if not flag.startswith("--host-resolver-rules")]
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=find_chromium(), headless=headless, args=flags)
-        except Error as error:
-            raise ValueError(f"Chromium does not start ({str(error).strip().splitlines()[0]})") from error
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 class EpisodeWriter:
@@ -272,7 +255,9 @@ def record(args: argparse.Namespace, act: Callable[[Recorder], None] = Recorder.
     check(args)
     frame = Frame(width=args.size[0], height=args.size[1], scale=args.scale)
     blocked = Counter()
-    opened = open_online_browser(args.headless) if args.online else open_browser(headless=args.headless)
+    # Online, without the wall around this machine.
+    flags = [flag for flag in FLAGS if not (args.online and flag.startswith("--host-resolver-rules"))]
+    opened = open_browser(headless=args.headless, flags=flags)
     with SampleFolder(args.out) as folder, served(args.page) as (address, cookies), opened as browser:
         writer = EpisodeWriter(folder, frame, args.instruction.strip())
         size = {"width": frame.width, "height": frame.height}

@@ -23,7 +23,16 @@ LAYERS = (
 )
 HEAVY_ROOMS = {"data", "model", "training", "export"}
 # Inside these rooms, and outside of the others.
-LIGHT_FILES = {"data/source.py", "data/chat.py", "data/computer.py", "data/convert.py", "data/pictures.py"}
+LIGHT_FILES = {
+    "data/annotation.py",
+    "data/augment.py",
+    "data/chat.py",
+    "data/computer.py",
+    "data/convert.py",
+    "data/pictures.py",
+    "data/sample_folder.py",
+    "data/source.py",
+}
 HEAVY_FILES = {"evaluation/decoding.py", "evaluation/policy.py"}
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft")
 

@@ -7,7 +7,7 @@ context refuses requests to anything else before they start, so that they can be
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -83,10 +83,12 @@ def _playwright():
 
 
 @contextmanager
-def open_browser(*, headless: bool = True, sandbox: bool | None = None) -> "Iterator[Browser]":
+def open_browser(
+    *, headless: bool = True, sandbox: bool | None = None, flags: Sequence[str] = FLAGS
+) -> "Iterator[Browser]":
     """A running Chromium, closed at the end of the block.
 
-    Its sandbox is on unless this process runs as root, for whom Chromium has none; a container without user namespaces
+    By its `flags` it reaches nothing but this machine. Its sandbox is on unless this process runs as root, for whom Chromium has none; a container without user namespaces
     needs `sandbox=False`. ValueError where the browser or Playwright is missing or does not start.
     """
     from_root = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -98,7 +100,7 @@ def open_browser(*, headless: bool = True, sandbox: bool | None = None) -> "Iter
             browser = playwright.chromium.launch(
                 executable_path=executable,
                 headless=headless,
-                args=list(FLAGS),
+                args=list(flags),
                 chromium_sandbox=not from_root if sandbox is None else sandbox,
             )
         except Error as error:
