@@ -53,7 +53,8 @@ class Bench:
         self.model = build_model(config.model, self.accelerator.device).train()
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, build_optimizer(self.model, config.train))
         self.sampler = train.build_sampler(config, self.rows, self.accelerator, {"step": 0})
-        self.batches = iter(train.build_loader(config, self.rows, self.collator, self.sampler))
+        self.loader = train.build_loader(config, self.rows, self.collator, self.sampler)
+        self.batches = iter(self.loader)
         self.step, self.means = 0, Means()
 
     def describe(self) -> dict:
@@ -97,14 +98,17 @@ class Bench:
         size = self.config.train.batch_size
         with measured() as figures:
             for start in range(0, len(indices), size):
-                self.collator([self.rows[i] for i in indices[start : start + size]])
+                self._batch(indices[start : start + size])
         return figures
 
     def loss(self, indices: list[int]) -> dict:
         """Of one micro-batch, without a step."""
-        batch = self.collator([self.rows[i] for i in indices])
+        batch = self._batch(indices)
         with torch.no_grad():
             return {"loss": token_losses(self.model, batch).weighted_sum.item() / supervised_weight([batch])}
+
+    def _batch(self, indices: list[int]) -> dict:
+        return self.loader.collate_fn([self.rows[i] for i in indices])
 
     def steps(self, num_steps: int) -> dict:
         """Optimizer steps as in train.py, data included, after a first one that is not counted."""

@@ -32,6 +32,7 @@ from qwenvl_agent.prompt import END, render_row, to_messages
 from qwenvl_agent.schema import Row
 
 HERE = Path(__file__).parent
+BENCH_MODEL = HERE / "models" / "bench.json"
 # A small world has short episodes, so that rows with and without history both are common: rows of mixed length.
 WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "num_targets": [1, 0, 0], "max_turns": 40}
 NAMED_TOKENS = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def prepare(out: Path, episodes: int, processor: Path | None = None, layers: int = 2) -> None:
+def prepare(
+    out: Path, episodes: int, processor: Path | None = None, layers: int = 2, model_json: Path = BENCH_MODEL
+) -> None:
     """Everything under `out`, which is replaced."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -65,7 +68,7 @@ def prepare(out: Path, episodes: int, processor: Path | None = None, layers: int
         save_wide_model(out / "model", processor, layers)
     else:
         texts = [render_row(row.request, row.turn, fmt).text for row in all_rows(rows)]
-        save_bench_model(out / "model", HERE / "models" / "bench.json", texts)
+        save_bench_model(out / "model", model_json, texts)
     write_chat(out / "chat.jsonl", all_rows(rows), fmt)
 
 

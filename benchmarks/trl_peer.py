@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import trl
 from peft import LoraConfig, get_peft_model
+from template import learn_last_turn
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -34,17 +35,6 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from worker import anonymous_bytes, measured, serve
 
 TEMPLATE = Path(trl.__file__).parent / "chat_templates" / "qwen3_vl_training.jinja"
-GENERATION, END_GENERATION = "{%- generation -%}", "{%- endgeneration -%}"
-END_TURN = "{{- '<|im_end|>\\n' }}"
-
-
-def our_template(text: str) -> str:
-    """TRL's training template with the last turn alone between the marks, and its newline outside."""
-    before, _, rest = text.partition(GENERATION)
-    turn, _, after = rest.partition(END_GENERATION)
-    assert turn.count(END_TURN) == 1, "TRL's template has changed"
-    learned = GENERATION + turn.replace(END_TURN, "{{- '<|im_end|>' }}") + END_GENERATION + "{{- '\\n' }}"
-    return f"{before}{{%- if loop.last %}}{learned}{{%- else %}}{turn}{{%- endif %}}{after}"
 
 
 class Clock(TrainerCallback):
@@ -77,7 +67,7 @@ class Peer:
             image_processor=Qwen2VLImageProcessor.from_pretrained(path, size=size),
             tokenizer=AutoTokenizer.from_pretrained(path),
             video_processor=Qwen3VLVideoProcessor(),
-            chat_template=our_template(TEMPLATE.read_text(encoding="utf-8")),
+            chat_template=learn_last_turn(TEMPLATE.read_text(encoding="utf-8")),
         )
 
     def _build_model(self) -> torch.nn.Module:
