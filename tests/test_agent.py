@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
@@ -123,9 +122,7 @@ def test_bad_pictures_and_empty_instructions_are_refused(screenshot, tmp_path, m
 def test_importing_the_package_is_cheap():
     heavy = "torch", "transformers", "PIL", "numpy", "jsonschema"
     code = f"import sys, qwenvl_agent; assert not [m for m in {heavy} if m in sys.modules]; qwenvl_agent.load_agent"
-    start = time.monotonic()
     subprocess.run([sys.executable, "-c", code + "; assert 'torch' not in sys.modules"], check=True)
-    assert time.monotonic() - start < 60
     assert qwenvl_agent.load_agent is load_agent
     with pytest.raises(AttributeError, match="no attribute 'fly'"):
         qwenvl_agent.fly  # noqa: B018

@@ -62,7 +62,7 @@ ONE = '{"type": "link", "bbox_2d": [0, 0, 10, 10]}'
         ('[{"bbox": [-5, 0, 10, 2000]}]', 1, ("clamped",)),
         ("There is nothing.", 0, ()),
         ("[" * 100_000, 0, ()),
-        ('{"a": ' * 5000, 0, ()),
+        ('{"a": ' * 1300, 0, ()),
     ],
 )
 def test_what_is_read_over_has_a_name(text, number, repairs):
