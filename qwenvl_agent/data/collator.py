@@ -17,6 +17,7 @@ import torch
 from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.masks import IGNORE_INDEX, label_tokens
 from qwenvl_agent.data.packing import PADDING, Columns, join, pad, plan_packs
+from qwenvl_agent.data.pieces import PieceTokenizer
 from qwenvl_agent.data.pixels import load_pixels, patchify
 from qwenvl_agent.formats import Format, Span
 from qwenvl_agent.prompt import IMAGE_PAD, Rendered, render_prompt, render_row
@@ -79,6 +80,7 @@ class Collator:
             "end": train_cfg.weight_call,
         }
         self.image_pad_id = self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+        self.pieces = PieceTokenizer(self.tokenizer)
         self.reductions: Counter = Counter()
 
     def __call__(self, rows: Sequence[Row], pack_tokens: int = 0) -> dict:
@@ -144,18 +146,10 @@ class Collator:
         token_area = self.geometry.token_px**2
         num_tokens = [height * width // token_area for height, width in sizes]
         spans = expand_pads(rendered, num_tokens)
-        input_ids, offsets = self._tokenize("".join(span.text for span in spans))
+        input_ids, offsets = self.pieces.encode("".join(span.text for span in spans))
         num_pads = int((input_ids == self.image_pad_id).sum())
         assert num_pads == sum(num_tokens), f"{num_pads} image tokens in the ids, {sum(num_tokens)} in the pictures"
         return Encoded(input_ids, offsets, spans, rendered.pictures, sizes, source)
-
-    def _tokenize(self, text: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        # The backend itself: it keeps whatever truncation and padding the last caller set, so both are put off.
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        encoding = backend.encode(text, add_special_tokens=False)
-        return np.array(encoding.ids, dtype=np.int64), encoding.offsets
 
     def _columns(self, encoded: Encoded) -> Columns:
         ids = encoded.input_ids
