@@ -23,8 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from prepare import bench_config
 from rich.console import Console
 from rich.table import Table
+
+from qwenvl_agent.config import to_json
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -161,7 +164,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("generated/bench"), help="folder of prepare.py")
+    parser.add_argument(
+        "--out",
+        type=lambda text: Path(text).resolve(),
+        default=ROOT / "generated" / "bench",
+        help="folder of prepare.py",
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure, in order")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps of a repeat")
@@ -328,24 +336,18 @@ def measure_ranks(bench: Bench) -> None:
 
 def train_ranks(bench: Bench, num_ranks: int, num_steps: int = 3) -> float:
     """Tokens a second of the wall clock in the steps after the first."""
-    name, config = f"ranks_{num_ranks}", bench.args.out / "ranks.json"
+    name, path = f"ranks_{num_ranks}", bench.args.out / "ranks.json"
     overrides = [*bench.args.set, f"name={name}", f"train.max_steps={num_steps}", "train.log_every=1"]
-    code = "import json, sys; from pathlib import Path; from prepare import bench_config; "
-    code += "from qwenvl_agent.config import to_json; print(json.dumps(to_json(bench_config(Path(sys.argv[1]), sys.argv[2:]))))"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}"}
-    made = subprocess.run(
-        [sys.executable, "-c", code, str(bench.args.out), *overrides], capture_output=True, text=True, env=environment
-    )
-    config.write_text(made.stdout, encoding="utf-8")
+    path.write_text(json.dumps(to_json(bench_config(bench.args.out, overrides))), encoding="utf-8")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_ranks)]
     # Without --multi_gpu one process would start (accelerate 1.15 on a CPU).
     launch += ["--multi_gpu"] if num_ranks > 1 else []
     done = subprocess.run(
-        [*launch, str(ROOT / "train.py"), "--config", str(config), "--overwrite"],
+        [*launch, str(ROOT / "train.py"), "--config", str(path), "--overwrite"],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=environment | {"ACCELERATE_USE_CPU": "true"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )
     if done.returncode:
         raise ValueError(f"train.py on {num_ranks} ranks failed: nothing is measured:\n{done.stderr[-2000:]}")
