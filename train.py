@@ -50,6 +50,7 @@ from qwenvl_agent.training.checkpoint import (
     write_json,
     write_training_state,
 )
+from qwenvl_agent.training.features import build_features
 from qwenvl_agent.training.loss import supervised_weight, token_losses
 from qwenvl_agent.training.metrics import Means, Reporter, flatten
 from qwenvl_agent.training.optim import build_optimizer, learning_rate_at, set_learning_rate
@@ -105,7 +106,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         write_json(config.run_dir / "data.json", rows.report)
     save = partial(save_run, config, accelerator, model, optimizer, sampler)
     evaluate_now = partial(evaluate_run, config, accelerator, bare_model, processor, collator, rows.held_out, reporter)
-    batches = iter(build_loader(config, rows.train, collator, sampler))
+    features = build_features(config, bare_model, processor)
+    batches = iter(build_loader(config, rows.train, collator, sampler, features and features.directory))
     set_seed(config.train.seed, device_specific=True)  # ranks draw different dropout masks
     profiler = StepProfiler(config, bare_model, accelerator.device, is_main=accelerator.is_main_process)
     means = Means()
@@ -120,6 +122,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         started = time.monotonic()
         with profiler.step():
             micro_batches = [move(next(batches), accelerator.device) for _ in range(config.train.accumulation)]
+            if features:
+                micro_batches = [features.attach(batch) for batch in micro_batches]
             waited = time.monotonic() - started
             profiler.note(micro_batches, waited)
             if config.train.zero_stage == 3:
@@ -243,11 +247,13 @@ def build_sampler(config: Config, rows: RowDataset, accelerator: Accelerator, st
     return sampler
 
 
-def build_loader(config: Config, rows: RowDataset, collator: Collator, sampler: RowSampler) -> DataLoader:
+def build_loader(
+    config: Config, rows: RowDataset, collator: Collator, sampler: RowSampler, feature_dir: Path | None = None
+) -> DataLoader:
     return DataLoader(
         rows,
         batch_sampler=sampler,
-        collate_fn=partial(collate, collator, config.train.pack_tokens),
+        collate_fn=partial(collate, collator, config.train.pack_tokens, feature_dir),
         num_workers=config.data.num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
@@ -256,10 +262,10 @@ def build_loader(config: Config, rows: RowDataset, collator: Collator, sampler: 
     )
 
 
-def collate(collator: Collator, pack_tokens: int, rows: Sequence[Row]) -> dict:
+def collate(collator: Collator, pack_tokens: int, feature_dir: Path | None, rows: Sequence[Row]) -> dict:
     """The collator's batch, with what the reports need: where each row is from and the first tool that it calls."""
     tools = [row.turn.tool_calls[0].name if row.turn.tool_calls else "" for row in rows]
-    return collator(rows, pack_tokens) | {"sources": [row.source for row in rows], "tools": tools}
+    return collator(rows, pack_tokens, feature_dir) | {"sources": [row.source for row in rows], "tools": tools}
 
 
 def move(batch: dict, device: torch.device) -> dict:

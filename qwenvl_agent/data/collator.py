@@ -8,8 +8,9 @@ Legend: B rows, T tokens, P patches, M pictures.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.masks import IGNORE_INDEX, label_tokens
 from qwenvl_agent.data.packing import PADDING, Columns, join, pad, plan_packs
 from qwenvl_agent.data.pieces import PieceTokenizer
-from qwenvl_agent.data.pixels import load_pixels, patchify
+from qwenvl_agent.data.pixels import feature_path, load_pixels, patchify, picture_key
 from qwenvl_agent.formats import Format, Span
 from qwenvl_agent.prompt import IMAGE_PAD, Rendered, render_prompt, render_row
 from qwenvl_agent.schema import Picture, Request, Row, Turn
@@ -41,8 +42,12 @@ class Encoded:
 
     def load_pixels(self) -> list[torch.Tensor]:
         """The pictures at their sizes; ValueError names the row's source."""
+        return [self.of_picture(load_pixels, i) for i in range(len(self.pictures))]
+
+    def of_picture(self, function: Callable, index: int):
+        """`function` of one picture and its size; ValueError names the row's source."""
         try:
-            return [load_pixels(picture, *size) for picture, size in zip(self.pictures, self.sizes, strict=True)]
+            return function(self.pictures[index], *self.sizes[index])
         except ValueError as error:
             raise ValueError(f"{self.source}: {error}") from None
 
@@ -83,13 +88,14 @@ class Collator:
         self.pieces = PieceTokenizer(self.tokenizer)
         self.reductions: Counter = Counter()
 
-    def __call__(self, rows: Sequence[Row], pack_tokens: int = 0) -> dict:
+    def __call__(self, rows: Sequence[Row], pack_tokens: int = 0, feature_dir: Path | None = None) -> dict:
         """A training batch, padded on the right; with `pack_tokens`, in packs of about so many tokens (data/packing.py).
 
         input_ids, attention_mask, mm_token_type_ids (0 text, 1 image) (B, T); position_ids (4, B, T): text, t, h, w;
         labels (B, T), IGNORE_INDEX outside the turns to learn; loss_weights (B, T); parts (B, T), indices of PARTS;
         row_index (B, T): which row a supervised token is of; segments (B, T) of packs, PADDING outside;
-        pixel_values (P, patch values) and image_grid_thw (M, 3), absent without pictures; row_ids, a string a row;
+        pixel_values (P, patch values) and image_grid_thw (M, 3), absent without pictures; with `feature_dir` only of
+        pictures whose features are not there, and picture_keys of all, encoded_keys of those; row_ids, a string a row;
         reductions, what this batch lost: {"images": n, "turns": n} (a worker's own count never leaves the worker).
         """
         reductions_before = self.reductions.copy()
@@ -99,7 +105,9 @@ class Collator:
             packs = plan_packs([c["input_ids"] for c in columns], [self._may_share(s) for s in samples], pack_tokens)
             columns = [join([columns[i] for i in members], num_shared) for members, num_shared in packs]
             samples = [samples[i] for members, _ in packs for i in members]
-        batch = self._tensors(columns) | self._pixels([sample.encoded for sample in samples])
+        encoded = [sample.encoded for sample in samples]
+        batch = self._tensors(columns)
+        batch |= self._pixels(encoded) if feature_dir is None else self._pixels_not_in(feature_dir, encoded)
         batch["row_ids"] = [row.id for row in rows]
         batch["reductions"] = dict(self.reductions - reductions_before)
         return batch
@@ -180,7 +188,21 @@ class Collator:
         return {key: torch.from_numpy(value) for key, value in pad(columns, fill, left).items()}
 
     def _pixels(self, encoded: Sequence[Encoded]) -> dict:
-        images = [image for e in encoded for image in e.load_pixels()]
+        return self._patches([image for e in encoded for image in e.load_pixels()])
+
+    def _pixels_not_in(self, feature_dir: Path, encoded: Sequence[Encoded]) -> dict:
+        """Pixels of the pictures without features, each once."""
+        keys, images = [], {}
+        for e in encoded:
+            for i in range(len(e.pictures)):
+                key = e.of_picture(picture_key, i)
+                keys.append(key)
+                if key not in images and not feature_path(feature_dir, key).exists():
+                    images[key] = e.of_picture(load_pixels, i)
+        names = {"picture_keys": keys, "encoded_keys": list(images)} if keys else {}
+        return self._patches(list(images.values())) | names
+
+    def _patches(self, images: Sequence[torch.Tensor]) -> dict:
         if not images:
             return {}
         patch = self.geometry.patch_size

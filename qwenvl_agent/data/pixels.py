@@ -6,7 +6,9 @@ frame is normalised; the processor's second frame is a copy of it.
 Legend: C channels, H height, W width, P patches of all pictures.
 """
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +29,24 @@ def load_pixels(picture: Picture, height: int, width: int) -> torch.Tensor:
     return functional.resize(
         pixels, [height, width], interpolation=functional.InterpolationMode.BICUBIC, antialias=True
     )
+
+
+def picture_key(picture: Picture, height: int, width: int) -> str:
+    """Of what the model sees: the picture's bytes, and the size to which they are brought."""
+    digest = hashlib.blake2b(f"{height}x{width}".encode(), digest_size=16)
+    if picture.image is not None:
+        digest.update(f"{picture.image.mode} {picture.image.size}".encode() + picture.image.tobytes())
+    else:
+        try:
+            digest.update(Path(picture.path).read_bytes())
+        except OSError as error:
+            raise ValueError(f"picture {picture.path}: {error}: its row cannot be used; restore the file") from None
+    return digest.hexdigest()
+
+
+def feature_path(directory: Path, key: str) -> Path:
+    """Where training/features.py keeps what a frozen tower made of that picture."""
+    return directory / f"{key}.safetensors"
 
 
 def patchify(images: Sequence[torch.Tensor], image_processor: object) -> torch.Tensor:

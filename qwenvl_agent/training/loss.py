@@ -54,6 +54,8 @@ def token_losses(model: nn.Module, batch: dict) -> TokenLosses:
     inputs = {key: batch[key] for key in MODEL_INPUTS if batch.get(key) is not None}
     if "segments" in batch:
         inputs["attention_mask"] = pack_mask(batch["segments"])
+    if "features" in batch:
+        inputs["mm_encoder_outputs"] = {"image": batch["features"]}
     logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits  # (N, V)
     targets = batch["labels"][:, 1:][keep[:, :-1]]
     return TokenLosses(
