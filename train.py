@@ -22,7 +22,7 @@ from torch import nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
 
-from qwenvl_agent.config import Config, load_config, to_json
+from qwenvl_agent.config import Config, TrainConfig, load_config, to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import RowDataset, build_rows
 from qwenvl_agent.data.sampler import RowSampler
@@ -117,8 +117,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     stop.install()
 
     step, best = state["step"], state["best"]
-    metrics, stopped = {}, False
-    while step < max_steps and not stopped:
+    metrics, stopped, stalled = {}, False, has_stalled(best, step, config.train)
+    while step < max_steps and not stopped and not stalled:
         started = time.monotonic()
         with profiler.step():
             micro_batches = [move(next(batches), accelerator.device) for _ in range(config.train.accumulation)]
@@ -151,10 +151,13 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
                 reporter.log(step, metrics)
             if metrics and (not best or goodness(metrics) > goodness(best)):
                 best = metrics | {"step": step}
+            stalled = any_rank(accelerator, has_stalled(best, step, config.train))  # only rank 0 evaluates
         if should_save:
             save(step, best, means)
 
     stop.uninstall()
+    if stalled:
+        reporter.say(f"no better evaluation since step {best.get('step')}: ended at step {step} of {max_steps}")
     reporter.say(f"stopped at step {step} of {max_steps}; --resume goes on" if stopped else f"done: {config.run_dir}")
     reporter.close(flatten(to_json(config)), metrics)
     accelerator.end_training()
@@ -325,6 +328,11 @@ def show_episodes(reporter: Reporter, step: int, episodes: Sequence[EpisodeRecor
         steps = [f"{s.context}\n> {s.text}\n{s.results}" for s in episode.steps]
         title = f"{episode.mission}: {episode.end_reason}, found {episode.found} of {episode.targets}"
         reporter.text(step, f"rollouts/{episode.seed}", "\n\n".join([title, *steps]))
+
+
+def has_stalled(best: dict, step: int, cfg: TrainConfig) -> bool:
+    """Whether `train.patience` evaluations in a row were no better than the best before them."""
+    return cfg.patience > 0 and bool(best) and step - best["step"] >= cfg.patience * cfg.eval_every
 
 
 def goodness(metrics: dict[str, float]) -> tuple[float, float]:

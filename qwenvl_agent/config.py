@@ -154,6 +154,8 @@ class TrainConfig:
     save_every: int = 500
     eval_every: int = 500
     """Optimizer steps between evaluations (offline steps and rollouts); 0: only at the end."""
+    patience: int = 0
+    """End when so many evaluations in a row were no better than the best before them; 0: never."""
     keep_checkpoints: int = 2
     """Besides `last` and `best`."""
     zero_stage: int = 0
@@ -165,6 +167,12 @@ class TrainConfig:
         check_at_least("train.batch_size", self.batch_size, 1)
         check_at_least("train.accumulation", self.accumulation, 1)
         check_at_least("train.pack_tokens", self.pack_tokens, 0)
+        check_at_least("train.patience", self.patience, 0)
+        if self.patience and not self.eval_every:
+            raise ValueError(
+                f"train.patience is {self.patience} and train.eval_every is 0: there is no evaluation before the end, "
+                "so nothing would end earlier; set train.eval_every"
+            )
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"train.zero_stage is {self.zero_stage}, DeepSpeed has 1, 2 and 3; use one, or 0 for none")
         if self.cpu_offload and not self.zero_stage:

@@ -44,6 +44,22 @@ def metrics_of(run_dir: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in CLOCKED} for line in lines]
 
 
+# ending
+
+
+def test_patience_ends_a_run_that_gets_no_better(configure, capsys):
+    """Without a learning rate the first evaluation, at step 2, stays the best."""
+    settings = {"max_steps": 20, "learning_rate": 0.0, "eval_every": 2, "patience": 2}
+    config = configure(model={"method": "full"}, train=settings)
+    train.train(config)
+    assert "no better evaluation since step 2: ended at step 6 of 20" in capsys.readouterr().out
+    checkpoints = config.run_dir / "checkpoints"
+    assert (checkpoints / "last").resolve().name == "step_000006"
+    assert (checkpoints / "best").resolve().name == "step_000002"
+    train.train(config, resume=True)  # is at its end
+    assert (checkpoints / "last").resolve().name == "step_000006"
+
+
 # resuming
 
 
