@@ -122,10 +122,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         started = time.monotonic()
         with profiler.step():
             micro_batches = [move(next(batches), accelerator.device) for _ in range(config.train.accumulation)]
-            if features:
-                micro_batches = [features.attach(batch) for batch in micro_batches]
             waited = time.monotonic() - started
             profiler.note(micro_batches, waited)
+            if features:
+                micro_batches = [features.attach(batch) for batch in micro_batches]
             if config.train.zero_stage == 3:
                 check_pictures_on_all_ranks(accelerator, micro_batches)
             learning_rate = learning_rate_at(step, max_steps, config.train)

@@ -134,18 +134,19 @@ WAYS = {"name": 3, "picture": 3, "colour": 3, "place": 2, "extreme": 2, "neighbo
 """How often each way of meaning an element is drawn."""
 
 
-def statements(layout: Layout, rng: random.Random, number: int = 8, ramp: float = 1.0) -> list[Piece]:
+def statements(layout: Layout, rng: random.Random, number: int = 9, ramp: float = 1.0) -> list[Piece]:
     """`ramp` from 0 to 1: at first elements are meant by what stands on them, later by place and relation, too."""
-    scene, pieces = Scene(layout), []
+    scene = Scene(layout)
     weights = {way: weight * (1 if way in ("name", "picture", "colour") else ramp) for way, weight in WAYS.items()}
-    kinds = rng.choices(list(weights), list(weights.values()), k=number)
-    for kind in kinds:
+    made: list[list[Piece]] = []
+    for kind in rng.choices(list(weights), list(weights.values()), k=4 * number):  # not every way means every element
         speaker, element = Speaker(rng.choice(LANGUAGES), rng), rng.choice(layout.elements)
-        if rng.random() < 0.2:
-            pieces += at_statement(scene, element, speaker)
-        else:
-            pieces += meant_statement(scene, element, speaker, kind)
-    return pieces
+        is_at = rng.random() < 0.15
+        found = at_statement(scene, element, speaker) if is_at else meant_statement(scene, element, speaker, kind)
+        made += [found] if found else []
+        if len(made) == number:
+            break
+    return [piece for pieces in made for piece in pieces]
 
 
 def meant_statement(scene: Scene, element: Element, speaker: Speaker, kind: str) -> list[Piece]:
@@ -203,7 +204,7 @@ def patches_of(pixels: torch.Tensor) -> torch.Tensor:
     return values.reshape(num * GRID * GRID, -1)
 
 
-def batched_tower(tower, compiled: bool) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+def batched_tower(tower) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """The tower on pictures of one size, without its loop over pictures: patches -> (output, deepstack features)."""
     from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
     from transformers.vision_utils import get_vision_position_ids
@@ -230,7 +231,7 @@ def batched_tower(tower, compiled: bool) -> Callable[[torch.Tensor], tuple[torch
                 deep = merger(hidden.flatten(0, 1))
         return tower.merger(hidden.flatten(0, 1)), deep
 
-    return torch.compile(forward, dynamic=False) if compiled else forward
+    return forward
 
 
 def token_targets(layout: Layout) -> np.ndarray:
@@ -331,7 +332,7 @@ def train_vision(model, tokenizer, sprites: Sprites, args) -> dict:
     align_translations(weight, table)
     with torch.no_grad():
         tower.pos_embed.weight.normal_(0, 0.5)
-    see = batched_tower(tower, args.compile)
+    see = batched_tower(tower)
     parameters = [*tower.parameters(), weight]
     optimizer = torch.optim.AdamW(parameters, lr=args.vision_rate, weight_decay=0.0, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -465,7 +466,7 @@ def train_language(model, rows: Rows, num_steps: int, learning_rate: float, args
     """Teach the language model what is supervised in rows about pictures, the tower frozen."""
     tower, language = model.model.visual.eval().requires_grad_(False), model.model.language_model
     loader = torch.utils.data.DataLoader(rows, batch_size=args.batch_size, num_workers=1)
-    see = batched_tower(tower, args.compile)
+    see = batched_tower(tower)
     positions = position_rows(rows.num_tokens).expand(4, args.batch_size, -1)
     is_picture = torch.zeros(args.batch_size, rows.num_tokens, dtype=torch.bool)
     is_picture[:, 1 : 1 + NUM_IMAGE_TOKENS] = True
@@ -506,10 +507,10 @@ def train_language(model, rows: Rows, num_steps: int, learning_rate: float, args
         torch.nn.utils.clip_grad_norm_(language.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 50 == 0 or step == num_steps - 1:
+        if step % 25 == 0 or step == num_steps - 1:
             figures = group_figures(logits, targets, groups[:, 1:][keep]) | {"loss": round(loss.item(), 4)}
             print(f"language {step} {time.process_time():.0f}s {time.time() - started:.0f}s {figures}", flush=True)
-        if (step + 1) % 500 == 0:
+        if (step + 1) % 100 == 0:
             save()
     return figures
 
@@ -534,7 +535,7 @@ def main() -> None:
     parser.add_argument("--reading-steps", type=int, default=600, help="of them, those that only read")
     parser.add_argument("--vision-batch", type=int, default=16)
     parser.add_argument("--vision-rate", type=float, default=2e-3)
-    parser.add_argument("--perception-steps", type=int, default=2500)
+    parser.add_argument("--perception-steps", type=int, default=1000)
     parser.add_argument("--perception-rate", type=float, default=1.5e-3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--ramp-rows", type=int, default=15_000, help="rows until perception asks for everything")
@@ -558,7 +559,7 @@ def run_stage(stage: str, model, tokenizer, sprites: Sprites, args) -> dict:
     if stage == "vision":
         return train_vision(model, tokenizer, sprites, args)
     init_attention(model.model.language_model)
-    rows = Rows(tokenizer, sprites, 140, args.seed, partial(perception_row, args.ramp_rows))
+    rows = Rows(tokenizer, sprites, 152, args.seed, partial(perception_row, args.ramp_rows))
     save = partial(save_half, model, tokenizer, args.out)
     return train_language(model, rows, args.perception_steps, args.perception_rate, args, save)
 
