@@ -336,8 +336,9 @@ def has_stalled(best: dict, step: int, cfg: TrainConfig) -> bool:
 
 
 def goodness(metrics: dict[str, float]) -> tuple[float, float]:
-    """Orders checkpoints for `best`: rollout success, then held-out loss."""
-    return metrics.get("rollout/success_rate", 0.0), -metrics.get("eval/token_loss/all", math.inf)
+    """Orders checkpoints for `best`: success in rollouts or hits on screens, then held-out loss."""
+    success = metrics.get("rollout/success_rate", metrics.get("clicks/box_hit_rate", 0.0))
+    return success, -metrics.get("eval/token_loss/all", math.inf)
 
 
 if __name__ == "__main__":

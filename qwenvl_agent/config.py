@@ -182,7 +182,7 @@ class TrainConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     suite: str = "safari"
-    """The closed-loop suite: safari, or none."""
+    """Besides the offline steps: safari (episodes), clicks (held-out screens), or none."""
     world: dict = field(default_factory=dict)
     """Settings of the world, as in docs/DATA.md; checked by the world itself."""
     episodes: int = 32
@@ -197,7 +197,7 @@ class EvalConfig:
     """An evaluation inside training stops starting new steps after this; unfinished episodes count as failures."""
 
     def __post_init__(self):
-        check_choice("eval.suite", self.suite, ("safari", "none"))
+        check_choice("eval.suite", self.suite, ("safari", "clicks", "none"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,17 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 import eval as evaluation
+import train
+from qwenvl_agent.config import DataConfig, EvalConfig, PromptConfig, SourceConfig
 from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.data.computer import read_rows
+from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.envs.computer import Action, to_turn
 from qwenvl_agent.evaluation import suites
 from qwenvl_agent.evaluation.clicks import (
@@ -283,6 +287,23 @@ def test_marked_samples_are_measured_and_the_others_counted(folder):
     assert len(read_tasks(folder, "all").tasks) == 3 and len(read_tasks(folder, "train").tasks) == 1
     held_out = read_held_out([folder], [f"{folder}/dataset.jsonl:2"])
     assert [task.case_id for task in held_out.tasks] == ["dataset#2"] and held_out.about["split"] == "held_out"
+
+
+def test_held_out_screens_are_clicked_during_training(folder):
+    """By an agent that clicks where the label of line 2 wants it: right there, wrong on line 3, and 1 is not held out."""
+    far = {"action": {"type": "left_click", "x": 900, "y": 400}, "box": [890, 390, 910, 410]}
+    write(folder, *(row(i, split="train", **(far if i == 2 else {})) for i in range(3)))
+    data = DataConfig(
+        sources=(SourceConfig(path=str(folder), kind="computer"),), cache_dir=str(folder / "cache"), eval_fraction=0.0
+    )
+    rows = build_rows(data, PromptConfig()).train
+    held_out = [one for one in (rows[i] for i in range(3)) if not one.source.endswith(":1")]
+    cfg = EvalConfig(suite="clicks", step_rows=0, episodes=10)
+    clicker = SimpleNamespace(act=lambda requests: [Answer(held_out[0].turn)] * len(requests))
+    assert held_out[0].source.endswith(":2")
+    scalars = suites.evaluate(clicker, cfg, held_out=held_out).scalars
+    assert scalars["clicks/box_hit_rate"] == 0.5 and scalars["clicks/parse_rate"] == 1.0
+    assert train.goodness(scalars) > train.goodness({"eval/token_loss/all": 0.0})
 
 
 def test_without_marks_all_are_measured(folder):

@@ -33,10 +33,11 @@ from qwenvl_agent.envs import make_oracle
 from qwenvl_agent.envs.safari.judge import agrees, is_equivalent, is_refused
 from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS
 from qwenvl_agent.evaluation.browser import browser_metrics
-from qwenvl_agent.evaluation.clicks import ClickRecord, click_metrics, screenspot_metrics
+from qwenvl_agent.evaluation.clicks import ClickRecord, click_metrics, predict_clicks, screenspot_metrics
 from qwenvl_agent.evaluation.counterfactuals import changed_policy, changed_world
 from qwenvl_agent.evaluation.elements import ElementsRecord, elements_metrics
 from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, read_records, rollout, write_records
+from qwenvl_agent.evaluation.screens import ScreenTask, read_held_out
 from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, clustered_share, path_efficiency, wilson
 from qwenvl_agent.evaluation.step_metrics import (
     RowRecord,
@@ -85,7 +86,8 @@ def evaluate(
     history_steps: int = 0,
     time_limit_s: float | None = None,
 ) -> Evaluation:
-    """Offline steps on up to `cfg.step_rows` rows of `held_out`, then `cfg.episodes` episodes of `cfg.suite`.
+    """Offline steps on up to `cfg.step_rows` rows of `held_out`, then `cfg.episodes` episodes, or held-out screens, of
+    `cfg.suite`.
 
     `seeds` default to the set for selecting `best`, which no training data and no report shares. Half of
     `time_limit_s` (default `cfg.time_limit_s`) is for the rows; what is not begun in time is left out and what is begun
@@ -100,15 +102,26 @@ def evaluate(
         scalars |= score_scalars(policy, rows[: len(row_records)])
     if cfg.suite == "none":
         return Evaluation(scalars, rows=row_records)
+    time_left_s = max(0.0, limit_s - (time.monotonic() - start))
+    if cfg.suite == "clicks":
+        tasks = pick_rows(held_out_screens(held_out), cfg.episodes)
+        clicks = predict_in_time(policy, tasks, cfg.batch_size, time_left_s, predict=predict_clicks)
+        return Evaluation(scalars | as_scalars(click_metrics(clicks), "clicks"), rows=row_records)
     episodes = play_safari(
         policy,
         cfg.world,
         SELECTION_SEEDS[: cfg.episodes] if seeds is None else seeds,
         batch_size=cfg.batch_size,
         history_steps=history_steps,
-        time_limit_s=max(0.0, limit_s - (time.monotonic() - start)),
+        time_limit_s=time_left_s,
     )
     return Evaluation(scalars | as_scalars(safari_metrics(episodes), "rollout"), episodes, row_records)
+
+
+def held_out_screens(rows: Sequence[Row]) -> tuple[ScreenTask, ...]:
+    """The samples of kind computer that these rows were made of."""
+    sources = [row.source for row in rows]
+    return read_held_out([Path(file) for file in dict.fromkeys(s.rpartition(":")[0] for s in sources)], sources).tasks
 
 
 def score_scalars(policy: Policy, rows: Sequence[Row]) -> dict[str, float]:
