@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 
 from qwenvl_agent.config import TrainConfig
+from qwenvl_agent.vram import REDUCE_BUCKET
 
 
 def build_accelerator(train_cfg: TrainConfig) -> Accelerator:
@@ -31,6 +32,7 @@ def build_deepspeed_plugin(train_cfg: TrainConfig) -> DeepSpeedPlugin:
         "stage": train_cfg.zero_stage,
         # Overlapping has given NaN losses with ZeRO-2 and adapters (DeepSpeed issue 5347).
         "overlap_comm": False,
+        "reduce_bucket_size": REDUCE_BUCKET,
     }
     if train_cfg.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
