@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat constraints.txt setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help install system demo smoke-2b smoke-8b gpu-check test test-system lint format
+.PHONY: help install system demo smoke-2b smoke-8b gpu-check bench-peers bench bench-quick test test-system lint format
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,24 @@ smoke-8b: $(INSTALLED)  ## the true 8B in 4 bit on a CPU (PROCESSOR=folder with 
 
 gpu-check: $(INSTALLED)  ## measured beside planned on this GPU (MODEL=folder for random weights)
 	$(BIN)/python scripts/check_gpu.py --config configs/safari_2b.json $(if $(MODEL),--set model.path=$(MODEL))
+
+PEERS := generated/peers/trl
+
+bench-peers: $(PEERS)/bin/python  ## TRL in an environment of its own, beside our packages
+
+$(PEERS)/bin/python: benchmarks/requirements-peers.txt $(INSTALLED)
+	$(PYTHON) -m venv $(PEERS)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $$(echo $(PEERS)/lib/python3*/site-packages)/project.pth
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+
+generated/bench/chat.jsonl: $(INSTALLED)
+	$(BIN)/python benchmarks/prepare.py --out generated/bench
+
+bench: bench-peers generated/bench/chat.jsonl  ## ours beside TRL on equal rows, masks and weights
+	$(BIN)/python benchmarks/compare.py --out generated/bench
+
+bench-quick: bench-peers generated/bench/chat.jsonl  ## equality alone, never time
+	$(BIN)/python benchmarks/compare.py --out generated/bench --only equality
 
 test: $(INSTALLED)  ## the fast tests, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -26,6 +26,7 @@ from qwenvl_agent.evaluation.policy import ModelPolicy
 from qwenvl_agent.evaluation.rollout import rollout
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import build_model, build_processor
+from qwenvl_agent.training.features import build_features
 from qwenvl_agent.training.loss import supervised_positions, supervised_weight, token_losses
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.optim import build_optimizer
@@ -53,7 +54,9 @@ class Bench:
         self.model = build_model(config.model, self.accelerator.device).train()
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, build_optimizer(self.model, config.train))
         self.sampler = train.build_sampler(config, self.rows, self.accelerator, {"step": 0})
-        self.loader = train.build_loader(config, self.rows, self.collator, self.sampler)
+        self.features = build_features(config, self.model, self.processor)
+        directory = self.features and self.features.directory
+        self.loader = train.build_loader(config, self.rows, self.collator, self.sampler, directory)
         self.batches = iter(self.loader)
         self.step, self.means = 0, Means()
 
@@ -94,17 +97,23 @@ class Bench:
         return {}
 
     def collate(self, indices: list[int]) -> dict:
-        """Rows to tensors, a micro-batch at a time."""
+        """Rows to tensors, a micro-batch at a time; kept features are read too. Others are kept now, off the clock."""
         size = self.config.train.batch_size
         with measured() as figures:
-            for start in range(0, len(indices), size):
-                self._batch(indices[start : start + size])
+            batches = [self._batch(indices[start : start + size]) for start in range(0, len(indices), size)]
+            if self.features and not any("pixel_values" in batch for batch in batches):
+                batches = [self.features.attach(batch) for batch in batches]
+        if self.features:
+            for batch in batches:
+                if "picture_keys" in batch and "features" not in batch:
+                    self.features.attach(batch)
         return figures
 
     def loss(self, indices: list[int]) -> dict:
         """Of one micro-batch, without a step."""
         batch = self._batch(indices)
         with torch.no_grad():
+            batch = self._attached([batch])[0]
             return {"loss": token_losses(self.model, batch).weighted_sum.item() / supervised_weight([batch])}
 
     def _batch(self, indices: list[int]) -> dict:
@@ -124,8 +133,11 @@ class Bench:
 
     def _step(self) -> list[dict]:
         batches = [next(self.batches) for _ in range(self.config.train.accumulation)]
-        self._optimize(batches)
+        self._optimize(self._attached(batches))
         return batches
+
+    def _attached(self, batches: list[dict]) -> list[dict]:
+        return [self.features.attach(batch) for batch in batches] if self.features else batches
 
     def _optimize(self, batches: list[dict]) -> None:
         clip = self.config.train.max_grad_norm
@@ -138,7 +150,7 @@ class Bench:
         The rate is the best of some products of the size of this model's own, tokens x hidden by hidden x intermediate,
         in the dtype that the step computes in.
         """
-        batches = [next(self.batches) for _ in range(self.config.train.accumulation)]
+        batches = self._attached([next(self.batches) for _ in range(self.config.train.accumulation)])
         self._optimize(batches)
         with measured() as figures:
             self._optimize(batches)
