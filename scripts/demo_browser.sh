@@ -9,15 +9,17 @@ test=generated/computer_use_tiny_test
 results=runs/computer_use_tiny/eval
 started=$(date +%s)
 
+compile=$(command -v g++ >/dev/null && echo true || echo false) # twice as fast
+
 run() { echo "\$ $*"; "$@"; }
 
 # Without Chromium the first command says in one line how to install it.
-run python scripts/generate_ui.py --family simple --pages 4000 --rows 4 --questions 0 --workers 2 --out $data --overwrite
+run python scripts/generate_ui.py --family simple --pages 2000 --rows 4 --questions 0 --workers 2 --out $data --overwrite
 run python scripts/generate_ui.py --family simple --pages 500 --rows 1 --questions 0 --workers 2 --seed-start 2000000 \
     --out $test --overwrite
 run accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
     --num_cpu_threads_per_process "$(nproc)" \
-    train.py --config $config --overwrite
+    train.py --config $config --overwrite --set model.compile=$compile
 run python eval.py --model tiny_screens --config $config --suite clicks --data $test --out $results/base
 run python eval.py --run runs/computer_use_tiny --suite clicks --data $test --out $results/clicks
 for policy in oracle random; do

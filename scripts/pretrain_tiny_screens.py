@@ -9,7 +9,8 @@ says where they are. It has never seen a request to click, a tool or a call: con
 Vision stage: the tower's output for a token must name the element that it is a part of through the language model's own
 embedding table: its word or picture, its colour, its middle, its place among the others. Then the tower is frozen, and
 the language model learns short statements about boards: where something is that a phrase means, what that phrase means,
-what is at a point. The phrases are those of qwenvl_agent/envs/browser/instructions.py; what is asked is not supervised,
+what is at a point; at last the same as
+questions and answers of a chat. The phrases are those of qwenvl_agent/envs/browser/instructions.py; what is asked is not supervised,
 only what can be seen. Boards are pasted from pictures that Chromium took once (qwenvl_agent/envs/browser/boards.py), so
 Chromium is needed: apt-get install chromium fonts-noto-color-emoji fonts-noto-cjk.
 """
@@ -65,7 +66,7 @@ VIEW = GRID // MERGE
 NUM_IMAGE_TOKENS = VIEW * VIEW
 FEATURE_POWER = 0.05
 """Mean square of a vision feature's entries up to which it is not held back."""
-STAGES = ("vision", "perception")
+STAGES = ("vision", "perception", "questions")
 SCREEN = Screen(SIDE_PX, SIDE_PX)
 LINES = [SCREEN.to_norm(PATCH_PX * i + PATCH_PX // 2, 0)[0] for i in range(GRID)]
 """The middles of an element's sides, on the model's grid: it has an odd number of cells, so they are a cell's."""
@@ -161,6 +162,31 @@ def meant_statement(scene: Scene, element: Element, speaker: Speaker, kind: str)
     name = [] if is_named and speaker.rng.random() < 0.5 else [Piece(":"), Piece(call_it(element, speaker), kind)]
     place = [Piece(" "), *placed(element, speaker)] if speaker.rng.random() < 0.5 else []
     return [asked, *name, *place, *spot(element), Piece("\n")]
+
+
+def questions(layout: Layout, rng: random.Random, number: int = 5) -> list[Piece]:
+    """Where something is, asked and answered as in a chat: between the phrase and what it means lies the answer's head."""
+    scene, made = Scene(layout), []
+    for kind in rng.choices(list(WAYS), list(WAYS.values()), k=4 * number):
+        speaker, element = Speaker(rng.choice(LANGUAGES), rng), rng.choice(layout.elements)
+        phrases = list(PHRASES[kind](scene, element, speaker))
+        if phrases:
+            made.append(exchange(element, speaker, rng.choice(phrases), kind))
+        if len(made) == number:
+            break
+    return [piece for pieces in made for piece in pieces]
+
+
+def exchange(element: Element, speaker: Speaker, phrase: str, kind: str) -> list[Piece]:
+    return [
+        Piece(f"<|im_start|>user\n{phrase}?<|im_end|>\n<|im_start|>assistant\n"),
+        Piece(call_it(element, speaker), kind),
+        Piece(" "),
+        *placed(element, speaker),
+        Piece("\n"),
+        *spot(element),
+        Piece("<|im_end|>\n"),
+    ]
 
 
 def at_statement(scene: Scene, element: Element, speaker: Speaker) -> list[Piece]:
@@ -525,20 +551,25 @@ def perception_row(ramp_rows: int, layout: Layout, rng: random.Random, row: int)
     return statements(layout, rng, ramp=min(1.0, row / ramp_rows))
 
 
+def questions_row(layout: Layout, rng: random.Random, row: int) -> list[Piece]:
+    """Every third row is as before, so that nothing is forgotten."""
+    return statements(layout, rng) if row % 3 == 0 else questions(layout, rng)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write; a checkpoint after every stage")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--start", type=Path, help="folder to go on from (default: a new tokenizer and random weights)")
     parser.add_argument("--vocab-size", type=int, default=3072)
-    parser.add_argument("--vision-steps", type=int, default=1500)
-    parser.add_argument("--reading-steps", type=int, default=600, help="of them, those that only read")
+    parser.add_argument("--vision-steps", type=int, default=900)
+    parser.add_argument("--reading-steps", type=int, default=300, help="of them, those that only read")
     parser.add_argument("--vision-batch", type=int, default=16)
-    parser.add_argument("--vision-rate", type=float, default=2e-3)
-    parser.add_argument("--perception-steps", type=int, default=1000)
-    parser.add_argument("--perception-rate", type=float, default=1.5e-3)
+    parser.add_argument("--vision-rate", type=float, default=3e-3)
+    parser.add_argument("--perception-steps", type=int, default=700)
+    parser.add_argument("--questions-steps", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--ramp-rows", type=int, default=15_000, help="rows until perception asks for everything")
+    parser.add_argument("--ramp-rows", type=int, default=5_000, help="rows until perception asks for everything")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the language model (needs a C++ compiler)")
     args = parser.parse_args()
@@ -558,10 +589,13 @@ def run_stage(stage: str, model, tokenizer, sprites: Sprites, args) -> dict:
     """Train one stage; returns its last figures."""
     if stage == "vision":
         return train_vision(model, tokenizer, sprites, args)
-    init_attention(model.model.language_model)
-    rows = Rows(tokenizer, sprites, 152, args.seed, partial(perception_row, args.ramp_rows))
     save = partial(save_half, model, tokenizer, args.out)
-    return train_language(model, rows, args.perception_steps, args.perception_rate, args, save)
+    if stage == "perception":
+        init_attention(model.model.language_model)
+        rows = Rows(tokenizer, sprites, 152, args.seed, partial(perception_row, args.ramp_rows))
+        return train_language(model, rows, args.perception_steps, 1.5e-3, args, save)
+    rows = Rows(tokenizer, sprites, 152, args.seed + 1, questions_row)
+    return train_language(model, rows, args.questions_steps, 1e-3, args, save)
 
 
 def save_half(model, tokenizer, directory: Path) -> None:
