@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from prepare import WORLD, bench_config
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from worker import anonymous_bytes, measured, serve
 
 import train
@@ -34,10 +34,20 @@ from qwenvl_agent.training.zero import build_accelerator
 
 FIRST_SEED = 1_000_000
 """Of the worlds that are played."""
+
+
+def flash_flops(query, key, value, *_, out_shape=None, **__) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def flash_backward_flops(gradient, query, key, value, *_, out_shape=None, **__) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
 # Left out of torch's own count (2.14): a CPU has flash attention under names of its own.
 FLOPS_OF = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flash_backward_flops,
 }
 
 

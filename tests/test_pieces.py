@@ -34,7 +34,8 @@ def test_a_piece_is_tokenised_once(any_processor):
     for question in ("Where?", "Where to?"):
         pieces.encode(f"<|im_start|>system\nYou walk.<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n")
     info = pieces.encode_piece.cache_info()
-    assert (info.misses, info.hits) == (4, 4)  # system, a line end, two questions; four times a line end or the system again
+    assert info.misses == 4  # the system, a line end, two questions
+    assert info.hits == 4  # the line end three times more, the system once
 
 
 def test_a_worker_gets_it_without_its_cache(any_processor):
