@@ -256,7 +256,7 @@ def build_loader(
     return DataLoader(
         rows,
         batch_sampler=sampler,
-        collate_fn=partial(collate, collator, config.train.pack_tokens, feature_dir),
+        collate_fn=partial(collate, collator, pack_tokens=config.train.pack_tokens, feature_dir=feature_dir),
         num_workers=config.data.num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
@@ -265,7 +265,7 @@ def build_loader(
     )
 
 
-def collate(collator: Collator, pack_tokens: int, feature_dir: Path | None, rows: Sequence[Row]) -> dict:
+def collate(collator: Collator, rows: Sequence[Row], pack_tokens: int = 0, feature_dir: Path | None = None) -> dict:
     """The collator's batch, with what the reports need: where each row is from and the first tool that it calls."""
     tools = [row.turn.tool_calls[0].name if row.turn.tool_calls else "" for row in rows]
     return collator(rows, pack_tokens, feature_dir) | {"sources": [row.source for row in rows], "tools": tools}
