@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat constraints.txt setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help install system demo smoke-2b smoke-8b gpu-check bench-peers bench bench-quick test test-system lint format
+.PHONY: help install system demo demo-browser smoke-2b smoke-8b gpu-check bench-peers bench bench-quick test test-system lint format
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -17,6 +17,9 @@ $(INSTALLED):
 
 demo: $(INSTALLED)  ## a tiny Qwen3-VL learns the safari: data, training, evaluation, report (CPU, minutes)
 	. $(BIN)/activate && bash scripts/demo.sh
+
+demo-browser: $(INSTALLED) system  ## a tiny Qwen3-VL learns to click: pages, training, 500 unseen screenshots, live Chromium, report
+	. $(BIN)/activate && bash scripts/demo_browser.sh
 
 smoke-2b: $(INSTALLED)  ## the true 2B with random weights on a CPU (PROCESSOR=folder with tokenizer and configs)
 	$(BIN)/python scripts/smoke.py --config configs/safari_2b.json --size 2b --processor $(PROCESSOR) --out generated/smoke_2b --set train.accumulation=1

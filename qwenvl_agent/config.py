@@ -29,10 +29,14 @@ def check_at_least(path: str, value: float, least: float) -> None:
         raise ValueError(f"{path} is {value}, below {least}: nothing could run; raise it")
 
 
+SHIPPED_BASES = ("tiny", "tiny_screens")
+"""Names of checkpoints that the package ships, in assets/."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     path: str
-    """Hub id, local folder, or `tiny` for the base that the package ships."""
+    """Hub id, local folder, or one of SHIPPED_BASES."""
     method: str = "qlora"
     """full | lora | qlora (NF4 with double quantisation, language model only)."""
     lora_rank: int = 16

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional
 
 import qwenvl_agent
-from qwenvl_agent.config import Config, ModelConfig, build_config, to_json
+from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, build_config, to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import (
@@ -332,13 +332,19 @@ def model_card(export: Export, config: Config, checkpoint: Path) -> str:
 
 def front_matter(path: str) -> str:
     """What model hubs read; a base in a local folder has no name there."""
-    base = [f"base_model: {path}"] if path != "tiny" and not Path(path).exists() else []
+    base = [f"base_model: {path}"] if path not in SHIPPED_BASES and not Path(path).exists() else []
     lines = ["library_name: transformers", "pipeline_tag: image-text-to-text", *base, "tags: [agent, tool-use]"]
     return "\n".join(["---", *lines, "---"])
 
 
 def base_name(path: str) -> str:
-    return "The tiny base of qwenvl-agent" if path == "tiny" else Path(path).name if Path(path).exists() else path
+    return (
+        f"The base `{path}` of qwenvl-agent"
+        if path in SHIPPED_BASES
+        else Path(path).name
+        if Path(path).exists()
+        else path
+    )
 
 
 def weights_text(export: Export, model_cfg: ModelConfig, base: str, step: int | None) -> str:

@@ -19,12 +19,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qwenvl_agent.config import Config, ModelConfig, VisionConfig, build_config
+from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, VisionConfig, build_config
 from qwenvl_agent.vision import Geometry, num_image_tokens
 
 ASSETS_DIR = Path(__file__).parent / "assets"
-BASES = ("tiny", "tiny_screens")
-"""Names of the bases that the package ships, folders of its assets."""
 
 # Sizes of the tiny family: the same classes as the published models, so every code path is the real one.
 PRESETS = {
@@ -127,7 +125,7 @@ def check_probe_pictures(image_processor, geometry: Geometry) -> None:
 
 def checkpoint_path(path: str) -> str:
     """The folder of a base that the package ships, by its name; anything else is transformers' business."""
-    return str(ASSETS_DIR / path) if path in BASES else path
+    return str(ASSETS_DIR / path) if path in SHIPPED_BASES else path
 
 
 def load_model_config(path: str):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from qwenvl_agent.config import Config, ModelConfig, VisionConfig, apply_override, build_config, to_json
+from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, VisionConfig, apply_override, build_config, to_json
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.prompt import IMAGE_PAD, render_row
 from qwenvl_agent.schema import Picture, Row
@@ -192,8 +192,8 @@ def find_architecture(model_path: str, config_dir: str | Path | None = None) -> 
     path = Path(config_dir or model_path)
     if config_dir is None and model_path in ARCHITECTURES:
         return ARCHITECTURES[model_path]
-    if config_dir is None and model_path == "tiny":
-        path = Path(__file__).parent / "assets" / "tiny"
+    if config_dir is None and model_path in SHIPPED_BASES:
+        path = Path(__file__).parent / "assets" / model_path
     file = path / "config.json" if path.is_dir() else path
     try:
         return read_architecture(json.loads(file.read_text(encoding="utf-8")))
