@@ -8,7 +8,7 @@ results=runs/safari_tiny/eval
 started=$(date +%s)
 oracle=(max_path=4 max_final_path=1) # the one that was recorded is the one that answers are compared with
 reference=("${oracle[@]/#/--oracle=}")
-compile=() # training is twice as fast where there is a C++ compiler
+compile=() # a step takes little more than half of the time where there is a C++ compiler
 if command -v "${CXX:-g++}" >/dev/null; then compile=(--set model.compile=true); fi
 
 run() { echo "\$ $*"; "$@"; }
