@@ -22,7 +22,7 @@ from qwenvl_agent.evaluation.policy import ModelPolicy
 from qwenvl_agent.evaluation.rollout import read_records
 from qwenvl_agent.export import export_run
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_model, build_processor, load_base, save_weights
+from qwenvl_agent.model import bind_precision, build_model, build_processor, load_base, save_weights
 from qwenvl_agent.training.checkpoint import write_json
 
 pytestmark = pytest.mark.slow
@@ -82,7 +82,9 @@ def collator_of(config, name: str) -> Collator:
 
 def local_policy(config, folder, collator) -> ModelPolicy:
     """The folder's model under the local policy; the prompts stay those of the run's own processor."""
-    model = load_base(replace(config.model, path=str(folder)), "cpu", None).eval()
+    model_cfg = replace(config.model, path=str(folder), autocast=False)
+    model = load_base(model_cfg, "cpu", None).eval()
+    bind_precision(model, model_cfg, "cpu")
     processor = build_processor(config.model, config.vision)
     return ModelPolicy(model, processor, collator, collator.fmt, config.eval)
 

@@ -138,6 +138,7 @@ def make_batch(config: Config, hf_config, row: RowShape) -> dict[str, torch.Tens
         "mm_token_type_ids": (ids == hf_config.image_token_id).long(),
         "labels": labels,
         "parts": torch.zeros_like(labels, dtype=torch.int8),
+        "row_index": torch.arange(batch_size)[:, None].expand_as(ids).contiguous(),
         "loss_weights": torch.ones(ids.shape),
         "image_grid_thw": grids,
         "pixel_values": torch.zeros(int(grids.prod(-1).sum()), values),
