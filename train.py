@@ -126,8 +126,6 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             profiler.note(micro_batches, waited)
             if features:
                 micro_batches = [features.attach(batch) for batch in micro_batches]
-            if config.train.zero_stage == 3:
-                check_pictures_on_all_ranks(accelerator, micro_batches)
             learning_rate = learning_rate_at(step, max_steps, config.train)
             set_learning_rate(optimizer, learning_rate)
             train_step(accelerator, model, optimizer, micro_batches, means, step, config.train.max_grad_norm)
@@ -216,18 +214,6 @@ def check_finite(what: str, value: torch.Tensor | float, step: int, micro_batche
         )
 
 
-def check_pictures_on_all_ranks(accelerator: Accelerator, micro_batches: Sequence[dict]) -> None:
-    """ValueError if at the same moment some ranks have pictures and others none: ZeRO-3 would wait for ever."""
-    have = torch.tensor([float("pixel_values" in batch) for batch in micro_batches], device=accelerator.device)
-    num_ranks = accelerator.reduce(have, "sum")
-    if ((num_ranks > 0) & (num_ranks < accelerator.num_processes)).any():
-        raise ValueError(
-            "some ranks' micro-batches have pictures and others have none: under ZeRO-3 the ranks would wait for each "
-            "other; use train.zero_stage=2 or a larger train.batch_size, or leave the rows without pictures out: "
-            f"{origin(micro_batches)}"
-        )
-
-
 def origin(micro_batches: Sequence[dict]) -> str:
     """`id (file:line)` of every row."""
     pairs = [pair for batch in micro_batches for pair in zip(batch["row_ids"], batch["sources"], strict=True)]
@@ -256,7 +242,13 @@ def build_loader(
     return DataLoader(
         rows,
         batch_sampler=sampler,
-        collate_fn=partial(collate, collator, pack_tokens=config.train.pack_tokens, feature_dir=feature_dir),
+        collate_fn=partial(
+            collate,
+            collator,
+            pack_tokens=config.train.pack_tokens,
+            feature_dir=feature_dir,
+            has_other_ranks=sampler.world_size > 1,
+        ),
         num_workers=config.data.num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
@@ -265,10 +257,10 @@ def build_loader(
     )
 
 
-def collate(collator: Collator, rows: Sequence[Row], pack_tokens: int = 0, feature_dir: Path | None = None) -> dict:
+def collate(collator: Collator, rows: Sequence[Row], **options) -> dict:
     """The collator's batch, with what the reports need: where each row is from and the first tool that it calls."""
     tools = [row.turn.tool_calls[0].name if row.turn.tool_calls else "" for row in rows]
-    return collator(rows, pack_tokens, feature_dir) | {"sources": [row.source for row in rows], "tools": tools}
+    return collator(rows, **options) | {"sources": [row.source for row in rows], "tools": tools}
 
 
 def move(batch: dict, device: torch.device) -> dict:

@@ -5,7 +5,6 @@ no_grad for a frozen vision tower) to the forward functions themselves. Training
 differ by a context that somebody forgot.
 """
 
-import functools
 import importlib.util
 import json
 import math
@@ -296,47 +295,12 @@ def is_vision(name: str) -> bool:
 def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
     """Run a frozen vision tower without autograd and, if asked, the whole forward under bfloat16 autocast."""
     base = base_of(model)
-    if model_cfg.train_vision:
-        base.model.__class__ = tower_on_every_rank()
-    else:
+    if not model_cfg.train_vision:
         base.model.visual.forward = torch.no_grad()(base.model.visual.forward)
     base.computes_in_bfloat16 = model_cfg.autocast
     if model_cfg.autocast:
         # Uncached: autocast would hold a bfloat16 copy of every trained weight until the forward ends, 13 GiB for 8B.
         base.forward = torch.autocast(device_type(device), torch.bfloat16, cache_enabled=False)(base.forward)
-
-
-@functools.cache
-def tower_on_every_rank() -> type[nn.Module]:
-    """The class of a model whose tower trains: without pictures it runs it too if there are other ranks.
-
-    Theirs may have pictures, and DDP and ZeRO wait for a gradient of each of the tower's weights from all ranks. One
-    blank picture goes through the tower and its mergers, times zero.
-    """
-    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
-
-    class TowerOnEveryRank(Qwen3VLModel):
-        def forward(self, input_ids=None, *, pixel_values=None, **kwargs):
-            if pixel_values is not None or input_ids is None or not self.training or not has_other_ranks():
-                return super().forward(input_ids, pixel_values=pixel_values, **kwargs)
-            embeds = self.get_input_embeddings()(input_ids)
-            kwargs["inputs_embeds"] = embeds + 0.0 * blank_features(self.visual)
-            return super().forward(**kwargs)
-
-    return TowerOnEveryRank
-
-
-def blank_features(tower: nn.Module) -> torch.Tensor:
-    """() sum over all that the tower makes of the smallest picture."""
-    side, patch = tower.spatial_merge_size, tower.patch_embed
-    device = patch.proj.weight.device
-    pixels = torch.zeros(side**2, patch.in_channels * patch.temporal_patch_size * patch.patch_size**2, device=device)
-    seen = tower(pixels, torch.tensor([[1, side, side]], device=device))
-    return sum(features.sum() for features in (seen.pooler_output, *seen.deepstack_features))
-
-
-def has_other_ranks() -> bool:
-    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 def base_of(model: nn.Module) -> nn.Module:

@@ -137,3 +137,31 @@ def test_packing_computes_fewer_tokens_and_loses_no_label(parts):
     assert packed["attention_mask"].sum() < 0.7 * padded["attention_mask"].sum()
     assert torch.equal(packed["image_grid_thw"].sum(), padded["image_grid_thw"].sum())
     assert "segments" not in padded
+
+
+@pytest.mark.parametrize("pack_tokens", [0, 400])
+def test_a_blank_picture_for_the_other_ranks_changes_nothing_and_touches_the_whole_tower(parts, pack_tokens):
+    model, collator = parts
+    rows = [row(i, pictures=0) for i in range(3)]
+    without, blank = collator(rows, pack_tokens), collator(rows, pack_tokens, has_other_ranks=True)
+    assert "pixel_values" not in without
+    assert blank["pixel_values"].shape[0] == 4 and blank["image_grid_thw"].tolist() == [[1, 2, 2]]
+    assert (blank["input_ids"] == collator.image_pad_id).sum() == (blank["mm_token_type_ids"] == 1).sum() == 1
+    tower = model.model.visual
+    seen = []
+    handles = [m.register_forward_hook(lambda *_, n=n: seen.append(n)) for n, m in tower.named_modules()]
+    by_row, total, gradient = losses_and_gradient(model, blank)
+    for handle in handles:
+        handle.remove()
+    assert {f"deepstack_merger_list.{i}" for i in range(len(tower.deepstack_merger_list))} | {"merger"} <= set(seen)
+    wanted, wanted_total, wanted_gradient = losses_and_gradient(model, without)
+    for losses, expected in zip(by_row, wanted, strict=True):
+        torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(total, wanted_total, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-5 * wanted_gradient.abs().max().item())
+
+
+def test_a_batch_with_a_picture_gets_no_blank_one(parts):
+    _, collator = parts
+    batch = collator(ROWS, has_other_ranks=True)
+    assert all(torch.equal(batch[key], value) for key, value in collator(ROWS).items() if torch.is_tensor(value))

@@ -88,8 +88,13 @@ class Collator:
         self.pieces = PieceTokenizer(self.tokenizer)
         self.reductions: Counter = Counter()
 
-    def __call__(self, rows: Sequence[Row], pack_tokens: int = 0, feature_dir: Path | None = None) -> dict:
+    def __call__(
+        self, rows: Sequence[Row], pack_tokens: int = 0, feature_dir: Path | None = None, has_other_ranks: bool = False
+    ) -> dict:
         """A training batch, padded on the right; with `pack_tokens`, in packs of about so many tokens (data/packing.py).
+
+        With `has_other_ranks` a batch without pictures gets a blank one, where no token sees it: DDP and ZeRO wait for
+        all ranks to run the vision tower.
 
         input_ids, attention_mask, mm_token_type_ids (0 text, 1 image) (B, T); position_ids (4, B, T): text, t, h, w;
         labels (B, T), IGNORE_INDEX outside the turns to learn; loss_weights (B, T); parts (B, T), indices of PARTS;
@@ -106,8 +111,12 @@ class Collator:
             columns = [join([columns[i] for i in members], num_shared) for members, num_shared in packs]
             samples = [samples[i] for members, _ in packs for i in members]
         encoded = [sample.encoded for sample in samples]
-        batch = self._tensors(columns)
-        batch |= self._pixels(encoded) if feature_dir is None else self._pixels_not_in(feature_dir, encoded)
+        if has_other_ranks and not any(e.pictures for e in encoded):
+            columns = [self._with_blank_token(columns[0]), *columns[1:]]
+            pixels = self._patches([torch.zeros(3, self.geometry.token_px, self.geometry.token_px, dtype=torch.uint8)])
+        else:
+            pixels = self._pixels(encoded) if feature_dir is None else self._pixels_not_in(feature_dir, encoded)
+        batch = self._tensors(columns) | pixels
         batch["row_ids"] = [row.id for row in rows]
         batch["reductions"] = dict(self.reductions - reductions_before)
         return batch
@@ -176,6 +185,22 @@ class Collator:
             "loss_weights": sample.weights.astype(np.float32),
             "parts": sample.parts.astype(np.int8),
             "row_index": np.full(len(sample.labels), index),
+        }
+
+    def _with_blank_token(self, columns: Columns) -> Columns:
+        """With an unsupervised image token behind all others: attention is causal, so that nothing else changes."""
+        last = {
+            "input_ids": self.image_pad_id,
+            "attention_mask": 1,
+            "position_ids": columns["position_ids"][..., -1:] + 1,
+            "mm_token_type_ids": 1,
+            "labels": IGNORE_INDEX,
+        }
+        return {
+            key: np.concatenate([value, np.broadcast_to(last.get(key, 0), (*value.shape[:-1], 1))], axis=-1).astype(
+                value.dtype
+            )
+            for key, value in columns.items()
         }
 
     def _may_share(self, sample: Sample) -> int:
