@@ -14,8 +14,6 @@ the random choice of what to ask or to do.
 """
 
 import argparse
-import copy
-import itertools
 import json
 import random
 import time
@@ -49,9 +47,17 @@ from qwenvl_agent.envs.safari.render import (
 from qwenvl_agent.envs.safari.thoughts import Plan
 from qwenvl_agent.envs.safari.world import COLOURS, DIRECTIONS, KINDS, VIEW, Animal, Tile
 from qwenvl_agent.formats import FORMATS, Format
-from qwenvl_agent.model import PatchProjection, build_tiny_model, build_tiny_tokenizer, save_tiny
+from qwenvl_agent.model import PatchProjection, build_tiny_model, build_tiny_tokenizer
 from qwenvl_agent.prompt import render_row
 from qwenvl_agent.schema import Request, Tool, ToolCall, Turn
+from qwenvl_agent.training.pretraining import (
+    PictureRows,
+    init_attention,
+    load_stage,
+    one_token,
+    save_half,
+    train_language,
+)
 
 console = Console()
 TILE_PX = 16
@@ -298,12 +304,6 @@ def calls_of(plan: Plan, old: Notes, new: Notes, wording: str) -> Iterator[ToolC
         yield ToolCall("declare_done", {})
 
 
-def one_token(tokenizer, word: str) -> int:
-    ids = tokenizer.encode(word, add_special_tokens=False)
-    assert len(ids) == 1, f"{word!r} is {len(ids)} tokens: the tokenizer's corpus is too small"
-    return ids[0]
-
-
 def patches_of_symbols() -> torch.Tensor:
     """(symbols, 1536): the processor's patch of every tile picture (channel, time, y, x; scaled to -1..1)."""
     tiles = torch.from_numpy(tile_pictures(TILE_PX).copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -381,128 +381,20 @@ def free_neighbours(boards: torch.Tensor) -> torch.Tensor:
     return (~torch.stack(shifted, dim=-1)).reshape(-1, len(DIRECTIONS)).float()
 
 
-class Rows(torch.utils.data.IterableDataset):
-    """Endless rows of fixed length: (board symbols, ids, supervised), the picture's pads in the ids already."""
-
-    def __init__(
-        self,
-        tokenizer,
-        num_tokens: int,
-        seed: int,
-        pieces_of: Callable[[Scene, random.Random, int], list[Piece]],
-        board_of: Callable[[random.Random], np.ndarray] = random_board,
-    ):
-        self.tokenizer, self.num_tokens, self.seed = tokenizer, num_tokens, seed
-        self.pieces_of, self.board_of = pieces_of, board_of
-
-    def __iter__(self):
-        worker = torch.utils.data.get_worker_info()
-        rng = random.Random(self.seed * 1000 + (worker.id if worker else 0))
-        backend = self.tokenizer.backend_tokenizer
-        head = backend.encode("<|vision_start|>" + "<|image_pad|>" * VIEW * VIEW + "<|vision_end|>").ids
-        for row in itertools.count():
-            board = self.board_of(rng)
-            ids, supervised = list(head), [False] * len(head)
-            pieces = self.pieces_of(Scene.of(board), rng, row)
-            text = "".join(piece.text for piece in pieces)
-            ends = np.cumsum([len(piece.text) for piece in pieces])
-            encoding = backend.encode(text)
-            piece_of = np.searchsorted(ends, [start for start, _ in encoding.offsets], side="right")
-            ids += encoding.ids
-            supervised += [pieces[i].supervised for i in piece_of]
-            ids, supervised = ids[: self.num_tokens], supervised[: self.num_tokens]
-            missing = self.num_tokens - len(ids)
-            yield (
-                torch.from_numpy(board),
-                torch.tensor(ids + [self.tokenizer.pad_token_id] * missing),
-                torch.tensor(supervised + [False] * missing),
-            )
-
-
-def position_rows(num_tokens: int) -> torch.Tensor:
-    """(4, 1, T) of a text that starts with one picture: text, t, h, w."""
-    text = torch.arange(num_tokens)
-    t, h, w = text.clone(), text.clone(), text.clone()
-    tiles = torch.arange(VIEW * VIEW)
-    t[1 : 1 + VIEW * VIEW], h[1 : 1 + VIEW * VIEW], w[1 : 1 + VIEW * VIEW] = 1, 1 + tiles // VIEW, 1 + tiles % VIEW
-    for axis in (t, h, w):
-        axis[1 + VIEW * VIEW :] = torch.arange(num_tokens - 1 - VIEW * VIEW) + 1 + VIEW
-    return torch.stack([text, t, h, w])[:, None]
-
-
-def init_attention(language, scale: float = 0.3) -> None:
-    """Start every head as a look-up by likeness: equal query and key maps, and an output map that copies.
-
-    Mimetic initialisation (Trockman and Kolter 2023, arXiv 2305.09828). From the usual random start the search for one
-    token among a hundred had not begun after 16,000 pictures; from here it takes a few thousand (docs/LOG.md).
-    """
-    for layer in language.layers:
-        attention = layer.self_attn
-        with torch.no_grad():
-            torch.nn.init.orthogonal_(attention.q_proj.weight)
-            attention.k_proj.weight.copy_(attention.q_proj.weight)
-            torch.nn.init.orthogonal_(attention.v_proj.weight).mul_(scale)
-            attention.o_proj.weight.copy_(attention.v_proj.weight.T)
-
-
-def train_language(model, tokenizer, rows: Rows, num_steps: int, learning_rate: float, args, save) -> dict:
-    """Teach the language model what is supervised in rows about pictures, the tower frozen."""
-    tower, language = model.model.visual.eval().requires_grad_(False), model.model.language_model
-    loader = torch.utils.data.DataLoader(rows, batch_size=args.batch_size, num_workers=1)
+def see_boards(tower) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """(B, 10, 10) symbols to the tower's output and its deepstack features."""
     tower.patch_embed.proj.__class__ = PatchProjection
-    patches, positions = patches_of_symbols(), position_rows(rows.num_tokens)
-    grid = torch.tensor([[1, VIEW, VIEW]] * args.batch_size)
-    is_picture = torch.zeros(args.batch_size, rows.num_tokens, dtype=torch.bool)
-    is_picture[:, 1 : 1 + VIEW * VIEW] = True
+    patches = patches_of_symbols()
 
-    # The same sum without indexing by a mask, which would break the compiled graph.
-    language._deepstack_process = lambda hidden, is_picture, deepstack: hidden + deepstack
+    def see(boards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = tower(patches[boards.flatten()], torch.tensor([[1, VIEW, VIEW]] * len(boards)))
+        return seen.pooler_output, seen.deepstack_features[0]
 
-    def forward(embeds, deepstack):
-        return language(
-            inputs_embeds=embeds,
-            position_ids=positions.expand(4, args.batch_size, -1),
-            visual_pos_masks=is_picture,
-            deepstack_visual_embeds=[deepstack],
-            use_cache=False,
-        ).last_hidden_state
-
-    forward = torch.compile(forward, dynamic=False) if args.compile else forward
-    optimizer = torch.optim.AdamW(language.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=num_steps, pct_start=0.02, final_div_factor=100
-    )
-    started, figures = time.time(), {}
-    for step, (boards, ids, supervised) in enumerate(loader):
-        with torch.no_grad():
-            seen = tower(patches[boards.flatten()], grid)
-        with torch.autocast("cpu", torch.bfloat16):
-            embeds = language.embed_tokens(ids).masked_scatter(is_picture[..., None], seen.pooler_output)
-            deepstack = torch.zeros_like(embeds).masked_scatter(is_picture[..., None], seen.deepstack_features[0])
-            hidden = forward(embeds, deepstack)
-            keep = supervised[:, 1:]
-            logits = model.lm_head(hidden[:, :-1][keep]).float()
-        targets = ids[:, 1:][keep]
-        loss = functional.cross_entropy(logits, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(language.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == num_steps - 1:
-            figures = statement_figures(tokenizer, ids, keep, logits, targets) | {"loss": round(loss.item(), 4)}
-            console.print(f"language {step} {time.time() - started:.0f}s", figures)
-        if (step + 1) % 1000 == 0:
-            save()
-        if step == num_steps - 1:
-            return figures
-    raise AssertionError("the rows are endless")
+    return see
 
 
-def statement_figures(tokenizer, ids, keep, logits, targets) -> dict:
+def statement_figures(tokenizer, before, targets, is_right, groups) -> dict:
     """Accuracy by what is asked."""
-    right = logits.argmax(1) == targets
-    before = ids[:, :-1][keep]
     none = one_token(tokenizer, " none")
     path, me = one_token(tokenizer, " Path"), one_token(tokenizer, "Me")
     animals = torch.tensor([one_token(tokenizer, f" {animal.name}") for animal in ANIMALS])
@@ -519,9 +411,7 @@ def statement_figures(tokenizer, ids, keep, logits, targets) -> dict:
         "steps": torch.isin(targets, steps),
         "first_free": torch.isin(before, tiles) & torch.isin(targets, directions),
     }
-    return {name: round(right[group].float().mean().item(), 3) for name, group in groups.items()} | {
-        "all": round(right.float().mean().item(), 4)
-    }
+    return {name: round(is_right[group].float().mean().item(), 3) for name, group in groups.items()}
 
 
 def main() -> None:
@@ -551,18 +441,31 @@ def main() -> None:
 
 def run_stage(stage: str, model, tokenizer, args) -> dict:
     """Train one stage; returns its last figures."""
-    save = partial(save_half, model, tokenizer, args.out)
     if stage == "vision":
         return train_vision(model, tokenizer, args.vision_steps)
     if stage == "perception":
         init_attention(model.model.language_model)
-        rows = Rows(tokenizer, 272, args.seed, partial(perception_row, args.ramp_rows))
-        return train_language(model, tokenizer, rows, args.perception_steps, 1.5e-3, args, save)
-    if stage == "calls":
-        rows = Rows(tokenizer, 416, args.seed + 1, calls_row)
-        return train_language(model, tokenizer, rows, args.calls_steps, 1e-3, args, save)
-    rows = Rows(tokenizer, 352, args.seed + 2, ways_row, partial(random_board, densities=(0.1, 0.2, 0.3, 0.35)))
-    return train_language(model, tokenizer, rows, args.ways_steps, 1e-3, args, save)
+    num_tokens, num_steps, learning_rate, pieces_of, board_of = {
+        "perception": (272, args.perception_steps, 1.5e-3, partial(perception_row, args.ramp_rows), random_board),
+        "calls": (416, args.calls_steps, 1e-3, calls_row, random_board),
+        "ways": (352, args.ways_steps, 1e-3, ways_row, partial(random_board, densities=(0.1, 0.2, 0.3, 0.35))),
+    }[stage]
+
+    def draw(rng: random.Random, row: int) -> tuple[np.ndarray, list[tuple[str, int]]]:
+        board = board_of(rng)
+        return board, [(text, int(supervised)) for text, supervised in pieces_of(Scene.of(board), rng, row)]
+
+    return train_language(
+        model,
+        PictureRows(tokenizer, num_tokens, VIEW, draw, (args.seed + STAGES.index(stage) - 1) * 1000),
+        see_boards(model.model.visual),
+        partial(statement_figures, tokenizer),
+        partial(save_half, model, tokenizer, args.out),
+        num_steps=num_steps,
+        learning_rate=learning_rate,
+        batch_size=args.batch_size,
+        compiled=args.compile,
+    )
 
 
 def perception_row(ramp_rows: int, scene: Scene, rng: random.Random, row: int) -> list[Piece]:
@@ -586,23 +489,11 @@ def ways_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
     return pieces + exchanges(scene, rng) if row % 3 == 0 else pieces
 
 
-def save_half(model, tokenizer, directory: Path) -> None:
-    """In bfloat16: the package ships it."""
-    save_tiny(directory, tokenizer, copy.deepcopy(model).bfloat16())
-
-
 def new_base(args):
     texts = track(list(corpus(300)), "tokenizer")
     tokenizer = build_tiny_tokenizer(texts, args.vocab_size, pre_tokens=PRE_TOKENS)
     console.print(f"{len(tokenizer)} tokens")
     return tokenizer, build_tiny_model(tokenizer, "tiny", args.seed)
-
-
-def load_stage(path: Path):
-    from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
-
-    model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    return AutoTokenizer.from_pretrained(path), model
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Chromium is needed: apt-get install chromium fonts-noto-color-emoji fonts-noto-c
 """
 
 import argparse
-import copy
 import itertools
 import json
 import random
@@ -52,9 +51,17 @@ from qwenvl_agent.envs.browser.words import LANGUAGES, picture_word, words
 from qwenvl_agent.envs.computer import Action, build_tool, to_turn
 from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT, observation
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_tiny_model, build_tiny_tokenizer, save_tiny
+from qwenvl_agent.model import build_tiny_model, build_tiny_tokenizer
 from qwenvl_agent.prompt import render_row
 from qwenvl_agent.schema import Picture, Request
+from qwenvl_agent.training.pretraining import (
+    PictureRows,
+    init_attention,
+    load_stage,
+    one_token,
+    save_half,
+    train_language,
+)
 
 console = Console()
 FAMILY = FAMILIES["simple"]
@@ -338,12 +345,6 @@ def build_table(tokenizer) -> Table:
     )
 
 
-def one_token(tokenizer, word: str) -> int:
-    ids = tokenizer.encode(word, add_special_tokens=False)
-    assert len(ids) == 1, f"{word!r} is {len(ids)} tokens: the tokenizer's corpus is too small"
-    return ids[0]
-
-
 def align_translations(weight: torch.Tensor, table: Table) -> None:
     """Words of one meaning start at nearly one vector: that they mean the same is known, it need not be discovered."""
     with torch.no_grad():
@@ -431,120 +432,12 @@ def add_losses(losses: dict, features, weight, table: Table, targets, is_reading
 # The language model.
 
 
-class Rows(torch.utils.data.IterableDataset):
-    """Endless rows of fixed length: (pixels, ids, groups); the picture's pads are in the ids, group 0 is unsupervised."""
-
-    def __init__(self, tokenizer, sprites: Sprites, num_tokens: int, seed: int, pieces_of: Callable):
-        self.tokenizer, self.sprites, self.num_tokens = tokenizer, sprites, num_tokens
-        self.seed, self.pieces_of = seed, pieces_of
-
-    def __iter__(self):
-        rng = random.Random(f"rows {self.seed}")
-        backend = self.tokenizer.backend_tokenizer
-        head = backend.encode("<|vision_start|>" + "<|image_pad|>" * NUM_IMAGE_TOKENS + "<|vision_end|>").ids
-        for row in itertools.count():
-            board = draw_board("simple", rng)
-            pieces = self.pieces_of(layout_of(board), rng, row)
-            ends = np.cumsum([len(piece.text) for piece in pieces])
-            encoding = backend.encode("".join(piece.text for piece in pieces))
-            piece_of = np.searchsorted(ends, [start for start, _ in encoding.offsets], side="right")
-            ids = head + encoding.ids
-            groups = [0] * len(head) + [GROUPS.index(pieces[i].group) for i in piece_of]
-            ids, groups = ids[: self.num_tokens], groups[: self.num_tokens]
-            missing = self.num_tokens - len(ids)
-            yield (
-                torch.from_numpy(paint(board, self.sprites)),
-                torch.tensor(ids + [self.tokenizer.pad_token_id] * missing),
-                torch.tensor(groups + [0] * missing),
-            )
-
-
 GROUPS = ("", *WAYS, "at", "at_colour", "placed", "x", "y")
 
 
-def position_rows(num_tokens: int) -> torch.Tensor:
-    """(4, 1, T) of a text that starts with one picture: text, t, h, w."""
-    text = torch.arange(num_tokens)
-    t, h, w = text.clone(), text.clone(), text.clone()
-    tokens, picture = torch.arange(NUM_IMAGE_TOKENS), slice(1, 1 + NUM_IMAGE_TOKENS)
-    t[picture], h[picture], w[picture] = 1, 1 + tokens // VIEW, 1 + tokens % VIEW
-    for axis in (t, h, w):
-        axis[1 + NUM_IMAGE_TOKENS :] = torch.arange(num_tokens - 1 - NUM_IMAGE_TOKENS) + 1 + VIEW
-    return torch.stack([text, t, h, w])[:, None]
-
-
-def init_attention(language, scale: float = 0.3) -> None:
-    """Start every head as a look-up by likeness: equal query and key maps, and an output map that copies.
-
-    Mimetic initialisation (Trockman and Kolter 2023, arXiv 2305.09828); without it the search for one token among many
-    does not begin (docs/LOG.md).
-    """
-    for layer in language.layers:
-        attention = layer.self_attn
-        with torch.no_grad():
-            torch.nn.init.orthogonal_(attention.q_proj.weight)
-            attention.k_proj.weight.copy_(attention.q_proj.weight)
-            torch.nn.init.orthogonal_(attention.v_proj.weight).mul_(scale)
-            attention.o_proj.weight.copy_(attention.v_proj.weight.T)
-
-
-def train_language(model, rows: Rows, num_steps: int, learning_rate: float, args, save: Callable) -> dict:
-    """Teach the language model what is supervised in rows about pictures, the tower frozen."""
-    tower, language = model.model.visual.eval().requires_grad_(False), model.model.language_model
-    loader = torch.utils.data.DataLoader(rows, batch_size=args.batch_size, num_workers=1)
-    see = batched_tower(tower)
-    positions = position_rows(rows.num_tokens).expand(4, args.batch_size, -1)
-    is_picture = torch.zeros(args.batch_size, rows.num_tokens, dtype=torch.bool)
-    is_picture[:, 1 : 1 + NUM_IMAGE_TOKENS] = True
-
-    # The same sum without indexing by a mask, which would break the compiled graph.
-    language._deepstack_process = lambda hidden, is_picture, deepstack: hidden + deepstack
-
-    def forward(embeds, deepstack):
-        return language(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            visual_pos_masks=is_picture,
-            deepstack_visual_embeds=[deepstack],
-            use_cache=False,
-        ).last_hidden_state
-
-    forward = torch.compile(forward, dynamic=False) if args.compile else forward
-    optimizer = torch.optim.AdamW(language.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=num_steps, pct_start=0.02, final_div_factor=100
-    )
-    started, figures = time.time(), {}
-    for step, (pixels, ids, groups) in enumerate(itertools.islice(loader, num_steps)):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            output, deep = see(patches_of(pixels))
-        with torch.autocast("cpu", torch.bfloat16):
-            embeds = language.embed_tokens(ids)
-            embeds = embeds.masked_scatter(is_picture[..., None], output.to(embeds.dtype))
-            deepstack = torch.zeros_like(embeds)
-            deepstack = deepstack.masked_scatter(is_picture[..., None], deep.to(embeds.dtype))
-            hidden = forward(embeds, deepstack)
-            keep = groups[:, 1:] > 0
-            logits = model.lm_head(hidden[:, :-1][keep]).float()
-        targets = ids[:, 1:][keep]
-        loss = functional.cross_entropy(logits, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(language.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 25 == 0 or step == num_steps - 1:
-            figures = group_figures(logits, targets, groups[:, 1:][keep]) | {"loss": round(loss.item(), 4)}
-            print(f"language {step} {time.process_time():.0f}s {time.time() - started:.0f}s {figures}", flush=True)
-        if (step + 1) % 100 == 0:
-            save()
-    return figures
-
-
-def group_figures(logits, targets, groups) -> dict:
+def group_figures(before, targets, is_right, groups) -> dict:
     """Accuracy of the tokens by what they answer."""
-    right = (logits.argmax(1) == targets).float()
-    return {name: round(right[groups == i].mean().item(), 3) for i, name in enumerate(GROUPS) if i}
+    return {name: round(is_right[groups == i].float().mean().item(), 3) for i, name in enumerate(GROUPS) if i}
 
 
 def perception_row(ramp_rows: int, layout: Layout, rng: random.Random, row: int) -> list[Piece]:
@@ -589,18 +482,35 @@ def run_stage(stage: str, model, tokenizer, sprites: Sprites, args) -> dict:
     """Train one stage; returns its last figures."""
     if stage == "vision":
         return train_vision(model, tokenizer, sprites, args)
-    save = partial(save_half, model, tokenizer, args.out)
     if stage == "perception":
         init_attention(model.model.language_model)
-        rows = Rows(tokenizer, sprites, 152, args.seed, partial(perception_row, args.ramp_rows))
-        return train_language(model, rows, args.perception_steps, 1.5e-3, args, save)
-    rows = Rows(tokenizer, sprites, 152, args.seed + 1, questions_row)
-    return train_language(model, rows, args.questions_steps, 1e-3, args, save)
+    seed, num_steps, learning_rate, pieces_of = {
+        "perception": (args.seed, args.perception_steps, 1.5e-3, partial(perception_row, args.ramp_rows)),
+        "questions": (args.seed + 1, args.questions_steps, 1e-3, questions_row),
+    }[stage]
 
+    def draw(rng: random.Random, row: int) -> tuple[np.ndarray, list[tuple[str, int]]]:
+        board = draw_board("simple", rng)
+        pieces = pieces_of(layout_of(board), rng, row)
+        return paint(board, sprites), [(text, GROUPS.index(group)) for text, group in pieces]
 
-def save_half(model, tokenizer, directory: Path) -> None:
-    """In bfloat16: the package ships it."""
-    save_tiny(directory, tokenizer, copy.deepcopy(model).bfloat16())
+    tower = batched_tower(model.model.visual)
+
+    @torch.autocast("cpu", torch.bfloat16)
+    def see(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tower(patches_of(pixels))
+
+    return train_language(
+        model,
+        PictureRows(tokenizer, 152, VIEW, draw, f"rows {seed}"),
+        see,
+        group_figures,
+        partial(save_half, model, tokenizer, args.out),
+        num_steps=num_steps,
+        learning_rate=learning_rate,
+        batch_size=args.batch_size,
+        compiled=args.compile,
+    )
 
 
 def new_base(args):
@@ -608,13 +518,6 @@ def new_base(args):
     tokenizer = build_tiny_tokenizer(texts, args.vocab_size, pre_tokens=PRE_TOKENS)
     console.print(f"{len(tokenizer)} tokens")
     return tokenizer, build_tiny_model(tokenizer, "tiny_screens", args.seed)
-
-
-def load_stage(path: Path):
-    from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
-
-    model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    return AutoTokenizer.from_pretrained(path), model
 
 
 if __name__ == "__main__":
