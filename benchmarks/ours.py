@@ -21,6 +21,7 @@ import train
 from qwenvl_agent.config import Config
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import build_rows
+from qwenvl_agent.data.pixels import pixel_values
 from qwenvl_agent.envs import make_env
 from qwenvl_agent.evaluation.policy import ModelPolicy
 from qwenvl_agent.evaluation.rollout import rollout
@@ -101,6 +102,7 @@ class Bench:
         arrays = {}
         for index in indices:
             batch = self.collator([self.rows[index]])
+            batch["pixel_values"] = pixel_values(batch)
             for name in ("input_ids", "labels", "pixel_values"):
                 arrays[f"{index}/{name}"] = batch[name].numpy()
         np.savez(path, **arrays)
@@ -111,7 +113,7 @@ class Bench:
         size = self.config.train.batch_size
         with measured() as figures:
             batches = [self._batch(indices[start : start + size]) for start in range(0, len(indices), size)]
-            if self.features and not any("pixel_values" in batch for batch in batches):
+            if self.features and not any("patches" in batch for batch in batches):
                 batches = [self.features.attach(batch) for batch in batches]
         if self.features:
             for batch in batches:

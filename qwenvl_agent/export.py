@@ -40,7 +40,7 @@ from qwenvl_agent.model import (
 )
 from qwenvl_agent.prompt import ASSISTANT, END
 from qwenvl_agent.schema import Observation, Picture, Request, Tool
-from qwenvl_agent.training.loss import MODEL_INPUTS
+from qwenvl_agent.training.loss import model_inputs
 
 BASES = ("trained", "original")
 AGENT_CONFIG = "qwenvl_agent.json"
@@ -280,7 +280,7 @@ def probe_inputs(config: Config, processor: Processor) -> dict[str, torch.Tensor
     pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
     observation = Observation("Mission: find the red tiger.", (Picture.from_image(Image.fromarray(pixels)),))
     batch = collator.encode_prompt([Request("You are an agent in a park.", tools, (), observation)])
-    return {key: batch[key] for key in MODEL_INPUTS}
+    return model_inputs(batch)
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ from torch import nn
 from qwenvl_agent.config import Config, load_config, to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import build_rows
+from qwenvl_agent.data.pixels import pixel_values
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import base_of, build_model, build_processor, describe_parameters, linear_4bit
 from qwenvl_agent.training.flops import batch_flops, picture_patches
@@ -323,9 +324,9 @@ def compare_memory(plan: Plan, measured: dict) -> dict:
 
 def check_vision(tower: nn.Module, batch: dict, watch: Watch) -> dict:
     """Milliseconds of the tower on one micro-batch's pictures, with both forms of its patch embedding, and their equality."""
-    if "pixel_values" not in batch:
+    if "patches" not in batch:
         return {"pictures": 0}
-    pixels, grids = batch["pixel_values"], batch["image_grid_thw"]
+    pixels, grids = pixel_values(batch), batch["image_grid_thw"]
     embed, projection = tower.patch_embed, tower.patch_embed.proj
     taken, product = {}, type(projection)
     with torch.no_grad(), torch.autocast(watch.device.type, torch.bfloat16):

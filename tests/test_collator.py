@@ -9,7 +9,7 @@ from conftest import TURNS, picture, request_of, tiny_processor
 
 from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator, expand_pads, token_positions
-from qwenvl_agent.data.pixels import load_pixels, patchify
+from qwenvl_agent.data.pixels import load_pixels, patchify, pixel_values
 from qwenvl_agent.formats import FORMATS, Span
 from qwenvl_agent.prompt import Rendered, render_row
 from qwenvl_agent.schema import Observation, Picture, Request, Row
@@ -43,6 +43,7 @@ def test_a_row_equals_what_the_real_processor_makes(auto_processor, real_process
         expected = auto_processor(
             text=[rendered.text], images=[p.open() for p in rendered.pictures], return_tensors="pt", truncation=False
         )
+        batch["pixel_values"] = pixel_values(batch)
         for key in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw", "pixel_values"):
             assert torch.equal(batch[key], expected[key].to(batch[key].dtype)), key
 
@@ -54,7 +55,7 @@ def test_pixels_equal_the_image_processors_to_the_bit(processor, width, height):
     request = Request("", (), (), Observation("", (picture(width, height), picture(height, width, seed=1))))
     batch = collator([Row("r", request, TURNS[0])])
     expected = processor.image_processor([p.open() for p in request.observation.pictures], return_tensors="pt")
-    assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+    assert torch.equal(pixel_values(batch), expected["pixel_values"])
     assert torch.equal(batch["image_grid_thw"], expected["image_grid_thw"])
 
 
@@ -65,7 +66,9 @@ def test_pixels_at_other_means_and_sizes_equal_the_image_processors(processor):
     images = [load_pixels(picture(300, 200, seed), 64, 96) for seed in range(3)]
     assert images[0].dtype == torch.uint8 and images[0].shape == (3, 64, 96)
     expected = image_processor(images, do_resize=False, return_tensors="pt")
-    assert torch.equal(patchify(images, image_processor), expected["pixel_values"])
+    batch = patchify(images, image_processor)
+    assert torch.equal(pixel_values(batch), expected["pixel_values"])
+    assert 8 * batch["patches"].nbytes == expected["pixel_values"].nbytes
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -130,7 +133,7 @@ def test_the_prompts_ids_begin_the_rows_ids(any_processor, name):
         prompt = ids_of(generation, i)
         assert prompt == ids_of(training, i)[: len(prompt)]
         assert (training["labels"][i][: len(prompt)] == -100).all()
-    assert torch.equal(training["pixel_values"], generation["pixel_values"])
+    assert torch.equal(training["patches"], generation["patches"])
 
 
 def test_training_pads_right_and_generation_left(processor):
@@ -147,7 +150,7 @@ def test_training_pads_right_and_generation_left(processor):
 
 def test_a_batch_without_pictures_has_no_pixels(processor):
     batch = build_collator(processor)([Row("r", request_of(0, 0), TURNS[0])])
-    assert "pixel_values" not in batch and "image_grid_thw" not in batch
+    assert "patches" not in batch and "image_grid_thw" not in batch
     assert batch["mm_token_type_ids"].sum() == 0
 
 

@@ -11,7 +11,7 @@ from qwenvl_agent.evaluation.decoding import RoomyLayer, cast_weights, count_sha
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import build_model, build_processor
 from qwenvl_agent.schema import Observation, Picture, Request, Tool
-from qwenvl_agent.training.loss import MODEL_INPUTS
+from qwenvl_agent.training.loss import model_inputs
 
 TOOLS = (Tool("move", "Walk.", {"type": "object", "properties": {"direction": {"type": "string"}}}),)
 NUM_TOKENS = 12
@@ -51,8 +51,7 @@ def model(base):
 
 
 def inputs_of(collator: Collator, requests) -> dict:
-    batch = collator.encode_prompt(requests)
-    return {key: batch[key] for key in MODEL_INPUTS}
+    return model_inputs(collator.encode_prompt(requests))
 
 
 @pytest.fixture(scope="module")

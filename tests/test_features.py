@@ -73,7 +73,7 @@ def test_what_is_kept_is_neither_decoded_nor_encoded_again(parts, monkeypatch, p
     monkeypatch.setattr(collator_module, "load_pixels", None)
     monkeypatch.setattr(model.get_base_model().model.visual, "forward", None)
     batch = collator(rows, pack_tokens, features.directory)
-    assert "pixel_values" not in batch
+    assert "patches" not in batch
     kept = token_losses(model, features.attach(batch)).losses
     torch.testing.assert_close(kept, plain, rtol=1e-5, atol=1e-6)
 

@@ -8,7 +8,7 @@ from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.masks import IGNORE_INDEX
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import build_model, build_processor
-from qwenvl_agent.training.loss import supervised_positions, supervised_weight, token_losses
+from qwenvl_agent.training.loss import model_inputs, supervised_positions, supervised_weight, token_losses
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,7 @@ def test_the_logit_at_t_is_scored_against_the_label_at_t_plus_1(setting):
     model, rows, collator = setting
     batch = collator(rows)
     tokens = token_losses(model, batch)
-    inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids", "pixel_values", "image_grid_thw")}
-    logits = model(**inputs, mm_token_type_ids=batch["mm_token_type_ids"], use_cache=False).logits
+    logits = model(**model_inputs(batch), use_cache=False).logits
     expected, parts, weights = [], [], []
     for row in range(4):
         for t in range(batch["labels"].shape[1] - 1):

@@ -144,8 +144,8 @@ def test_a_blank_picture_for_the_other_ranks_changes_nothing_and_touches_the_who
     model, collator = parts
     rows = [row(i, pictures=0) for i in range(3)]
     without, blank = collator(rows, pack_tokens), collator(rows, pack_tokens, has_other_ranks=True)
-    assert "pixel_values" not in without
-    assert blank["pixel_values"].shape[0] == 4 and blank["image_grid_thw"].tolist() == [[1, 2, 2]]
+    assert "patches" not in without
+    assert blank["patches"].shape[0] == 4 and blank["image_grid_thw"].tolist() == [[1, 2, 2]]
     assert (blank["input_ids"] == collator.image_pad_id).sum() == (blank["mm_token_type_ids"] == 1).sum() == 1
     tower = model.model.visual
     seen = []

@@ -17,6 +17,7 @@ from tiny_run import save_tiny_checkpoint, tiny_config
 import eval as evaluation
 from qwenvl_agent.config import to_json
 from qwenvl_agent.data.collator import Collator
+from qwenvl_agent.data.pixels import pixel_values
 from qwenvl_agent.evaluation.endpoint import EndpointPolicy
 from qwenvl_agent.evaluation.policy import ModelPolicy
 from qwenvl_agent.evaluation.rollout import read_records
@@ -113,7 +114,7 @@ def test_prompts_and_answers_are_those_of_the_local_policy(exported, monkeypatch
                 local = collator.encode_prompt([request])
                 assert inputs["input_ids"].tolist() == local["input_ids"].tolist()
                 assert inputs["image_grid_thw"].tolist() == local["image_grid_thw"].tolist()
-                assert torch.equal(inputs["pixel_values"], local["pixel_values"])
+                assert torch.equal(inputs["pixel_values"], pixel_values(local))
             assert answers == local_policy(config, folder, collator).act(requests)
             together = EndpointPolicy(url, str(folder), collator, collator.fmt, config.eval)
             assert together.act(requests) == answers

@@ -130,7 +130,6 @@ def make_batch(config: Config, hf_config, row: RowShape) -> dict[str, torch.Tens
     labels[:, row.tokens - row.supervised - 1 : row.tokens - 1] = 7
     side = columns * vision.spatial_merge_size
     grids = torch.tensor([[1, side, side]] * (batch_size * row.num_images))
-    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     return {
         "input_ids": ids,
         "attention_mask": mask,
@@ -141,7 +140,8 @@ def make_batch(config: Config, hf_config, row: RowShape) -> dict[str, torch.Tens
         "row_index": torch.arange(batch_size)[:, None].expand_as(ids).contiguous(),
         "loss_weights": torch.ones(ids.shape),
         "image_grid_thw": grids,
-        "pixel_values": torch.zeros(int(grids.prod(-1).sum()), values),
+        "patches": torch.zeros(int(grids.prod(-1).sum()), vision.in_channels, vision.patch_size**2, dtype=torch.uint8),
+        "patch_scale": torch.ones(2, vision.in_channels, vision.temporal_patch_size, 1),
     }
 
 

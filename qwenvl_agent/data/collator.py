@@ -4,7 +4,7 @@ Training rows and generation prompts go through the same `encode`, so that a pro
 A row over budget loses whole pictures or whole steps by the stated policy, or is an error: ids are never cut. (Only a
 turn that itself takes its row over vision.max_row_tokens drops a step which the prompt alone would have kept.)
 
-Legend: B rows, T tokens, P patches, M pictures.
+Legend: B rows, T tokens.
 """
 
 from collections import Counter
@@ -99,7 +99,7 @@ class Collator:
         input_ids, attention_mask, mm_token_type_ids (0 text, 1 image) (B, T); position_ids (4, B, T): text, t, h, w;
         labels (B, T), IGNORE_INDEX outside the turns to learn; loss_weights (B, T); parts (B, T), indices of PARTS;
         row_index (B, T): which row a supervised token is of; segments (B, T) of packs, PADDING outside;
-        pixel_values (P, patch values) and image_grid_thw (M, 3), absent without pictures; with `feature_dir` only of
+        patches, patch_scale and image_grid_thw (`patchify`), absent without pictures; with `feature_dir` only of
         pictures whose features are not there, and picture_keys of all, encoded_keys of those; row_ids, a string a row;
         reductions, what this batch lost: {"images": n, "turns": n} (a worker's own count never leaves the worker).
         """
@@ -228,11 +228,7 @@ class Collator:
         return self._patches(list(images.values())) | names
 
     def _patches(self, images: Sequence[torch.Tensor]) -> dict:
-        if not images:
-            return {}
-        patch = self.geometry.patch_size
-        grids = [(1, image.shape[1] // patch, image.shape[2] // patch) for image in images]
-        return {"pixel_values": patchify(images, self.image_processor), "image_grid_thw": torch.tensor(grids)}
+        return patchify(images, self.image_processor) if images else {}
 
 
 def expand_pads(rendered: Rendered, num_tokens: Sequence[int]) -> tuple[Span, ...]:

@@ -1,9 +1,9 @@
 """Pictures to the image processor's `pixel_values`, to the bit, in a fraction of its time.
 
-The size is decided by the budget (`vision.fit_picture`), so that the processor has nothing left to resize. Only one
-frame is normalised; the processor's second frame is a copy of it.
+The size is decided by the budget (`vision.fit_picture`), so that the processor has nothing left to resize. Pictures
+travel as bytes of one frame, an eighth of the processor's floats; `pixel_values` makes those on the model's device.
 
-Legend: C channels, H height, W width, P patches of all pictures.
+Legend: C channels, H height, W width, P patches of all M pictures.
 """
 
 import hashlib
@@ -49,21 +49,32 @@ def feature_path(directory: Path, key: str) -> Path:
     return directory / f"{key}.safetensors"
 
 
-def patchify(images: Sequence[torch.Tensor], image_processor: object) -> torch.Tensor:
-    """pixel_values (P, C * frames * patch * patch) float32 of uint8 images (C, H, W)."""
-    patch, merge = image_processor.patch_size, image_processor.merge_size
-    patches = torch.cat([_patches(image, patch, merge) for image in images]).float()  # (P, C, patch, patch)
+def patchify(images: Sequence[torch.Tensor], image_processor: object) -> dict[str, torch.Tensor]:
+    """What a batch carries of uint8 images (C, H, W): bytes of one frame, and what `pixel_values` needs besides.
+
+    patches (P, C, patch * patch) uint8; patch_scale (2, C, frames, 1) float32, mean and deviation of byte values;
+    image_grid_thw (M, 3). Patches that merge into one token stand together.
+    """
+    patch, frames = image_processor.patch_size, image_processor.temporal_patch_size
     # The processor folds the rescaling into mean and deviation; the same order of operations gives the same floats.
-    mean = torch.tensor(image_processor.image_mean) * (1.0 / image_processor.rescale_factor)
-    deviation = torch.tensor(image_processor.image_std) * (1.0 / image_processor.rescale_factor)
-    patches.sub_(mean[:, None, None]).div_(deviation[:, None, None])
-    frames = image_processor.temporal_patch_size
-    return patches[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1)
+    scale = torch.tensor([image_processor.image_mean, image_processor.image_std])
+    scale = scale * (1.0 / image_processor.rescale_factor)
+    return {
+        "patches": torch.cat([_patches(image, patch, image_processor.merge_size) for image in images]),
+        "patch_scale": scale[:, :, None, None].repeat(1, 1, frames, 1),
+        "image_grid_thw": torch.tensor([(1, image.shape[1] // patch, image.shape[2] // patch) for image in images]),
+    }
+
+
+def pixel_values(batch: dict) -> torch.Tensor:
+    """(P, C * frames * patch * patch) float32 of a batch's patches, made where they are: what the model is given."""
+    mean, deviation = batch["patch_scale"]
+    return (batch["patches"][:, :, None] - mean).div_(deviation).flatten(1)
 
 
 def _patches(image: torch.Tensor, patch: int, merge: int) -> torch.Tensor:
-    """(P, C, patch, patch): patches that merge into one token stand together."""
+    """(P, C, patch * patch)"""
     channels, height, width = image.shape
     rows, columns = height // (patch * merge), width // (patch * merge)
     blocks = image.reshape(channels, rows, merge, patch, columns, merge, patch)
-    return blocks.permute(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels, patch, patch)
+    return blocks.permute(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels, patch * patch)

@@ -16,7 +16,7 @@ from qwenvl_agent.formats import Format
 from qwenvl_agent.model import Processor
 from qwenvl_agent.prompt import END
 from qwenvl_agent.schema import Answer, Observation, Picture, Request, Row, Turn
-from qwenvl_agent.training.loss import MODEL_INPUTS, supervised_positions
+from qwenvl_agent.training.loss import model_inputs, supervised_positions
 
 
 class ModelPolicy:
@@ -74,7 +74,8 @@ class ModelPolicy:
         return [self._text_before_end(row) for row in ids]
 
     def _inputs(self, batch: dict) -> dict:
-        return {key: batch[key].to(self.model.device) for key in MODEL_INPUTS if key in batch}
+        device = self.model.device
+        return model_inputs({k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor)})
 
     def _text_before_end(self, ids: list[int]) -> tuple[str, bool]:
         ended = self.end_id in ids

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qwenvl_agent.config import Config
-from qwenvl_agent.data.pixels import feature_path
+from qwenvl_agent.data.pixels import feature_path, pixel_values
 from qwenvl_agent.model import Processor, base_of
 
 
@@ -34,7 +34,7 @@ class FeatureCache:
         self.num_bytes = sum(entry.stat().st_size for entry in os.scandir(directory))
 
     def attach(self, batch: dict) -> dict:
-        """The batch with `features` in place of `pixel_values`; as it is if it has no picture.
+        """The batch with `features` in place of `patches`; as it is if it has no picture.
 
         `features` is what the model takes as `mm_encoder_outputs["image"]`: tuples with one tensor a picture.
         """
@@ -47,20 +47,18 @@ class FeatureCache:
             pooler_output=tuple(merged for merged, _ in kept),
             deepstack_features=[tuple(levels) for levels in zip(*(deepstack for _, deepstack in kept), strict=True)],
         )
-        rest = {key: value for key, value in batch.items() if key not in ("pixel_values", "image_grid_thw")}
+        rest = {key: value for key, value in batch.items() if key not in ("patches", "patch_scale", "image_grid_thw")}
         return rest | {"features": features}
 
     @torch.no_grad()
     def _encode(self, batch: dict) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Of the pictures that came with pixels, which are kept from now on."""
-        if "pixel_values" not in batch:
+        if "patches" not in batch:
             return {}
         device = batch["input_ids"].device
         is_half = self.base.computes_in_bfloat16
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if is_half else nullcontext():
-            output = self.base.model.get_image_features(
-                batch["pixel_values"], batch["image_grid_thw"], return_dict=True
-            )
+            output = self.base.model.get_image_features(pixel_values(batch), batch["image_grid_thw"], return_dict=True)
         made = {}
         for i, key in enumerate(batch["encoded_keys"]):
             deepstack = torch.stack([level[i] for level in output.deepstack_features])

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from qwenvl_agent.data.masks import IGNORE_INDEX
+from qwenvl_agent.data.pixels import pixel_values
 
 MODEL_INPUTS = (
     "input_ids",
     "attention_mask",
     "position_ids",
     "mm_token_type_ids",
-    "pixel_values",
     "image_grid_thw",
 )
 
@@ -48,10 +48,16 @@ def supervised_positions(labels: torch.Tensor) -> torch.Tensor:
     return nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
 
 
+def model_inputs(batch: dict) -> dict:
+    """What a model is called with, of a batch on its device; pictures become floats only here."""
+    inputs = {key: batch[key] for key in MODEL_INPUTS if batch.get(key) is not None}
+    return inputs | {"pixel_values": pixel_values(batch)} if "patches" in batch else inputs
+
+
 def token_losses(model: nn.Module, batch: dict) -> TokenLosses:
     """Cross-entropy of every supervised token, in float32 and unweighted."""
     keep = supervised_positions(batch["labels"])  # (B, T)
-    inputs = {key: batch[key] for key in MODEL_INPUTS if batch.get(key) is not None}
+    inputs = model_inputs(batch)
     if "segments" in batch:
         inputs["attention_mask"] = pack_mask(batch["segments"])
     if "features" in batch:
