@@ -109,12 +109,20 @@ class Bench:
         return {}
 
     def collate(self, indices: list[int]) -> dict:
-        """Rows to tensors, a micro-batch at a time; kept features are read too. Others are kept now, off the clock."""
+        """Rows to tensors, a micro-batch at a time; kept features are read too. Others are kept now, off the clock.
+
+        `floats_cpu_s` is for the pixel values, which training makes on the model's device.
+        """
         size = self.config.train.batch_size
         with measured() as figures:
             batches = [self._batch(indices[start : start + size]) for start in range(0, len(indices), size)]
             if self.features and not any("patches" in batch for batch in batches):
                 batches = [self.features.attach(batch) for batch in batches]
+        started = time.process_time()
+        for batch in batches:
+            if "patches" in batch:
+                pixel_values(batch)
+        figures["floats_cpu_s"] = time.process_time() - started
         if self.features:
             for batch in batches:
                 if "picture_keys" in batch and "features" not in batch:

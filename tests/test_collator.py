@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TURNS, picture, request_of, tiny_processor
+from PIL import Image
 
 from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator, expand_pads, token_positions
@@ -69,6 +70,40 @@ def test_pixels_at_other_means_and_sizes_equal_the_image_processors(processor):
     batch = patchify(images, image_processor)
     assert torch.equal(pixel_values(batch), expected["pixel_values"])
     assert 8 * batch["patches"].nbytes == expected["pixel_values"].nbytes
+
+
+def save_picture(path, kind: str) -> None:
+    """Noise of 70 x 40 in one of the forms that are read each in its own way."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 70, 4), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    if kind == "16 bit":
+        Image.fromarray(noise[..., :2].copy().view(np.uint16)[..., 0]).save(path, "PNG")
+    elif kind == "transparent colour":
+        image.convert("RGB").save(path, "PNG", transparency=tuple(noise[0, 0, :3].tolist()))
+    elif kind == "jpeg":
+        image.convert("RGB").save(path, "JPEG")
+    else:
+        (image if kind.endswith("A") else image.convert("RGB")).convert(kind).save(path, "PNG")
+
+
+@pytest.mark.parametrize("kind", ["RGB", "RGBA", "P", "L", "LA", "1", "16 bit", "transparent colour", "jpeg"])
+def test_a_files_pixels_are_those_that_pillow_reads(tmp_path, kind):
+    path = tmp_path / "picture.png"
+    save_picture(path, kind)
+    with Image.open(path) as image:
+        expected = np.array(image.convert("RGB"))
+    assert np.array_equal(load_pixels(Picture(70, 40, str(path)), 40, 70).permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize(
+    "cut, size, message", [(0.5, (70, 40), "not a readable picture"), (1, (40, 70), "recorded as")]
+)
+def test_a_broken_or_changed_file_is_an_error(tmp_path, cut, size, message):
+    path = tmp_path / "picture.png"
+    save_picture(path, "RGB")
+    path.write_bytes(path.read_bytes()[: int(cut * path.stat().st_size)])
+    with pytest.raises(ValueError, match=f"picture.png is .*{message}"):
+        load_pixels(Picture(*size, str(path)), 64, 64)
 
 
 @pytest.fixture(scope="module", params=[1, 2])

@@ -26,7 +26,7 @@ def test_pieces_make_up_the_whole(any_processor, text):
     for _ in range(2):  # the second time from the cache
         ids, offsets = pieces.encode(text)
         whole = any_processor.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        assert ids.tolist() == whole.ids and offsets == whole.offsets
+        assert ids.tolist() == whole.ids and offsets.tolist() == [list(pair) for pair in whole.offsets]
 
 
 def test_a_piece_is_tokenised_once(any_processor):
@@ -34,13 +34,13 @@ def test_a_piece_is_tokenised_once(any_processor):
     for question in ("Where?", "Where to?"):
         pieces.encode(f"<|im_start|>system\nYou walk.<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n")
     info = pieces.encode_piece.cache_info()
-    assert info.misses == 4  # the system, a line end, two questions
-    assert info.hits == 4  # the line end three times more, the system once
+    assert info.misses == 7  # the system, a line end, two questions, both control tokens, nothing at the text's start
+    assert info.hits == 11
 
 
 def test_a_worker_gets_it_without_its_cache(any_processor):
     pieces = PieceTokenizer(any_processor.tokenizer)
     pieces.encode(TEXTS[3])
     copy = pickle.loads(pickle.dumps(pieces))
+    assert copy.encode_piece.cache_info().currsize == 0
     assert copy.encode(TEXTS[3])[0].tolist() == pieces.encode(TEXTS[3])[0].tolist()
-    assert copy.encode_piece.cache_info().hits == 0

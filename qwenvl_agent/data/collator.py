@@ -31,7 +31,8 @@ class Encoded:
     """A row before padding."""
 
     input_ids: np.ndarray
-    offsets: list[tuple[int, int]]
+    offsets: np.ndarray
+    """(T, 2): where each token's characters begin and end in the text."""
     spans: tuple[Span, ...]
     """Of the text that was tokenised, every `<|image_pad|>` repeated."""
     pictures: tuple[Picture, ...]

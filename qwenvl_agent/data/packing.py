@@ -32,7 +32,7 @@ def plan_packs(rows: Sequence[np.ndarray], may_share: Sequence[int], max_tokens:
     order = sorted(range(len(rows)), key=lambda i: rows[i].tolist())  # who begins alike stands together
     packs = _fill(rows, may_share, order, max_tokens)
     low, high = 0, max_tokens  # the smallest limit with so many packs
-    while high - low > 1:
+    while len(packs) > 1 and high - low > 1:
         middle = (low + high) // 2
         tried = _fill(rows, may_share, order, middle)
         if len(tried) == len(packs):

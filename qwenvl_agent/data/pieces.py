@@ -1,8 +1,8 @@
-"""Token ids of long texts that repeat: cut at the added tokens, and each piece between them tokenised once.
+"""Token ids of long texts that repeat: cut at the added tokens, and each piece tokenised once.
 
 A tokenizer cuts a text at its added tokens (`<|im_start|>`, `<|image_pad|>` ...) before it does anything else, so its
-pieces do not influence each other. System prompt and tools are one piece, the same in every row, and a picture's pads
-need no tokenizer at all.
+pieces do not influence each other. System prompt and tools are one piece, the same in every row, and all tokens of a
+picture are another.
 """
 
 import re
@@ -20,12 +20,11 @@ class PieceTokenizer:
     def __init__(self, tokenizer: object):
         # The backend itself: it keeps whatever truncation and padding the last caller set, so both are put off.
         self.backend = tokenizer.backend_tokenizer
-        added = {token.content: (id, token) for id, token in self.backend.get_added_tokens_decoder().items()}
-        for content, (_, token) in added.items():
-            assert not (token.lstrip or token.rstrip or token.single_word), f"{content!r} looks at its neighbours"
-        self.added = {content: id for content, (id, _) in added.items()}
-        longest_first = sorted(map(re.escape, self.added), key=len, reverse=True)
-        self.pattern = re.compile(f"({'|'.join(longest_first)})") if longest_first else None
+        added = self.backend.get_added_tokens_decoder().values()
+        for token in added:
+            assert not (token.lstrip or token.rstrip or token.single_word), f"{token} looks at its neighbours"
+        longest_first = sorted((re.escape(token.content) for token in added), key=len, reverse=True)
+        self.pattern = re.compile(f"((?:{'|'.join(longest_first)})+)") if longest_first else None
         self.encode_piece = lru_cache(NUM_PIECES)(self._encode_piece)
 
     def __getstate__(self) -> dict:
@@ -36,25 +35,18 @@ class PieceTokenizer:
         self.__dict__.update(state)
         self.encode_piece = lru_cache(NUM_PIECES)(self._encode_piece)
 
-    def encode(self, text: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        """Ids (T,) and where in the text each token's characters stand; nothing is added."""
-        ids: list[int] = []
-        offsets: list[tuple[int, int]] = []
-        start = 0
+    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (T,) and where in the text each token's characters stand (T, 2); nothing is added."""
+        ids, offsets, start = [], [], 0
         for piece in self.pattern.split(text) if self.pattern else [text]:
-            end = start + len(piece)
-            if piece in self.added:
-                ids.append(self.added[piece])
-                offsets.append((start, end))
-            elif piece:
-                piece_ids, piece_offsets = self.encode_piece(piece)
-                ids += piece_ids
-                offsets += [(first + start, last + start) for first, last in piece_offsets]
-            start = end
-        return np.array(ids, dtype=np.int64), offsets
+            piece_ids, piece_offsets = self.encode_piece(piece)
+            ids.append(piece_ids)
+            offsets.append(piece_offsets + start)
+            start += len(piece)
+        return np.concatenate(ids), np.concatenate(offsets)
 
-    def _encode_piece(self, piece: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def _encode_piece(self, piece: str) -> tuple[np.ndarray, np.ndarray]:
         self.backend.no_truncation()
         self.backend.no_padding()
         encoding = self.backend.encode(piece, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+        return np.array(encoding.ids, dtype=np.int64), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)

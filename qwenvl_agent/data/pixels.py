@@ -7,28 +7,48 @@ Legend: C channels, H height, W width, P patches of all M pictures.
 """
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.io import decode_png, read_file
 from torchvision.transforms.v2 import functional
 
 from qwenvl_agent.schema import Picture
 
+PNG_HEADER = struct.Struct(">8sI4sII5B")
+"""Signature; length and name of the first chunk; width, height; depth, colour, compression, filter, interlace."""
+PLAIN_RGB = (8, 2, 0, 0, 0)
+
 
 def load_pixels(picture: Picture, height: int, width: int) -> torch.Tensor:
     """(C, H, W) uint8 of the picture at the size that the model sees; ValueError if it cannot be read."""
-    try:
-        image = picture.open()
-    except OSError as error:
-        raise ValueError(f"picture {picture.path}: {error}: its row cannot be used; restore the file") from None
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels = _read_rgb_png(picture)
+    if pixels is None:
+        try:
+            image = picture.open()
+        except OSError as error:
+            raise ValueError(f"picture {picture.path}: {error}: its row cannot be used; restore the file") from None
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     if pixels.shape[1:] == (height, width):
         return pixels
     return functional.resize(
         pixels, [height, width], interpolation=functional.InterpolationMode.BICUBIC, antialias=True
     )
+
+
+def _read_rgb_png(picture: Picture) -> torch.Tensor | None:
+    """(C, H, W) of a plain RGB PNG of the recorded size, in half of Pillow's time; None for all that Pillow judges."""
+    if picture.image is not None:
+        return None
+    header = PNG_HEADER.pack(b"\x89PNG\r\n\x1a\n", 13, b"IHDR", picture.width, picture.height, *PLAIN_RGB)
+    try:
+        content = read_file(picture.path)
+        return decode_png(content) if content[: len(header)].numpy().tobytes() == header else None
+    except RuntimeError:  # missing or broken
+        return None
 
 
 def picture_key(picture: Picture, height: int, width: int) -> str:
@@ -60,7 +80,7 @@ def patchify(images: Sequence[torch.Tensor], image_processor: object) -> dict[st
     scale = torch.tensor([image_processor.image_mean, image_processor.image_std])
     scale = scale * (1.0 / image_processor.rescale_factor)
     return {
-        "patches": torch.cat([_patches(image, patch, image_processor.merge_size) for image in images]),
+        "patches": torch.from_numpy(np.concatenate([_patches(i, patch, image_processor.merge_size) for i in images])),
         "patch_scale": scale[:, :, None, None].repeat(1, 1, frames, 1),
         "image_grid_thw": torch.tensor([(1, image.shape[1] // patch, image.shape[2] // patch) for image in images]),
     }
@@ -72,9 +92,9 @@ def pixel_values(batch: dict) -> torch.Tensor:
     return (batch["patches"][:, :, None] - mean).div_(deviation).flatten(1)
 
 
-def _patches(image: torch.Tensor, patch: int, merge: int) -> torch.Tensor:
-    """(P, C, patch * patch)"""
+def _patches(image: torch.Tensor, patch: int, merge: int) -> np.ndarray:
+    """(P, C, patch * patch); NumPy copies bytes in another order in half of torch's time."""
     channels, height, width = image.shape
     rows, columns = height // (patch * merge), width // (patch * merge)
-    blocks = image.reshape(channels, rows, merge, patch, columns, merge, patch)
-    return blocks.permute(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels, patch * patch)
+    blocks = image.numpy().reshape(channels, rows, merge, patch, columns, merge, patch)
+    return blocks.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels, patch * patch)

@@ -48,8 +48,8 @@ def pieces(sample: Sample) -> Iterator[Piece]:
     encoded = sample.encoded
     text = "".join(span.text for span in encoded.spans)
     shown, num_pads = 0, 0
-    rows = zip(encoded.offsets, encoded.input_ids.tolist(), sample.parts.tolist(), sample.weights.tolist(), strict=True)
-    for (start, end), token_id, part, weight in rows:
+    arrays = (encoded.offsets, encoded.input_ids, sample.parts, sample.weights)
+    for (start, end), token_id, part, weight in zip(*(array.tolist() for array in arrays), strict=True):
         is_pad = text[start:end] == IMAGE_PAD
         num_pads += is_pad
         if is_pad and text.startswith(IMAGE_PAD, end):
