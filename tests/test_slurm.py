@@ -123,6 +123,49 @@ def test_a_sweep_is_an_array_and_its_failed_cell_is_submitted_again_alone(cluste
     assert rates == [1e-3, 2e-3]
 
 
+def test_an_ablation_is_trained_evaluated_and_reported(cluster, tmp_path):
+    """Two arms, two training seeds: an array on both nodes, then a job that plays the missions and writes the report."""
+    data, world = tmp_path / "safari", {"max_turns": 3, "tile_px": 16}
+    record = ["--episodes", "6", "--out", str(data), "--world", json.dumps({"tile_px": 16})]
+    config = {
+        "name": "base",
+        "runs_dir": str(tmp_path / "runs"),
+        "model": {"path": "tiny", "method": "full", "dtype": "float32"},
+        "data": {"sources": [{"path": str(data)}], "eval_fraction": 0.4},
+        "vision": {"max_tokens_per_image": 100, "tiles": 10},
+        "train": {"max_steps": 2, "batch_size": 2},
+        "eval": {"suite": "none", "world": {"tile_px": 16}, "max_new_tokens": 16},
+    }
+    (tmp_path / "base.json").write_text(json.dumps(config))
+    study = {
+        "question": "Does it run under Slurm?",
+        "config": str(tmp_path / "base.json"),
+        "baseline": "native",
+        "arms": {name: {"prompt.format": name} for name in ("native", "plain")},
+        "seeds": [0, 1],
+        "missions": {"episodes": 3, "world": world},
+        "rows": 3,
+        "prepare": {str(data / "manifest.json"): [sys.executable, "scripts/generate_oracle.py", *record]},
+    }
+    path, out = tmp_path / "study.json", tmp_path / "report"
+    path.write_text(json.dumps(study))
+    command = [sys.executable, "scripts/ablate.py", str(path)]
+    said = cluster.run(*command, "--submit", "--limit", "2", "--out", str(out), cwd=REPOSITORY)
+    training, evaluation = re.findall(r"^job (\d+): ", said, re.MULTILINE)
+    assert cluster.job(evaluation)["Dependency"].startswith("afterany:" + training)
+    log = tmp_path / "runs" / "ablation_study" / "logs" / f"evaluate_{evaluation}.log"
+    assert cluster.wait_for_job(evaluation, PATIENCE_S, log)["JobState"] == "COMPLETED", log.read_text()
+    runs = sorted((tmp_path / "runs" / "ablation_study").glob("*_seed?"))
+    assert [run.name for run in runs] == ["native_seed0", "native_seed1", "plain_seed0", "plain_seed1"]
+    assert [steps_of(run) for run in runs] == [[1, 2]] * 4
+    for run in runs:
+        played = json.loads((run / "eval" / "missions" / "metrics.json").read_text())["about"]
+        assert played["seeds"]["count"] == 3 and played["world"]["max_turns"] == 3
+    rows = (out / "cells.csv").read_text().splitlines()
+    assert len(rows) == 5 and "Does it run under Slurm?" in (out / "report.md").read_text()
+    assert "nothing to submit" in cluster.run(*command, "--submit", cwd=REPOSITORY)
+
+
 def test_sbatchs_refusal_is_one_message(cluster, base, tmp_path):
     config = save_config(tiny_config(tmp_path, *base), tmp_path / "base.json")
     path = tmp_path / "study.json"
