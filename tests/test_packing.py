@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from tiny_run import save_tiny_checkpoint
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qwenvl_agent.config import ModelConfig, PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator
@@ -12,7 +14,9 @@ from qwenvl_agent.data.packing import PADDING, join, pad, plan_packs
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import build_model, build_processor
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, Turn
-from qwenvl_agent.training.loss import pack_mask, token_losses
+from qwenvl_agent.training import attention
+from qwenvl_agent.training.attention import pack_mask
+from qwenvl_agent.training.loss import token_losses
 
 
 def plan(rows: list[str], max_tokens: int, may_share: int = 9):
@@ -70,6 +74,27 @@ def test_a_token_sees_the_common_beginning_and_its_own_row():
         [1, 0, 0, 1, 0],
         [1, 0, 0, 0, 1],
     ]
+
+
+def test_attention_row_by_row_is_that_of_the_whole_pack_and_multiplies_less(monkeypatch):
+    """A pack of 4 tokens that 2 rows share, 1 row without a beginning, both filled up."""
+    sizes = [[4, 3, 5], [0, 6]]
+    segments = torch.tensor([[0] * 4 + [1] * 3 + [2] * 5, [1] * 6 + [PADDING] * 6])
+    queries, keys, values = torch.randn(3, 2, 2, 12, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mask = pack_mask(segments).double()
+    products = []
+
+    def watch(module, query, key, *rest, **options):
+        products.append(query.shape[2] * key.shape[2])
+        return sdpa_attention_forward(module, query, key, *rest, **options)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watch)
+    whole, _ = attention.attend(nn.Module(), queries, keys, values, mask)
+    by_row, _ = attention.attend(nn.Module(), queries, keys, values, mask, pack_sizes=sizes)
+    is_token = segments != PADDING
+    torch.testing.assert_close(by_row[is_token], whole[is_token])
+    assert (by_row[~is_token] == 0).all()
+    assert products == [12 * 12, 4 * 4, 3 * 7, 5 * 9, 6 * 6]
 
 
 TOOLS = (Tool("move", "Walk.", {"type": "object", "properties": {"direction": {"type": "string"}}}),)
@@ -136,7 +161,8 @@ def test_packing_computes_fewer_tokens_and_loses_no_label(parts):
     assert packed["loss_weights"].sum() == padded["loss_weights"].sum()
     assert packed["attention_mask"].sum() < 0.7 * padded["attention_mask"].sum()
     assert torch.equal(packed["image_grid_thw"].sum(), padded["image_grid_thw"].sum())
-    assert "segments" not in padded
+    assert "segments" not in padded and "pack_sizes" not in padded
+    assert [sum(sizes) for sizes in packed["pack_sizes"]] == packed["attention_mask"].sum(1).tolist()
 
 
 @pytest.mark.parametrize("pack_tokens", [0, 400])

@@ -99,7 +99,8 @@ class Collator:
 
         input_ids, attention_mask, mm_token_type_ids (0 text, 1 image) (B, T); position_ids (4, B, T): text, t, h, w;
         labels (B, T), IGNORE_INDEX outside the turns to learn; loss_weights (B, T); parts (B, T), indices of PARTS;
-        row_index (B, T): which row a supervised token is of; segments (B, T) of packs, PADDING outside;
+        row_index (B, T): which row a supervised token is of; segments (B, T) of packs, PADDING outside, and pack_sizes,
+        a list for each pack of the tokens in every segment;
         patches, patch_scale and image_grid_thw (`patchify`), absent without pictures; with `feature_dir` only of
         pictures whose features are not there, and picture_keys of all, encoded_keys of those; row_ids, a string a row;
         reductions, what this batch lost: {"images": n, "turns": n} (a worker's own count never leaves the worker).
@@ -118,6 +119,8 @@ class Collator:
         else:
             pixels = self._pixels(encoded) if feature_dir is None else self._pixels_not_in(feature_dir, encoded)
         batch = self._tensors(columns) | pixels
+        if pack_tokens:
+            batch["pack_sizes"] = [s[s != PADDING].bincount().tolist() for s in batch["segments"]]
         batch["row_ids"] = [row.id for row in rows]
         batch["reductions"] = dict(self.reductions - reductions_before)
         return batch
@@ -196,6 +199,7 @@ class Collator:
             "position_ids": columns["position_ids"][..., -1:] + 1,
             "mm_token_type_ids": 1,
             "labels": IGNORE_INDEX,
+            "segments": PADDING,
         }
         return {
             key: np.concatenate([value, np.broadcast_to(last.get(key, 0), (*value.shape[:-1], 1))], axis=-1).astype(

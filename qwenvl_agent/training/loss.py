@@ -19,6 +19,7 @@ from torch import nn
 
 from qwenvl_agent.data.masks import IGNORE_INDEX
 from qwenvl_agent.data.pixels import pixel_values
+from qwenvl_agent.training.attention import pack_mask
 
 MODEL_INPUTS = (
     "input_ids",
@@ -59,7 +60,7 @@ def token_losses(model: nn.Module, batch: dict) -> TokenLosses:
     keep = supervised_positions(batch["labels"])  # (B, T)
     inputs = model_inputs(batch)
     if "segments" in batch:
-        inputs["attention_mask"] = pack_mask(batch["segments"])
+        inputs |= {"attention_mask": pack_mask(batch["segments"]), "pack_sizes": batch["pack_sizes"]}
     if "features" in batch:
         inputs["mm_encoder_outputs"] = {"image": batch["features"]}
     logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits  # (N, V)
@@ -70,15 +71,6 @@ def token_losses(model: nn.Module, batch: dict) -> TokenLosses:
         parts=batch["parts"][:, 1:][keep[:, :-1]],
         rows=batch["row_index"][:, 1:][keep[:, :-1]],
     )
-
-
-def pack_mask(segments: torch.Tensor) -> torch.Tensor:
-    """(B, 1, T, T) float32, added to attention scores: a token sees what is before it of its own row and of segment 0."""
-    num_tokens = segments.shape[1]
-    is_before = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=segments.device).tril()
-    is_seen = (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]
-    mask = torch.zeros(is_seen.shape, device=segments.device)
-    return mask.masked_fill_(~(is_seen & is_before), torch.finfo(torch.float32).min)[:, None]
 
 
 def supervised_weight(micro_batches: Sequence[dict]) -> float:
