@@ -145,6 +145,7 @@ def evaluate(args: argparse.Namespace, messages: Console) -> int:
     check_data_options(args)
     subject = build_subject(args)
     name = (args.counterfactual or args.suite) + ("_blank" if args.blank_pictures else "")
+    name += "_constrained" if subject.config.eval.constrained and subject.name not in POLICIES else ""
     directory = args.out or subject.directory / "eval" / name
     start = time.monotonic()
     run_suite = {"steps": run_steps, **dict.fromkeys(SCREENS, run_screens)}.get(args.suite, run_episodes)
@@ -284,7 +285,8 @@ def describe_subject(args, name: str, policy: Policy, config: Config, processor,
         "processor": {"name": processor.name, **asdict(processor.geometry)},
         "blank_pictures": args.blank_pictures,
     }
-    return Subject(name + (", blank" if args.blank_pictures else ""), policy, config, directory, about)
+    name += (", blank" if args.blank_pictures else "") + (", constrained" if config.eval.constrained else "")
+    return Subject(name, policy, config, directory, about)
 
 
 def read_config(args: argparse.Namespace, model: dict) -> Config:

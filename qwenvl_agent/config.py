@@ -197,6 +197,8 @@ class EvalConfig:
     max_new_tokens: int = 512
     temperature: float = 0.0
     """0: greedy."""
+    constrained: bool = False
+    """Choose only among tokens that keep an answer to tools strictly readable, with calls that fit the tools' schemas."""
     time_limit_s: float = 600.0
     """An evaluation inside training stops starting new steps after this; unfinished episodes count as failures."""
 

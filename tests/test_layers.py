@@ -33,7 +33,7 @@ LIGHT_FILES = {
     "data/sample_folder.py",
     "data/source.py",
 }
-HEAVY_FILES = {"evaluation/decoding.py", "evaluation/policy.py"}
+HEAVY_FILES = {"evaluation/constraint.py", "evaluation/decoding.py", "evaluation/policy.py"}
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft")
 
 

@@ -136,6 +136,7 @@ def test_a_model_that_learnt_its_rows_gives_their_turns_by_looking(tmp_path):
     answers = build_policy(parts, max_new_tokens=80).act(requests)
     assert [answer.turn for answer in answers] == [one.turn for one in rows]
     assert all(not answer.error and not answer.repairs for answer in answers)
+    assert build_policy(parts, max_new_tokens=80, constrained=True).act(requests) == answers  # nothing to hold back
     assert all(s["num_correct"] == s["num_tokens"] for s in build_policy(parts).score(rows))
     blanked = build_policy(parts, max_new_tokens=80, blank_pictures=True).act(requests)
     assert blanked[0] == blanked[1]  # blind, it cannot tell the two apart

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from qwenvl_agent.evaluation.constraint import Constraint
 from qwenvl_agent.model import base_of
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids")
@@ -27,18 +28,27 @@ LEAVE_BELOW = 0.75
 
 @torch.no_grad()
 def decode(
-    model: nn.Module, inputs: dict, *, end_id: int, max_new_tokens: int, temperature: float = 0.0
+    model: nn.Module,
+    inputs: dict,
+    *,
+    end_id: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    constraint: Constraint | None = None,
 ) -> list[list[int]]:
     """The ids that each row of a left-padded batch writes, up to and with `end_id`, or `max_new_tokens` of them.
 
-    Greedy at temperature 0, else sampled from the whole distribution with torch's random state.
+    Greedy at temperature 0, else sampled from the whole distribution with torch's random state; under a constraint,
+    from what it allows.
     """
     with cast_weights(model), forward_attention(model):
-        written = _decode(model, inputs, end_id, max_new_tokens, temperature)
+        written = _decode(model, inputs, end_id, max_new_tokens, temperature, constraint)
     return [ids[: ids.index(end_id) + 1] if end_id in ids else ids for ids in written]
 
 
-def _decode(model: nn.Module, inputs: dict, end_id: int, max_new_tokens: int, temperature: float) -> list[list[int]]:
+def _decode(
+    model: nn.Module, inputs: dict, end_id: int, max_new_tokens: int, temperature: float, constraint: Constraint | None
+) -> list[list[int]]:
     """What `decode` gives, with what rows wrote after their end while the batch went on."""
     inputs, cache = share_prefix(model, inputs)
     mask, positions = inputs["attention_mask"], inputs["position_ids"][..., -1:]  # (B, T), (4, B, 1)
@@ -47,9 +57,13 @@ def _decode(model: nn.Module, inputs: dict, end_id: int, max_new_tokens: int, te
     written: list[list[int]] = [[] for _ in rows]
     logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]  # (B, V)
     while True:
+        if constraint is not None:
+            logits = constraint.masked(rows.tolist(), logits)
         ids = choose(logits, temperature)  # (B,)
         for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
             written[row].append(token)
+        if constraint is not None:
+            constraint.advance(rows.tolist(), ids.tolist())
         writes &= ids != end_id
         if max(map(len, written)) == max_new_tokens or not writes.any():
             return written

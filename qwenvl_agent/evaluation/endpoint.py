@@ -57,6 +57,11 @@ class EndpointPolicy:
         timeout_s: float = 600.0,
     ):
         check_url(url)
+        if cfg.constrained:
+            raise ValueError(
+                "eval.constrained is true with a served model: its tokens are chosen there, where no grammar of ours "
+                "holds; set eval.constrained=false, or evaluate the checkpoint here"
+            )
         self.url, self.model, self.collator, self.fmt, self.cfg = url.rstrip("/"), model, collator, fmt, cfg
         self.blank_pictures, self.sampling_seed, self.fields = blank_pictures, seed, fields or {}
         self.max_tries, self.first_pause_s = max_tries, first_pause_s

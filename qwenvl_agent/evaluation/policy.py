@@ -11,6 +11,7 @@ from torch.nn import functional
 from qwenvl_agent.config import EvalConfig
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.masks import PARTS
+from qwenvl_agent.evaluation.constraint import Grammars
 from qwenvl_agent.evaluation.decoding import decode
 from qwenvl_agent.formats import Format
 from qwenvl_agent.model import Processor
@@ -20,7 +21,7 @@ from qwenvl_agent.training.loss import model_inputs, supervised_positions
 
 
 class ModelPolicy:
-    """Qwen3-VL with a format, greedy or sampled.
+    """Qwen3-VL with a format, greedy or sampled, free or (`cfg.constrained`) inside the format's grammar.
 
     An answer that does not end within `max_new_tokens` has the error `endless`. Sampling has a seed of its own: it is
     repeatable for the same requests in the same batches, and leaves the training's random state alone.
@@ -43,6 +44,10 @@ class ModelPolicy:
         self.tokenizer = processor.tokenizer
         self.end_id = self.tokenizer.convert_tokens_to_ids(END)
         self.sampling_seed = seed
+        self.grammars = None
+        if cfg.constrained:
+            vocab_size = model.config.get_text_config().vocab_size
+            self.grammars = Grammars(fmt, self.tokenizer, self.end_id, vocab_size)
 
     def act(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers in batches of `cfg.batch_size`."""
@@ -70,6 +75,7 @@ class ModelPolicy:
                 end_id=self.end_id,
                 max_new_tokens=cfg.max_new_tokens,
                 temperature=cfg.temperature,
+                constraint=self.grammars and self.grammars.start([request.tools for request in requests]),
             )
         return [self._text_before_end(row) for row in ids]
 

@@ -49,10 +49,12 @@ def write_plain(call: ToolCall) -> str:
     return f"{call.name}({', '.join(f'{key}={json_text(value)}' for key, value in call.arguments.items())})"
 
 
+def write_block(call: ToolCall) -> str:
+    return f'{OPEN}\n{{"name": "{call.name}", "arguments": {json_text(call.arguments)}}}\n{CLOSE}'
+
+
 def write_blocks(calls: Iterable[ToolCall]) -> str:
-    return "\n".join(
-        f'{OPEN}\n{{"name": "{call.name}", "arguments": {json_text(call.arguments)}}}\n{CLOSE}' for call in calls
-    )
+    return "\n".join(map(write_block, calls))
 
 
 def tool_calls_json(calls: Iterable[ToolCall]) -> list[dict]:

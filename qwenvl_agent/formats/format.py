@@ -35,6 +35,9 @@ class Format(Protocol):
     def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
         """Read a model's answer. Never raises."""
 
+    def grammar(self, tools: Sequence[Tool]) -> str:
+        """Of the turns with calls of these tools (at least one), as `render` writes them: see `grammar`."""
+
     def project(self, turn: Turn) -> Turn:
         """What is left of a turn that was written in this format."""
 

@@ -21,9 +21,11 @@ from qwenvl_agent.formats.calls import (
     split_thought,
     tool_calls_json,
     tool_messages,
+    write_block,
     write_blocks,
 )
 from qwenvl_agent.formats.format import Span
+from qwenvl_agent.formats.grammar import turn_grammar
 from qwenvl_agent.formats.repair import ParseError, Repairs
 from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 
@@ -57,6 +59,9 @@ class Hybrid:
 
     def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
         return parse_answer(text, tools, _read)
+
+    def grammar(self, tools: Sequence[Tool]) -> str:
+        return turn_grammar(self.render, write_block, tools)
 
     def project(self, turn: Turn) -> Turn:
         return turn

@@ -18,6 +18,7 @@ from qwenvl_agent.formats.calls import (
     write_plain,
 )
 from qwenvl_agent.formats.format import Span
+from qwenvl_agent.formats.grammar import turn_grammar
 from qwenvl_agent.formats.repair import ParseError, Repairs
 from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 
@@ -50,6 +51,9 @@ class Plain:
 
     def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
         return parse_answer(text, tools, _read)
+
+    def grammar(self, tools: Sequence[Tool]) -> str:
+        return turn_grammar(self.render, write_plain, tools)
 
     def project(self, turn: Turn) -> Turn:
         return turn
