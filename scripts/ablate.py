@@ -119,7 +119,7 @@ def states_of(ablation: Ablation) -> dict[str, str]:
 
 
 def missing_evaluations(ablation: Ablation, states: dict[str, str]) -> Iterator[tuple[Cell, str]]:
-    """(cell, test) of trained cells: the missions of all, then their rows, then the counterfactuals."""
+    """(cell, test) of trained cells: the missions of all, then their rows, then further plays."""
     trained = [cell for cell in ablation.sweep.cells if states[cell.name] == DONE]
     for test in ablation.tests:
         yield from ((cell, test) for cell in trained if not is_evaluated(ablation, cell, test))
@@ -228,14 +228,14 @@ def read_study(ablation: Ablation) -> Study:
     for cell in ablation.sweep.cells:
         place = ablation.places[cell.name]
         run_dir = cell.config.run_dir
-        cells.append(read_cell(cell.name, place.arm, place.seed, run_dir, states[cell.name], ablation.counterfactuals))
+        cells.append(read_cell(cell.name, place.arm, place.seed, run_dir, states[cell.name], ablation.plays))
     return Study(
         ablation.sweep.name, ablation.question, ablation.baseline, ablation.arms, ablation.outcomes, tuple(cells)
     )
 
 
 def report(ablation: Ablation, args: argparse.Namespace) -> None:
-    out = args.out or ablation.sweep.directory / "report"
+    out = args.out or ablation.report_dir
     seeds = ["--seeds", *map(str, args.seeds)] if args.seeds else []
     command = shlex.join(["python", "scripts/ablate.py", str(args.ablation), *seeds, "--local", "1"])
     for path in write_study(out, read_study(ablation), command):

@@ -213,6 +213,8 @@ def test_cells_come_seed_by_seed_with_paired_seeds(write):
         ({"seeds": [0, 0]}, r"seeds is \[0, 0\]: each training seed"),
         ({"seed": [0]}, "unknown key 'seed'.*nearest known key: 'seeds'"),
         ({"counterfactuals": ["wiped"]}, "counterfactual 'wiped' does not exist"),
+        ({"constrained": "yes"}, "constrained is 'yes', which is not of type bool"),
+        ({"cells_of": "other.json"}, "config beside cells_of: the cells are those of"),
         ({"missions": {"episode": 3}}, "unknown key 'episode'.*'episodes'"),
         ({"rows": "many"}, "rows is 'many', which is not of type int"),
         ({"config": "no/such.json"}, "study.json: no/such.json: No such file"),
@@ -263,13 +265,35 @@ def test_results_that_answer_another_question_are_made_again(write):
 def test_commands_of_evaluations_are_understood(write):
     from eval import parse_arguments
 
-    study = load_ablation(write(missions={"episodes": 3, "world": {"max_turns": 5}, "oracle": {"max_path": 4}}))
+    missions = {"episodes": 3, "counterfactual_episodes": 2, "world": {"max_turns": 5}, "oracle": {"max_path": 4}}
+    study = load_ablation(write(missions=missions, constrained=True))
+    assert study.tests == ("missions", "steps", "constrained", "notepad_wiped")
     for test in (*study.tests, "picture_blank"):
         command = evaluation_command(study, study.sweep.cells[0], test)
         args = parse_arguments(command[2:])
         assert args.checkpoint == "last" and args.blank_pictures == (test == "picture_blank")
         assert args.counterfactual == ("notepad_wiped" if test == "notepad_wiped" else "")
+        assert args.set == (["eval.constrained=true"] if test == "constrained" else [])
         assert args.suite == ("steps" if test == "steps" else "safari")
+        assert test == "steps" or args.episodes == (3 if test in ("missions", "constrained") else 2)
+
+
+def test_another_question_of_the_same_cells(write, tmp_path, capsys):
+    path = write(counterfactuals=[])
+    fill(path)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"question": "And held?", "cells_of": path.name, "constrained": True, "rows": 9}))
+    study, first = load_ablation(other), load_ablation(path)
+    assert study.sweep == first.sweep and study.places == first.places and study.rows == 9
+    assert study.question == "And held?" and study.report_dir == first.sweep.directory / "report_other"
+    assert first.report_dir == first.sweep.directory / "report"
+    assert script.main([str(other)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "steps" not in line]
+    assert len(lines) == 4 and all("--set eval.constrained=true" in line for line in lines)  # nothing is trained again
+    third = tmp_path / "third.json"
+    third.write_text(json.dumps({"question": "And?", "cells_of": "other.json"}))
+    with pytest.raises(ValueError, match="whose cells are another file's; name study.json"):
+        load_ablation(third)
 
 
 # statistics
@@ -380,6 +404,25 @@ def test_a_whole_report(write, tmp_path):
     page = (tmp_path / "report" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(names) and "http" not in page.split("</style>")[1]
     assert "Mission 2000000" in (tmp_path / "report" / "cases.html").read_text()
+
+
+def test_constrained_decoding_has_a_table_of_its_own(write, tmp_path):
+    path = write(constrained=True)
+    plays = {"counterfactuals": {"notepad_wiped": 0.2, "constrained": -0.1}}
+    fill(path, native_seed0=plays, native_seed1=plays, plain_seed0=plays)
+    text = report_of(path, tmp_path)
+    section = text.split("## Constrained decoding")[1].split("## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith(("| native |", "| plain |"))]
+    study = script.read_study(load_ablation(path))
+    loss = {one.arm: one for one in ablation.losses_of_plays(study.by_arm) if one.name == "constrained"}
+    assert loss["native"].seeds == (0, 1) and loss["plain"].seeds == (0,)
+    assert [row.split("|")[2].strip() for row in rows] == [f"{100 * loss[a].normal:.1f} %" for a in ("native", "plain")]
+    assert "the arms have not the same training seeds (native: 0, 1; plain: 0)" in section
+    contrast = ablation.constrained_study(study).contrasts[0]
+    held = [study.by_arm[arm][0].changed["constrained"][1] for arm in ("plain", "native")]
+    wins = [np.mean([record.success for record in records]) for records in held]
+    assert contrast.seeds == (0,) and contrast.first - contrast.second == pytest.approx(wins[0] - wins[1])
+    assert "constrained" not in text.split("## What success rests on")[1].split("## ")[0]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, bootstr
 from qwenvl_agent.evaluation.step_metrics import RowRecord
 from qwenvl_agent.evaluation.suites import judge, read_result
 
-MISSIONS, ROWS = "missions", "steps"
+MISSIONS, ROWS, CONSTRAINED = "missions", "steps", "constrained"
 """Folders of a cell's evaluations."""
 LEVEL = 0.05
 EXACT_SEEDS = 6
@@ -81,7 +81,7 @@ class Cell:
     about: dict = field(default_factory=dict, repr=False)
     """What the missions' metrics.json says about itself; empty: not evaluated yet."""
     changed: dict[str, tuple[dict, list[EpisodeRecord]]] = field(default_factory=dict, repr=False)
-    """By counterfactual: what it says about itself, and its episodes."""
+    """By counterfactual, or CONSTRAINED: what it says about itself, and its episodes."""
     lines: list[dict] = field(default_factory=list, repr=False)
     """Of the run's metrics.jsonl."""
     data: dict = field(default_factory=dict, repr=False)
@@ -107,10 +107,10 @@ class Cell:
         return float(np.mean([OUTCOMES[outcome](record) for record in self.missions.values()]))
 
 
-def read_cell(name: str, arm: str, seed: int, directory: Path, state: str, counterfactuals: Sequence[str]) -> Cell:
+def read_cell(name: str, arm: str, seed: int, directory: Path, state: str, plays: Sequence[str]) -> Cell:
     """All that a run's folder holds by now; ValueError for a result that cannot be read."""
     results = {}
-    for test in (MISSIONS, ROWS, *counterfactuals):
+    for test in (MISSIONS, ROWS, *plays):
         if (directory / "eval" / test / "metrics.json").exists():
             results[test] = read_result(directory / "eval" / test)
     metrics, data = directory / "metrics.jsonl", directory / "data.json"
@@ -125,7 +125,7 @@ def read_cell(name: str, arm: str, seed: int, directory: Path, state: str, count
         episodes=results.get(MISSIONS, empty)[1],
         rows=results.get(ROWS, empty)[1],
         about=results.get(MISSIONS, empty)[0]["about"],
-        changed={test: (results[test][0]["about"], results[test][1]) for test in counterfactuals if test in results},
+        changed={test: (results[test][0]["about"], results[test][1]) for test in plays if test in results},
         lines=[json.loads(line) for line in lines if line.endswith("\n")],
         data=json.loads(data.read_text(encoding="utf-8")) if data.exists() else {},
     )
@@ -411,7 +411,7 @@ def within(pairs: Sequence[tuple[str, float, float]]) -> float:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a counterfactual costs an arm: success without it and with it, on the same seeds and missions."""
+    """What a further play costs an arm: success without it and with it, on the same seeds and missions."""
 
     arm: str
     name: str
@@ -425,27 +425,36 @@ class Loss:
     p_models: float
 
 
-def counterfactual_losses(by_arm: dict[str, dict[int, Cell]]) -> list[Loss]:
-    """For each arm and each counterfactual that was played."""
+def losses_of_plays(by_arm: dict[str, dict[int, Cell]]) -> list[Loss]:
+    """For each arm and each counterfactual that was played, and for CONSTRAINED."""
     found = []
     for arm, cells in by_arm.items():
         names = dict.fromkeys(name for cell in cells.values() for name in cell.changed)
         for name in names:
             having = {seed: cell for seed, cell in cells.items() if name in cell.changed}
-            changed = {
-                seed: Cell(cell.name, arm, seed, cell.directory, cell.state, episodes=cell.changed[name][1])
-                for seed, cell in having.items()
-            }
+            changed = {seed: as_played(cell, name) for seed, cell in having.items()}
             one = contrast(changed, having, "success", (name, arm))
             if one is None:
                 continue
             records = [record for cell in changed.values() for record in cell.episodes]
-            always = name in ("picture_blank", "mission_swapped")
+            always = name in ("picture_blank", "mission_swapped", CONSTRAINED)
             share = 1.0 if always else sum(r.changed_turn is not None for r in records) / len(records)
             found.append(
                 Loss(arm, name, one.seeds, one.num_missions, share, one.second, one.first, one.difference, one.p_models)
             )
     return found
+
+
+def as_played(cell: Cell, name: str) -> Cell:
+    """The cell with what a further play gave in place of the missions."""
+    about, episodes = cell.changed[name]
+    return replace(cell, about=about, episodes=episodes, changed={})
+
+
+def constrained_study(study: Study) -> Study | None:
+    """The same arms with constrained decoding; None if no cell has played so."""
+    cells = [as_played(cell, CONSTRAINED) for cell in study.cells if CONSTRAINED in cell.changed]
+    return replace(study, cells=tuple(cells)) if cells else None
 
 
 def pooled_share(cells: dict[int, Cell], holds: Callable, counts: Callable = lambda step: True) -> Interval:

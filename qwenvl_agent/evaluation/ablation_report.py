@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from qwenvl_agent.envs.safari.judge import agrees
 from qwenvl_agent.evaluation import ablation_plots as plots
 from qwenvl_agent.evaluation.ablation import (
+    CONSTRAINED,
     EXACT_SEEDS,
     LEVEL,
     MISSIONS,
@@ -28,9 +29,12 @@ from qwenvl_agent.evaluation.ablation import (
     Contrast,
     Study,
     arm_interval,
+    as_played,
     associations,
-    counterfactual_losses,
+    constrained_study,
     decisions_learned,
+    losses_of_plays,
+    pooled_share,
 )
 from qwenvl_agent.evaluation.diagnosis import CLASSES, QUADRANTS, first_errors, quadrants
 from qwenvl_agent.evaluation.report import p_text, write_report
@@ -137,7 +141,9 @@ def body(directory: Path, study: Study) -> list[Block]:
     blocks.append(
         Figure(plots.plot_first_errors(directory / "first_errors.png", study), "Failed missions by first error.")
     )
-    losses = counterfactual_losses(study.by_arm)
+    plays = losses_of_plays(study.by_arm)
+    blocks += constrained_blocks(study, [one for one in plays if one.name == CONSTRAINED])
+    losses = [one for one in plays if one.name != CONSTRAINED]
     if losses:
         blocks += [Heading("What success rests on"), Text(COUNTERFACTUALS_TEXT), losses_table(losses)]
     blocks += [Heading("Held-out rows"), offline_table(study), Text(OFFLINE_TEXT)]
@@ -172,6 +178,11 @@ COUNTERFACTUALS_TEXT = (
     "The same missions by the same models, with one thing changed; success normally, success then, and the loss with "
     "its 95 % interval over missions. Who loses nothing did not use it. A changed notepad concerns only missions that "
     "last until then (share changed)."
+)
+CONSTRAINED_TEXT = (
+    "The same missions by the same models, which choose only among tokens of their format's grammar: what ends is read "
+    "strictly, and its calls fit the tools' schemas. A difference between arms that is left is not one of malformed "
+    "text. Endless: turns that reach the limit of tokens, and count as failed."
 )
 OFFLINE_TEXT = (
     "Loss over argument values alone can be compared between formats; over all tokens or whole calls it cannot, because "
@@ -314,6 +325,40 @@ def errors_table(study: Study) -> Rows:
         failed = sum(counts.values())
         rows.append([arm, str(failed), *(share_text(counts[name], failed) for name in (*CLASSES, "none"))])
     return Rows(["arm", "failed", *CLASSES, "none found"], rows)
+
+
+def constrained_blocks(study: Study, losses: Sequence) -> list[Block]:
+    """The missions free and constrained, arm by arm; then the arms against the baseline, both constrained."""
+    constrained = constrained_study(study)
+    if constrained is None:
+        return []
+    rows = []
+    for one in losses:
+        free = {seed: study.by_arm[one.arm][seed] for seed in one.seeds}
+        plays = (free, {seed: as_played(cell, CONSTRAINED) for seed, cell in free.items()})
+        shares = [
+            " / ".join(points(pooled_share(cells, holds).value, "success") for cells in plays)
+            for holds in (is_strict, is_endless)
+        ]
+        figures = [points(one.normal, "success"), points(one.changed, "success")]
+        rows.append([one.arm, *figures, signed(one.difference, "success"), p_shown(one.p_models), *shares])
+    headings = ["arm", "success, free", "constrained", "difference", "p", "read strictly, free / constrained"]
+    note = "p: exact flip test over missions, not adjusted. Shares are of all turns."
+    blocks: list[Block] = [Heading("Constrained decoding"), Text(CONSTRAINED_TEXT)]
+    blocks.append(Rows([*headings, "endless, free / constrained"], rows, note))
+    if constrained.contrasts:
+        blocks += [Text("The arms against the baseline, all with constrained decoding:")]
+        blocks += difference_tables(constrained)
+    new = [note for note in constrained.notes if note not in study.notes]
+    return [*blocks, *(Text(note, is_list=True) for note in new)]
+
+
+def is_strict(step) -> bool:
+    return not step.error and not step.repairs
+
+
+def is_endless(step) -> bool:
+    return step.error == "endless"
 
 
 def losses_table(losses: Sequence) -> Rows:

@@ -11,14 +11,19 @@
       "missions": {"episodes": 200, "counterfactual_episodes": 50, "world": {}, "oracle": {"max_path": 4}},
       "rows": 500,
       "counterfactuals": ["notepad_wiped"],
+      "constrained": true,
       "prepare": {"generated/x/manifest.json": ["python", "scripts/generate_oracle.py", "..."]}
     }
 
 A training seed is `train.seed` and `data.seed`: what is drawn in training, which rows are held out, and their order. It
 is the same for all arms, so arms are compared on the same rows in the same order. Cells come seed by seed, all arms
 of the first before the second, so that an ablation that was broken off is still balanced. `prepare` makes what cells
-need: file -> the command that makes it, run if the file is missing. The folder, like a sweep's, is
-runs_dir/ablation_NAME; see `cells` for what else lies there.
+need: file -> the command that makes it, run if the file is missing. `constrained` plays the missions a second time, with
+constrained decoding in all arms. The folder, like a sweep's, is runs_dir/ablation_NAME; see `cells` for what else lies
+there.
+
+A file with "cells_of": "OTHER.json" asks another question of the cells that OTHER.json beside it has trained: they stay
+where they are, and all keys that it does not give itself are that file's. Its report lies beside them, in report_NAME.
 """
 
 import difflib
@@ -43,14 +48,28 @@ KEYS = {
     "missions": dict,
     "rows": int,
     "counterfactuals": list,
+    "constrained": bool,
     "prepare": dict,
+    "cells_of": str,
 }
-DEFAULTS = {"set": {}, "outcomes": ["success"], "rows": 500, "counterfactuals": [], "prepare": {}}
+DEFAULTS = {
+    "set": {},
+    "outcomes": ["success"],
+    "rows": 500,
+    "counterfactuals": [],
+    "constrained": False,
+    "prepare": {},
+    "cells_of": "",
+}
+MAKES_CELLS = ("config", "set", "arms", "seeds", "prepare")
+"""Keys that say what the cells are: a file with `cells_of` has none of them."""
 MISSIONS = {"episodes": 200, "counterfactual_episodes": 0, "seed_start": 2_000_000, "world": {}, "oracle": {}}
 """Counterfactuals are played on the first `counterfactual_episodes` missions; 0: on all."""
 SEED_KEYS = ("train.seed", "data.seed")
 TESTS = ("missions", "steps")
-"""Evaluations that every cell gets, besides the counterfactuals."""
+"""Evaluations that every cell gets, besides the further plays."""
+CONSTRAINED = "constrained"
+"""The play with constrained decoding."""
 CHECKPOINT = "last"
 """Every arm at its last step: a best one would be chosen with other care in each."""
 
@@ -73,14 +92,16 @@ class Ablation:
     outcomes: tuple[str, ...]
     missions: dict
     rows: int
-    counterfactuals: tuple[str, ...]
+    plays: tuple[str, ...]
+    """The missions played again: CONSTRAINED, counterfactuals."""
     prepare: dict[str, list[str]]
     sweep: Sweep
     places: dict[str, Arm]
+    report_dir: Path
 
     @property
     def tests(self) -> tuple[str, ...]:
-        return (*TESTS, *self.counterfactuals)
+        return (*TESTS, *self.plays)
 
 
 def load_ablation(path: Path, seeds: Sequence[int] | None = None) -> Ablation:
@@ -88,7 +109,7 @@ def load_ablation(path: Path, seeds: Sequence[int] | None = None) -> Ablation:
     try:
         values = read_values(path)
         base = load_config(values["config"], [override_of(k, v) for k, v in values["set"].items()])
-        directory = Path(base.runs_dir) / f"ablation_{path.stem}"
+        directory = Path(base.runs_dir) / f"ablation_{Path(values['cells_of'] or path).stem}"
         cells, places = build_cells(values, directory, seeds)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -100,10 +121,11 @@ def load_ablation(path: Path, seeds: Sequence[int] | None = None) -> Ablation:
         outcomes=tuple(values["outcomes"]),
         missions=MISSIONS | values["missions"],
         rows=values["rows"],
-        counterfactuals=tuple(values["counterfactuals"]),
+        plays=(*([CONSTRAINED] if values["constrained"] else []), *values["counterfactuals"]),
         prepare=values["prepare"],
         sweep=sweep,
         places=places,
+        report_dir=directory / (f"report_{path.stem}" if values["cells_of"] else "report"),
     )
 
 
@@ -118,6 +140,8 @@ def read_values(path: Path) -> dict:
     if not isinstance(values, dict):
         raise ValueError("it is no object with a question, a config and arms: there is nothing to compare; write one")
     check_keys(values, KEYS)
+    if values.get("cells_of"):
+        values = of_other_file(path, values) | values
     values = DEFAULTS | {"missions": {}} | values
     for key, kind in KEYS.items():
         if key not in values:
@@ -126,6 +150,21 @@ def read_values(path: Path) -> dict:
             raise ValueError(f"{key} is {values[key]!r}, which is not of type {kind.__name__}; correct it")
     check_values(values)
     return values
+
+
+def of_other_file(path: Path, values: dict) -> dict:
+    """The values of the file whose cells these are."""
+    other = path.parent / values["cells_of"]
+    for key in MAKES_CELLS:
+        if key in values:
+            raise ValueError(f"{key} beside cells_of: the cells are those of {other}; leave one of the two out")
+    try:
+        found = read_values(other)
+    except ValueError as error:
+        raise ValueError(f"cells_of {other}: {error}") from None
+    if found["cells_of"]:
+        raise ValueError(f"cells_of names {other}, whose cells are another file's; name {found['cells_of']}")
+    return found
 
 
 def check_keys(values: dict, known: dict) -> None:
@@ -194,13 +233,15 @@ def evaluation_command(ablation: Ablation, cell: Cell, test: str) -> list[str]:
             command += [f"--{option}", override_of(key, value)]
     if test == "missions":
         return command
-    changed = ["--blank-pictures"] if test == "picture_blank" else ["--counterfactual", test]
+    changed = {"picture_blank": ["--blank-pictures"], CONSTRAINED: ["--set", "eval.constrained=true"]}.get(
+        test, ["--counterfactual", test]
+    )
     return [*command, *changed, "--no-pictures"]
 
 
 def num_missions(ablation: Ablation, test: str) -> int:
     missions = ablation.missions
-    return (test != "missions" and missions["counterfactual_episodes"]) or missions["episodes"]
+    return (test not in ("missions", CONSTRAINED) and missions["counterfactual_episodes"]) or missions["episodes"]
 
 
 def is_evaluated(ablation: Ablation, cell: Cell, test: str) -> bool:
