@@ -3,10 +3,12 @@
 import http.server
 import io
 import json
+import math
 import random
 import subprocess
 import sys
 import threading
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,14 @@ WATCH = """() => addEventListener('click', event => {
           Math.max(...sides.map(s => s.right)), Math.max(...sides.map(s => s.bottom))],
   };
 }, {capture: true})"""
+
+# Text and purpose of what clicks would reach.
+REACHED = """places => places.map(([x, y]) => {
+  const hit = document.elementFromPoint(x, y)?.closest('a,button,input,select,textarea,summary,img');
+  if (!hit) return null;
+  const text = hit.matches('input,select,textarea') ? '' : hit.innerText.replace(/\\s+/g, ' ').trim();
+  return [text, hit.dataset.intent ?? ''];
+})"""
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +118,63 @@ def test_a_button_over_the_middle_of_another_takes_it(tab):
     assert not (60 <= x < 140 and 30 <= y < 70)
 
 
+def is_in(boxes, x: int, y: int) -> bool:
+    return any(x1 <= x < x2 and y1 <= y < y2 for x1, y1, x2, y2 in boxes)
+
+
+def hit_boxes(tab, html: str, name: str) -> set[tuple]:
+    tab.set_content(PLAIN + html)
+    return {box for e in read_layout(tab).elements if e.name == name for box in e.hit_boxes}
+
+
+def test_of_a_free_element_all_is_hit(tab):
+    assert hit_boxes(tab, button("A", 40, 60, 100, 40), "A") == {(40, 60, 140, 100)}
+
+
+# Chromium tests the square of 1 CSS px to the right of and below a click, so what lies over an element takes clicks from
+# less than 1 px before its own left and top side on.
+
+
+def test_around_an_overlay_each_side_is_hit(tab):
+    """To the pixel, wherever the overlay's sides fall between the samples; the mouse finds the same."""
+    html = button("Under", 10, 10, 301, 103) + cover(67, 41, 83, 37)
+    boxes = hit_boxes(tab, html, "Under")
+    assert boxes == {(10, 10, 311, 40), (10, 40, 66, 78), (150, 40, 311, 78), (10, 78, 311, 113)}
+    tab.evaluate("addEventListener('click', event => window.reached = event.target.tagName, {capture: true})")
+    for x, y in [(65, 60), (66, 60), (149, 60), (150, 60), (100, 39), (100, 40), (100, 77), (100, 78)]:
+        tab.mouse.click(x + 0.5, y + 0.5)
+        assert tab.evaluate("window.reached") == ("BUTTON" if is_in(boxes, x, y) else "DIV"), (x, y)
+
+
+def test_of_an_angular_region_all_is_hit(tab):
+    html = button("A", 0, 0, 200, 100) + cover(0, 0, 121, 71)
+    assert hit_boxes(tab, html, "A") == {(121, 0, 200, 71), (0, 71, 200, 100)}
+
+
+def test_a_strip_along_a_side_is_not_hit(tab):
+    """Narrower than the distance of the first samples."""
+    assert hit_boxes(tab, button("A", 0, 0, 200, 100) + cover(0, 0, 5, 100), "A") == {(5, 0, 200, 100)}
+    assert hit_boxes(tab, button("A", 0, 0, 200, 100) + cover(0, 98, 200, 9), "A") == {(0, 0, 200, 97)}
+
+
+def test_rounded_corners_are_not_hit(tab):
+    """Within a cell of the grid: here 100 / 25 = 4 px."""
+    boxes = hit_boxes(tab, button("A", 40, 60, 100, 40, "border-radius:20px"), "A")
+    inside = {(x, y) for x1, y1, x2, y2 in boxes for x in range(x1, x2) for y in range(y1, y2)}
+    for x in range(40, 140):
+        for y in range(60, 100):
+            beyond = ((x + 0.5 - min(max(x + 0.5, 60), 120)) ** 2 + (y + 0.5 - 80) ** 2) ** 0.5 - 20
+            assert (x, y) in inside or beyond > -4, (x, y)
+            assert (x, y) not in inside or beyond < 4, (x, y)
+
+
+def test_hit_boxes_are_pixels_at_any_scale(browser):
+    context = chromium.open_context(browser, width=200, height=100, scale=2.5)
+    html = button("A", 40, 20, 100, 40) + cover(80, 20, 100, 80)
+    assert hit_boxes(context.new_page(), html, "A") == {(100, 50, 198, 150)}  # 79 px * 2.5
+    context.close()
+
+
 def test_what_lets_clicks_through_covers_nothing(tab):
     html = button("A", 0, 0, 100, 40) + cover(0, 0, 100, 40, "pointer-events:none")
     assert seen(tab, html)["A"] == ((0, 0, 100, 40), (50, 20), 1.0)
@@ -166,6 +233,33 @@ def test_boxes_are_pixels_of_the_picture_at_any_scale(browser):
     assert (layout.width, layout.height) == Image.open(io.BytesIO(tab.screenshot())).size == (500, 250)
     assert [(e.box, e.point) for e in layout.elements] == [((100, 50, 350, 150), (225, 100))]
     context.close()
+
+
+def test_a_click_in_a_hit_box_reaches_the_element(browser, camera):
+    """Places drawn in the elements' boxes: reached if they are in a hit box, but for curves, to a cell of the grid."""
+    page = draw_page("desktop", 3)
+    assert page.scale == 1
+    shot = camera.shoot(page)
+    assert sum(len(element.hit_boxes) > 1 for element in shot.layout.elements) > 3
+    context = chromium.open_context(browser, width=page.width, height=page.height)
+    tab = context.new_page()
+    tab.set_content(page.html)
+    tab.evaluate(SCROLL, page.scroll)
+    rng, num_near = random.Random(0), 0
+    for element in shot.layout.elements:
+        x1, y1, x2, y2 = element.box
+        assert is_in(element.hit_boxes, *element.point)
+        places = [(rng.randrange(x1, x2), rng.randrange(y1, y2)) for _ in range(12)]
+        reached = tab.evaluate(REACHED, [[x + 0.5, y + 0.5] for x, y in places])
+        dx, dy = (max(4, math.ceil((high - low) / 40)) for low, high in [(x1, x2), (y1, y2)])
+        for (x, y), found in zip(places, reached, strict=True):
+            if is_in(element.hit_boxes, x, y) == (found == [element.text, element.intent]):
+                continue
+            around = product((x - dx, x, x + dx), (y - dy, y, y + dy))
+            assert len({is_in(element.hit_boxes, *place) for place in around}) == 2, (element, x, y)
+            num_near += 1
+    context.close()
+    assert num_near <= 0.06 * 12 * len(shot.layout.elements)
 
 
 @pytest.mark.parametrize("family", ["desktop", "mobile", "simple"])

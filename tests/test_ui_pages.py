@@ -21,7 +21,7 @@ def element(box=(0, 0, 40, 20), **values) -> Element:
     )
     defaults |= {"item": "", "item_picture": "", "is_label_seen": False, "background": None, "state": ()}
     centre = ((box[0] + box[2]) // 2, (box[1] + box[3]) // 2)
-    defaults |= {"role": "button", "box": box, "point": centre, "visible": 1.0, "group": -1}
+    defaults |= {"role": "button", "box": box, "point": centre, "visible": 1.0, "hit_boxes": (box,), "group": -1}
     return Element(**defaults | values)
 
 

@@ -105,6 +105,7 @@ def _element(thing: dict, language: str) -> Element:
         box=(x, y, x + width, y + height),
         point=(x + width // 2, y + height // 2),
         visible=1.0,
+        hit_boxes=((x, y, x + width, y + height),),
         group=-1,
         picture=picture["key"] if is_picture else "",
         picture_text=word if is_picture else "",

@@ -14,6 +14,7 @@ async MARK => {
   const TITLE = 'th[scope=row],legend,figcaption,caption,h1,h2,h3,h4,h5,h6,[class~=title]';
   const SLIVER = 0.1;  // an element of which less is left counts as covered
   const COARSE = 24, FINE = 40;  // px between the first samples; samples a side where something lies over an element
+  const RIM = 0.5, EXACT = 0.1;  // px from a side that is looked at; px to which the sides of hit boxes are searched
 
   const width = document.documentElement.clientWidth, height = document.documentElement.clientHeight;
   const isPicture = e => e.matches(PICTURE) && !e.closest(INTERACTIVE);
@@ -118,7 +119,60 @@ async MARK => {
     }));
     return best;
   };
-  // {box, point, visible}: what can be seen and clicked of an element, null if nothing can.
+  // Whether clicks just inside the sides reach the element, too: strips along them can lie between the first samples.
+  const isRimReached = (e, area) => [0.25, 0.5, 0.75].every(share => {
+    const x = area.left + share * (area.right - area.left), y = area.top + share * (area.bottom - area.top);
+    const points = [[area.left + RIM, y], [area.right - RIM, y], [x, area.top + RIM], [x, area.bottom - RIM]];
+    return points.every(point => probe(e, ...point) === 1);
+  });
+  const border = (isHit, from, to) => {
+    const isFirstHit = isHit(from);
+    while (Math.abs(to - from) > EXACT) {
+      const middle = (from + to) / 2;
+      if (isHit(middle) === isFirstHit) from = middle; else to = middle;
+    }
+    return (from + to) / 2;
+  };
+  // Sides of the columns of a grid, each where hits begin or end beside it. `hits[i][j]`: column i, row j.
+  const sidesOf = (hits, start, end, isHitAt) => {
+    const step = (end - start) / hits.length;
+    const places = [start + RIM, ...hits.map((_, i) => start + (i + 0.5) * step), end - RIM];
+    const middleOf = rows => rows[rows.length >> 1];
+    const rim = (place, column) => {
+      const row = middleOf([...column.keys()].filter(j => column[j]));
+      return column.map((isHit, j) => j === row ? isHitAt(place, j) : isHit);
+    };
+    const columns = [rim(places[0], hits[0]), ...hits, rim(places.at(-1), hits.at(-1))];
+    return columns.slice(1).map((column, i) => {
+      const row = middleOf([...column.keys()].filter(j => column[j] !== columns[i][j]));
+      return row === undefined ? start + i * step : border(v => isHitAt(v, row), places[i], places[i + 1]);
+    });
+  };
+  // Rectangles in whose union a click reaches the element: runs of cells, joined with equal ones of the row above.
+  const hitsIn = (e, area, grid) => {
+    const hits = grid.map(line => line.map(value => value === 1));
+    const stepX = (area.right - area.left) / hits[0].length, stepY = (area.bottom - area.top) / hits.length;
+    const columns = hits[0].map((_, i) => hits.map(line => line[i]));
+    const xs = sidesOf(columns, area.left, area.right, (x, j) => probe(e, x, area.top + (j + 0.5) * stepY) === 1);
+    const ys = sidesOf(hits, area.top, area.bottom, (y, i) => probe(e, area.left + (i + 0.5) * stepX, y) === 1);
+    const boxes = [];
+    let above = [];
+    hits.forEach((line, j) => {
+      const runs = [];
+      for (let from = 0, to; from < line.length; from = to + 1) {
+        for (to = from; line[to]; to++);
+        if (to === from) continue;
+        const same = above.find(run => run.left === xs[from] && run.right === xs[to]);
+        const run = same ?? {left: xs[from], top: ys[j], right: xs[to]};
+        run.bottom = ys[j + 1];
+        if (!same) boxes.push(run);
+        runs.push(run);
+      }
+      above = runs;
+    });
+    return boxes;
+  };
+  // {box, point, visible, hit_boxes}: what can be seen and clicked of an element, null if nothing can.
   const regionOf = e => {
     const all = pieces.get(e), whole = all.reduce((sum, piece) => sum + areaOf(piece.rect), 0);
     const seen = all.map(piece => cut(piece.rect, shown.get(piece.owner))).filter(Boolean);
@@ -128,25 +182,36 @@ async MARK => {
       const columns = Math.max(3, Math.ceil((area.right - area.left) / COARSE));
       const rows = Math.max(3, Math.ceil((area.bottom - area.top) / COARSE));
       let grid = sample(e, area, columns, rows);
-      if (!grid.flat().includes(0)) { parts.push({box: area, share: areaOf(area)}); continue; }
-      covered = true;
-      if (!grid.flat().includes(1)) continue;
+      const isFree = !grid.flat().includes(0);
+      if (isFree && !grid.flat().includes(-1) && isRimReached(e, area)) {
+        parts.push({box: area, share: areaOf(area), hits: [area]});
+        continue;
+      }
+      covered ||= !isFree;
+      if (!isFree && !grid.flat().includes(1)) continue;
       const fineColumns = Math.max(columns, Math.min(FINE, Math.ceil((area.right - area.left) / 4)));
       const fineRows = Math.max(rows, Math.min(FINE, Math.ceil((area.bottom - area.top) / 4)));
       grid = sample(e, area, fineColumns, fineRows);
+      const hits = hitsIn(e, area, grid);
+      if (isFree) { parts.push({box: area, share: areaOf(area), hits}); continue; }
       const cells = largest(grid);
       if (!cells) continue;
       const stepX = (area.right - area.left) / fineColumns, stepY = (area.bottom - area.top) / fineRows;
       const box = {left: area.left + cells[0] * stepX, top: area.top + cells[1] * stepY,
                    right: area.left + cells[2] * stepX, bottom: area.top + cells[3] * stepY};
-      parts.push({box: grow(e, box, area, stepX, stepY), share: areaOf(area) * grid.flat().filter(v => v !== 0).length / grid.flat().length});
+      parts.push({box: grow(e, box, area, stepX, stepY), share: areaOf(area) * grid.flat().filter(v => v !== 0).length / grid.flat().length, hits});
     }
     if (!parts.length || !whole) return null;
     const visible = Math.min(1, parts.reduce((sum, part) => sum + part.share, 0) / whole);
     if (visible < SLIVER) return null;
     const biggest = parts.reduce((a, b) => areaOf(b.box) > areaOf(a.box) ? b : a).box;
     const point = pointIn(e, biggest);
-    return point && {box: covered ? biggest : union(parts.map(part => part.box)), point, visible};
+    if (!point) return null;
+    const hitBoxes = parts.flatMap(part => part.hits), [x, y] = point;
+    if (!hitBoxes.some(b => b.left <= x && x < b.right && b.top <= y && y < b.bottom)) {
+      hitBoxes.push({left: x - 0.5, top: y - 0.5, right: x + 0.5, bottom: y + 0.5});
+    }
+    return {box: covered ? biggest : union(parts.map(part => part.box)), point, visible, hit_boxes: hitBoxes};
   };
 
   const isSeen = e => {

@@ -57,6 +57,8 @@ class Element:
     """A pixel of the picture; a click in its middle reaches the element."""
     visible: float
     """Share of the element's area that can be seen and clicked."""
+    hit_boxes: tuple[tuple[int, int, int, int], ...]
+    """Boxes in pixels, apart from each other, in whose union a click reaches the element; `point` is in one of them."""
     group: int
     """Index in the shot's groups, or -1."""
     picture: str
@@ -142,11 +144,16 @@ def _accessible(session: "CDPSession") -> dict[str, dict]:
 
 
 def _element(values: dict, scale: float, width: int, height: int) -> Element:
-    box, (x, y) = values["box"], values["point"]
+    (x, y) = values["point"]
+
+    def in_pixels(box: dict) -> tuple[int, int, int, int]:
+        return pixel_box([box[side] * scale for side in ("left", "top", "right", "bottom")], width, height)
+
     return Element(
         **values
         | {
-            "box": pixel_box([box[side] * scale for side in ("left", "top", "right", "bottom")], width, height),
+            "box": in_pixels(values["box"]),
+            "hit_boxes": tuple(in_pixels(box) for box in values["hit_boxes"]),
             "point": (min(math.floor(x * scale), width - 1), min(math.floor(y * scale), height - 1)),
             "background": parse_rgb(values["background"]),
             "state": tuple(values["state"]),

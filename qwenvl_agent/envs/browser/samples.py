@@ -80,6 +80,7 @@ def _action_row(shot: Shot, screenshot: str, index: int, instruction: Instructio
             "role": element.role,
             "name": element.name,
             "visible": round(element.visible, 3),
+            "hit_boxes": [list(box) for box in element.hit_boxes],
         },
     }
     offered = FAMILIES[page.family].offered_actions
