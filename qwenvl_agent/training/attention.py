@@ -26,23 +26,28 @@ def attend(module: nn.Module, query, key, value, attention_mask, *, pack_sizes=N
     """
     if pack_sizes is None or attention_mask is None:  # without a mask: the vision tower
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    packs = zip(query, key, value, attention_mask, pack_sizes, strict=True)
-    outputs = [_attend_pack(module, *(part[None] for part in parts), sizes, **options) for *parts, sizes in packs]
-    return torch.cat(outputs), None
+    return _attend_packs(module, query, key, value, attention_mask, pack_sizes, **options), None
+
+
+@torch.compiler.disable  # compiled blocks (model.compile) would be compiled anew for all sizes
+def _attend_packs(module: nn.Module, query, key, value, mask, pack_sizes, **options) -> torch.Tensor:
+    packs = zip(query, key, value, mask, pack_sizes, strict=True)
+    return torch.cat([_attend_pack(module, *(x[None] for x in tensors), sizes, **options) for *tensors, sizes in packs])
 
 
 def _attend_pack(module: nn.Module, query, key, value, mask, sizes: list[int], **options) -> torch.Tensor:
     """(1, T, heads, head size); zeros where the pack is filled up."""
-    beginning, start, outputs = slice(0, sizes[0]), 0, []
-    for i, size in enumerate(sizes):
-        own = slice(start, start + size)
-        seen = [beginning, own] if i else [own]
-        block = [torch.cat([states[:, :, part] for part in seen], dim=2) for states in (key, value)]
-        block_mask = torch.cat([mask[:, :, own, part] for part in seen], dim=3)
+    sizes = [*sizes, query.shape[2] - sum(sizes)]
+    queries, keys, values, masks = (states.split(sizes, dim=2) for states in (query, key, value, mask))
+    outputs = []
+    for i, size in enumerate(sizes[:-1]):
+        seen = [0, i] if i else [0]
+        key, value = (torch.cat([parts[j] for j in seen], dim=2) for parts in (keys, values))
+        columns = masks[i].split(sizes, dim=3)
+        mask = torch.cat([columns[j] for j in seen], dim=3)
         if size:
-            outputs.append(sdpa_attention_forward(module, query[:, :, own], *block, block_mask, **options)[0])
-        start += size
-    return nn.functional.pad(torch.cat(outputs, dim=1), (0, 0, 0, 0, 0, query.shape[2] - start))
+            outputs.append(sdpa_attention_forward(module, queries[i], key, value, mask, **options)[0])
+    return torch.cat([*outputs, torch.zeros_like(queries[-1]).transpose(1, 2)], dim=1)
 
 
 # Under its own name: layers that are computed again in backward look it up then.
