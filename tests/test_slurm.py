@@ -133,7 +133,7 @@ def test_an_ablation_is_trained_evaluated_and_reported(cluster, tmp_path):
         "model": {"path": "tiny", "method": "full", "dtype": "float32"},
         "data": {"sources": [{"path": str(data)}], "eval_fraction": 0.4},
         "vision": {"max_tokens_per_image": 100, "tiles": 10},
-        "train": {"max_steps": 2, "batch_size": 2},
+        "train": {"max_steps": 2, "batch_size": 2, "log_every": 1},
         "eval": {"suite": "none", "world": {"tile_px": 16}, "max_new_tokens": 16},
     }
     (tmp_path / "base.json").write_text(json.dumps(config))
