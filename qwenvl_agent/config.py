@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 FORMAT_NAMES = ("plain", "native", "hybrid", "no_thought")
+LORA_PLACES = ("language", "merger", "vision")
 LANGUAGE_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -38,14 +39,16 @@ class ModelConfig:
     path: str
     """Hub id, local folder, or one of SHIPPED_BASES."""
     method: str = "qlora"
-    """full | lora | qlora (NF4 with double quantisation, language model only)."""
+    """full | lora | qlora (NF4 with double quantisation, language model only; all else as lora)."""
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.05
     lora_targets: tuple[str, ...] = LANGUAGE_PROJECTIONS
-    """Projections of the language model that get an adapter; never the vision tower's."""
+    """Projections of the language model that get an adapter."""
+    lora_places: tuple[str, ...] = ("language",)
+    """Where adapters are: language | merger (of patches into tokens, deepstack's too) | vision (the tower's blocks)."""
     train_vision: bool = False
-    """Train the vision tower and its mergers too (method full only). Frozen, they run without autograd."""
+    """Train the vision tower and its mergers too (method full only). Frozen without adapters, they run without autograd."""
     dtype: str = "bfloat16"
     """Of the frozen weights: bfloat16 | float32. Trained weights are float32 masters under autocast."""
     autocast: bool = True
@@ -62,9 +65,26 @@ class ModelConfig:
         check_choice("model.attention", self.attention, ("auto", "eager", "sdpa", "flash_attention_2"))
         if self.train_vision and self.method != "full":
             raise ValueError(
-                f"model.train_vision is true with model.method {self.method!r}: adapters go to the language model "
-                "only, so the vision tower would train alone in full; use model.method=full"
+                f"model.train_vision is true with model.method {self.method!r}: the vision tower would "
+                'train alone in full; use model.method=full, or model.lora_places=["language", "merger", "vision"]'
             )
+        for place in self.lora_places:
+            check_choice("model.lora_places", place, LORA_PLACES)
+        if "language" not in self.lora_places or len(set(self.lora_places)) < len(self.lora_places):
+            raise ValueError(
+                f"model.lora_places is {list(self.lora_places)}: adapters are at least in the language model, and each "
+                'place is named once; write ["language", "merger"]'
+            )
+        if self.method == "full" and self.lora_places != ("language",):
+            raise ValueError(
+                f"model.lora_places is {list(self.lora_places)} with model.method 'full', which has no adapters: it "
+                "would change nothing; use model.train_vision=true"
+            )
+
+    @property
+    def vision_has_gradient(self) -> bool:
+        """Whether anything of the vision tower or its mergers trains."""
+        return self.train_vision or self.lora_places != ("language",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +254,7 @@ class Config:
                 "train.zero_stage is 3 with model.method 'qlora': 4-bit weights cannot be sharded, every rank would "
                 "hold the whole model; use zero_stage 2 or less, or model.method=lora"
             )
-        if self.vision.feature_cache_gb and (self.model.train_vision or self.train.zero_stage == 3):
+        if self.vision.feature_cache_gb and (self.model.vision_has_gradient or self.train.zero_stage == 3):
             raise ValueError(
                 f"vision.feature_cache_gb is {self.vision.feature_cache_gb} with a vision tower that trains, or that "
                 "ZeRO-3 holds in slices: kept features would be wrong, or not to be had; set it to 0"

@@ -254,7 +254,7 @@ class PatchProjection(nn.Conv3d):
 
 
 def attach_adapters(model: nn.Module, model_cfg: ModelConfig, weights_dir: Path | None) -> nn.Module:
-    """Stage 2: LoRA on the language model's projections, float32; from `weights_dir` if given."""
+    """Stage 2: LoRA in `lora_places`, float32; from `weights_dir` if given."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if weights_dir:
@@ -263,10 +263,21 @@ def attach_adapters(model: nn.Module, model_cfg: ModelConfig, weights_dir: Path 
         r=model_cfg.lora_rank,
         lora_alpha=model_cfg.lora_alpha,
         lora_dropout=model_cfg.lora_dropout,
-        target_modules=rf"model\.language_model\.layers\.\d+\.\w+\.({'|'.join(model_cfg.lora_targets)})",
+        target_modules="|".join(adapted_modules(model_cfg)),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, lora)
+
+
+def adapted_modules(model_cfg: ModelConfig) -> list[str]:
+    """Patterns of the full names of the linear layers that get an adapter."""
+    projections = "|".join(model_cfg.lora_targets)
+    patterns = {
+        "language": rf"model\.language_model\.layers\.\d+\.\w+\.({projections})",
+        "merger": r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]",
+        "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])",
+    }
+    return [patterns[place] for place in model_cfg.lora_places]
 
 
 def set_trainable(model: nn.Module, model_cfg: ModelConfig) -> None:
@@ -293,9 +304,12 @@ def is_vision(name: str) -> bool:
 
 
 def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
-    """Run a frozen vision tower without autograd and, if asked, the whole forward under bfloat16 autocast."""
+    """Run a frozen vision tower without autograd and, if asked, the whole forward under bfloat16 autocast.
+
+    With adapters in the mergers alone the tower's blocks keep no graph either: nothing before the mergers trains.
+    """
     base = base_of(model)
-    if not model_cfg.train_vision:
+    if not model_cfg.vision_has_gradient:
         base.model.visual.forward = torch.no_grad()(base.model.visual.forward)
     base.computes_in_bfloat16 = model_cfg.autocast
     if model_cfg.autocast:

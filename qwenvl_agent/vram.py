@@ -18,7 +18,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, VisionConfig, apply_override, build_config, to_json
+from qwenvl_agent.config import (
+    LORA_PLACES,
+    SHIPPED_BASES,
+    Config,
+    ModelConfig,
+    VisionConfig,
+    apply_override,
+    build_config,
+    to_json,
+)
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.prompt import IMAGE_PAD, render_row
 from qwenvl_agent.schema import Picture, Row
@@ -41,11 +50,13 @@ CATEGORIES = (
 )
 MOMENTS = (
     "vision tower",
+    "last layer forward",
     "end of forward",
     "loss",
     "head backward",
     "layer backward",
     "embedding backward",
+    "tower backward",
     "optimizer step",
 )
 
@@ -148,6 +159,22 @@ class Architecture:
     def vision_block(self) -> int:
         v, i = self.vision_hidden, self.vision_intermediate
         return 3 * v * v + 3 * v + v * v + v + 2 * v * i + v + i + 4 * v
+
+    @property
+    def merger_matrices(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the two linear layers of one merger."""
+        wide = self.vision_hidden * self.merge**2
+        return (wide, wide), (wide, self.hidden)
+
+    @property
+    def vision_matrices(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the four linear layers of one of the tower's blocks."""
+        v, i = self.vision_hidden, self.vision_intermediate
+        return (v, 3 * v), (v, v), (v, i), (i, v)
+
+    @property
+    def num_mergers(self) -> int:
+        return 1 + self.num_deepstack
 
     @property
     def mergers(self) -> int:
@@ -407,11 +434,19 @@ def check_shape(config: Config, row: RowShape, num_gpus: int) -> None:
 
 
 def adapter_parameters(cfg: ModelConfig, arch: Architecture) -> int:
-    """Of all layers; 0 for full."""
-    if cfg.method == "full":
-        return 0
-    per_layer = sum(sum(arch.projections[name]) for name in cfg.lora_targets)
-    return arch.layers * cfg.lora_rank * per_layer
+    """Of all places; 0 for full."""
+    return sum(adapters_by_place(cfg, arch).values())
+
+
+def adapters_by_place(cfg: ModelConfig, arch: Architecture) -> dict[str, int]:
+    """Parameters of the adapters of each of LORA_PLACES; 0 where there are none."""
+    matrices = {
+        "language": [arch.projections[name] for name in cfg.lora_targets] * arch.layers,
+        "merger": arch.merger_matrices * arch.num_mergers,
+        "vision": arch.vision_matrices * arch.vision_depth,
+    }
+    places = () if cfg.method == "full" else cfg.lora_places
+    return {place: cfg.lora_rank * sum(map(sum, matrices[place])) * (place in places) for place in LORA_PLACES}
 
 
 def trainable_parameters(cfg: ModelConfig, arch: Architecture) -> int:
@@ -492,9 +527,10 @@ def _persistent(config: Config, arch: Architecture, num_gpus: int) -> tuple[dict
 
 
 def _input_bytes(config: Config, arch: Architecture, row: RowShape) -> int:
-    """All micro-batches of a step are on the GPU from its start: float32 pixels, and seven int64 numbers a token."""
+    """All micro-batches of a step are on the GPU from its start: pixels as bytes, nine int64 numbers a token and five
+    bytes (its loss weight and part)."""
     patches = row.image_tokens * arch.merge**2
-    a_row = 4 * patches * arch.patch_values + 8 * 8 * row.tokens
+    a_row = patches * arch.patch_values // arch.temporal + (9 * 8 + 5) * row.tokens
     return config.train.accumulation * config.train.batch_size * a_row
 
 
@@ -515,15 +551,23 @@ def _temporary(config: Config, arch: Architecture, row: RowShape) -> dict[str, d
     logits = precision.compute * supervised * arch.vocab
     moments = {
         "vision tower": {"vision": tower_bytes(cfg, arch, batch * row.image_tokens * arch.merge**2)},
+        # What a layer's backward needs beside what it saved, its forward needs too.
+        "last layer forward": {"activations": saved + layer_backward(cfg, arch, tokens)},
         "end of forward": {"activations": saved, "logits": logits},
         "loss": {"activations": saved, "logits": loss_bytes(arch, supervised)},
         "head backward": {"activations": saved, "logits": logits, "gradients": head_gradient(cfg, arch)},
         "layer backward": {"activations": saved + backward, "gradients": waiting_gradient(cfg, arch)},
         "embedding backward": {"activations": stream, "gradients": embedding_gradient(cfg, arch)},
+        "tower backward": {"vision": tower_backward(cfg, arch, batch * row.image_tokens * arch.merge**2)},
         "optimizer step": {},
     }
     for name in MOMENTS[:-1]:
         moments[name]["vision"] = moments[name].get("vision", 0) + tower_saved
+    pixels = batch * row.image_tokens * arch.merge**2 * arch.patch_values
+    for name in ("vision tower", "last layer forward", "end of forward", "loss"):
+        moments[name]["vision"] += 4 * pixels  # made of the bytes for this micro-batch's forward
+    if tower_dtype_bytes(cfg) < 4:
+        moments["vision tower"]["vision"] += tower_dtype_bytes(cfg) * pixels
     return moments
 
 
@@ -592,7 +636,7 @@ def cast_weights(cfg: ModelConfig, arch: Architecture) -> float:
     """Copies of one layer's weights in the compute type, kept until its backward."""
     if not cfg.autocast:
         return 0
-    adapters = 2 * adapter_parameters(cfg, arch) / arch.layers
+    adapters = 2 * adapters_by_place(cfg, arch)["language"] / arch.layers
     if cfg.method == "full" or (cfg.method == "lora" and cfg.dtype == "float32"):
         return 2 * arch.layer_matrices + adapters
     return adapters
@@ -600,7 +644,7 @@ def cast_weights(cfg: ModelConfig, arch: Architecture) -> float:
 
 def first_layer_unsaved(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
     """Before the first adapter nothing needs a gradient: no copy for the norm, no mask of a dropout."""
-    if cfg.method == "full":
+    if cfg.method == "full" or cfg.vision_has_gradient:
         return 0
     masks = len({"q_proj", "k_proj", "v_proj"} & set(cfg.lora_targets)) if cfg.lora_dropout > 0 else 0
     return tokens * arch.hidden * (4 + masks)
@@ -659,8 +703,15 @@ def tower_bytes(cfg: ModelConfig, arch: Architecture, patches: int) -> float:
     return patches * 46 * arch.vision_hidden
 
 
+def tower_dtype_bytes(cfg: ModelConfig) -> int:
+    """Of a number of the tower's weights, to whose type pixels are brought."""
+    return 4 if cfg.train_vision else Precision.of(cfg).frozen
+
+
 def tower_saved_bytes(cfg: ModelConfig, arch: Architecture, patches: int) -> float:
-    """What autograd keeps of a tower that trains."""
+    """What autograd keeps of a tower that trains, or has adapters."""
+    if cfg.method != "full":
+        return merger_saved(cfg, arch, patches) + adapted_blocks_saved(cfg, arch, patches)
     if not cfg.train_vision:
         return 0
     p = Precision.of(cfg)
@@ -670,6 +721,62 @@ def tower_saved_bytes(cfg: ModelConfig, arch: Architecture, patches: int) -> flo
     # Copies of weights in the compute type: of the mergers, which are not checkpointed, or of the whole tower.
     casts = (arch.mergers if cfg.gradient_checkpointing else arch.vision) * (2 if cfg.autocast else 0)
     return patches * kept + casts
+
+
+def merger_saved(cfg: ModelConfig, arch: Architecture, patches: int) -> float:
+    """Of the mergers with adapters in them or before them: they are never checkpointed."""
+    if not cfg.vision_has_gradient:
+        return 0
+    p, (wide, _) = Precision.of(cfg), arch.merger_matrices[0]
+    has_adapters, from_blocks = "merger" in cfg.lora_places, "vision" in cfg.lora_places
+    a_token = p.compute * wide  # GELU's input
+    if has_adapters:
+        a_token += 2 * _adapted_input(cfg, wide, p)
+    if from_blocks:
+        a_token += 4 * wide  # of the norm
+    casts = 2 * adapters_by_place(cfg, arch)["merger"] if cfg.autocast else 0
+    if _casts_frozen(cfg):
+        matrices = arch.merger_matrices if from_blocks else arch.merger_matrices[1:]
+        casts += 2 * arch.num_mergers * sum(inputs * outputs for inputs, outputs in matrices)
+    return arch.num_mergers * a_token * patches / arch.merge**2 + casts
+
+
+def adapted_blocks_saved(cfg: ModelConfig, arch: Architecture, patches: int) -> float:
+    if "vision" not in cfg.lora_places:
+        return 0
+    kept = arch.vision_hidden * Precision.of(cfg).frozen * patches  # the stream before it
+    return arch.vision_depth * (kept if cfg.gradient_checkpointing else adapted_block_saved(cfg, arch, patches))
+
+
+def adapted_block_saved(cfg: ModelConfig, arch: Architecture, patches: int) -> float:
+    """Of one block that is not checkpointed, or is computed again: norms, adapters' inputs, attention, GELU."""
+    p, v, i = Precision.of(cfg), arch.vision_hidden, arch.vision_intermediate
+    norms = 2 * 4 * v
+    adapters = sum(_adapted_input(cfg, inputs, p) for inputs, _ in arch.vision_matrices)
+    attention = p.compute * 4 * v
+    casts = 2 * adapters_by_place(cfg, arch)["vision"] / arch.vision_depth if cfg.autocast else 0
+    if _casts_frozen(cfg):
+        casts += 2 * sum(inputs * outputs for inputs, outputs in arch.vision_matrices)
+    return patches * (norms + adapters + attention + p.compute * i) + casts
+
+
+def _adapted_input(cfg: ModelConfig, width: int, p: Precision) -> float:
+    """Of a layer with an adapter: its input in the compute type, dropout's mask, the adapter's inner activations."""
+    return p.compute * (width + cfg.lora_rank) + (width if cfg.lora_dropout > 0 else 0)
+
+
+def _casts_frozen(cfg: ModelConfig) -> bool:
+    """Whether autocast makes copies of frozen weights of the tower."""
+    return cfg.autocast and cfg.dtype == "float32"
+
+
+def tower_backward(cfg: ModelConfig, arch: Architecture, patches: int) -> float:
+    """Beside what the tower saved: a block computed again, and the gradients of its widest part."""
+    if "vision" not in cfg.lora_places:
+        return 0
+    again = adapted_block_saved(cfg, arch, patches) if cfg.gradient_checkpointing else 0
+    widest = 2 * 4 * arch.vision_intermediate * (2 if cfg.lora_dropout > 0 else 1)
+    return again + patches * widest
 
 
 # advice

@@ -74,6 +74,19 @@ def test_a_tower_counts_forward_only_unless_it_trains(check_gpu):
     assert step_flops(trained, ARCH, [10], 3, [8, 8]) - without == 3 * 2 * 4_544
 
 
+def test_adapters_of_the_tower_by_hand(check_gpu):
+    def more(*places):
+        with_places = replace(LORA, lora_places=("language", *places))
+        return step_flops(with_places, ARCH, [10], 3, [8]) - step_flops(LORA, ARCH, [10], 3, [8])
+
+    # 2 tokens, 2 mergers: adapters 8 + 8 + 8 + 4 = 28 each, three times; the second layer's input gradient, 8 x 4.
+    merger = 3 * 2 * 2 * 2 * 28 + 2 * 2 * 2 * 32
+    assert more("merger") == merger
+    # 8 patches, 3 blocks: adapters 8 + 4 + 9 + 9 = 30 each; input gradients of blocks and of both layers of a merger.
+    blocks = 3 * 2 * 8 * 3 * 30 + 2 * 8 * 3 * 44 + 2 * 1536 + 2 * 2 * 2 * 96
+    assert more("vision") == blocks and more("merger", "vision") == blocks + 3 * 2 * 2 * 2 * 28
+
+
 def test_attention_is_of_each_row_alone(check_gpu):
     together, apart = (step_flops(LORA, ARCH, lengths, 0, []) for lengths in ([20], [10, 10]))
     assert together - apart == 3 * 4 * 2 * 6 * (20**2 - 2 * 10**2)

@@ -79,6 +79,12 @@ def test_overrides_are_json_or_text(write):
             {**LEAST, "model": {"path": "x", "train_vision": True}},
             "model.train_vision is true with model.method 'qlora'",
         ),
+        ({**LEAST, "model": {"path": "x", "lora_places": ["language", "tower"]}}, "model.lora_places is 'tower'"),
+        ({**LEAST, "model": {"path": "x", "lora_places": ["merger"]}}, "adapters are at least in the language model"),
+        (
+            {**LEAST, "model": {"path": "x", "method": "full", "lora_places": ["language", "merger"]}},
+            "with model.method 'full', which has no adapters",
+        ),
     ],
 )
 def test_errors_name_the_path(values, message):

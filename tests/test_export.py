@@ -22,6 +22,12 @@ from scripts import merge_adapter
 
 MODELS = {
     "lora": {"method": "lora", "dtype": "float32", "autocast": False},
+    "lora_vision": {
+        "method": "lora",
+        "lora_places": ["language", "merger", "vision"],
+        "dtype": "float32",
+        "autocast": False,
+    },
     "qlora": {"method": "qlora", "dtype": "bfloat16", "autocast": True},
     "full": {"method": "full", "dtype": "float32", "autocast": False},
 }

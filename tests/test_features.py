@@ -119,3 +119,6 @@ def test_a_missing_picture_is_named_with_its_row(parts):
 def test_a_tower_that_trains_has_no_cache(base, tmp_path):
     with pytest.raises(ValueError, match="vision.feature_cache_gb is 1.0 with a vision tower that trains"):
         tiny_config(tmp_path, *base, model={"method": "full", "train_vision": True}, vision={"feature_cache_gb": 1.0})
+    with pytest.raises(ValueError, match="vision.feature_cache_gb is 1.0 with a vision tower that trains"):
+        places = {"lora_places": ["language", "merger"]}
+        tiny_config(tmp_path, *base, model=places, vision={"feature_cache_gb": 1.0})

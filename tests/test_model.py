@@ -26,6 +26,7 @@ from qwenvl_agent.model import (
     manifest,
     save_weights,
 )
+from qwenvl_agent.vram import adapter_parameters, find_architecture
 
 VISION = VisionConfig(max_tokens_per_image=64, min_tokens_per_image=4)
 METHODS = ("full", "lora", "qlora")
@@ -86,6 +87,30 @@ def test_what_trains_is_what_was_asked(config, method, dtype):
         assert len(trainable) == 2 * 7 * 2  # layers x projections x (A, B)
         assert all("language_model" in e["name"] and "lora_" in e["name"] for e in trainable)
     train_steps(model, probe(config))
+
+
+MERGER, VISION_TOO = ("language", "merger"), ("language", "merger", "vision")
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize(
+    ("places", "in_vision"), [(MERGER, 6_656), (VISION_TOO, 6_656 + 4_096), (("language", "vision"), 4_096)]
+)
+def test_adapters_are_where_lora_places_says(config, tmp_path, method, places, in_vision):
+    """Rank 4. A merger: 256 + 256 and 256 + 64, two of them; a block: 64 + 192, 64 + 64, 64 + 256 and 256 + 64."""
+    dtype = "bfloat16" if method == "qlora" else "float32"
+    config = replace(config, method=method, lora_places=places, dtype=dtype, autocast=method == "qlora")
+    inputs, model = probe(config), build_model(config)
+    sizes = [(n, p.numel()) for n, p in model.named_parameters() if p.requires_grad]
+    assert sum(size for name, size in sizes if "visual" in name) == in_vision
+    assert sum(size for _, size in sizes) == adapter_parameters(config, find_architecture(config.path))
+    assert not [name for name in linear_4bit(model) if "visual" in name]
+    before = logits_of(model, inputs)
+    train_steps(model, inputs)  # a gradient in every adapter
+    live = logits_of(model, inputs)
+    save_weights(model, tmp_path / "model")
+    assert torch.equal(logits_of(build_model(config, weights_dir=tmp_path / "model"), inputs), live)
+    assert (live - before).abs().max() > 1e-2
 
 
 def test_nf4_covers_the_projections_and_never_the_vision_tower(config):
@@ -154,6 +179,15 @@ def test_a_frozen_vision_tower_keeps_no_graph(config):
         assert [f.requires_grad for f in features] == [has_graph] * 2
 
 
+def test_with_adapters_in_the_mergers_alone_the_blocks_keep_no_graph(config):
+    inputs, seen = probe(config), []
+    model = build_model(replace(config, lora_places=MERGER)).train()
+    tower = model.get_base_model().model.visual
+    tower.blocks[-1].register_forward_hook(lambda _, __, out: seen.append(out.requires_grad))
+    out = tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+    assert seen == [False] and out.pooler_output.requires_grad and out.deepstack_features[0].requires_grad
+
+
 def test_the_patch_projection_equals_the_convolution(config, base):
     ours = build_model(config).get_base_model().model.visual.patch_embed
     theirs = Qwen3VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32).model.visual.patch_embed
@@ -162,10 +196,11 @@ def test_the_patch_projection_equals_the_convolution(config, base):
     assert type(theirs.proj) is nn.Conv3d and type(ours.proj) is not nn.Conv3d
 
 
-def test_checkpointing_changes_no_gradient(config):
+@pytest.mark.parametrize("places", [("language",), VISION_TOO])
+def test_checkpointing_changes_no_gradient(config, places):
     inputs, gradients = probe(config), []
     torch.manual_seed(0)
-    model = build_model(replace(config, lora_dropout=0.5))
+    model = build_model(replace(config, lora_dropout=0.5, lora_places=places))
     plain = copy.deepcopy(model)
     plain.get_base_model().activation_checkpointing_disable()
     for each in (model, plain):

@@ -21,6 +21,7 @@ from qwenvl_agent.vram import (
     Change,
     RowShape,
     adapter_parameters,
+    adapters_by_place,
     budget_row,
     changes,
     cheapest_fit,
@@ -334,6 +335,40 @@ def test_the_plan_of_a_small_model_is_what_a_real_step_takes(method, attention, 
     planned, traced = plan_memory(config, arch, row), trace_real(config, row)
     print(f"planned {planned.tensor_bytes / 1e6:.1f} ({planned.moment}), traced {traced.peak / 1e6:.1f} MB")
     assert planned.tensor_bytes == pytest.approx(traced.peak, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("places", [["language", "merger"], ["language", "merger", "vision"]])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_the_plan_with_adapters_in_the_tower_is_what_a_real_step_takes(method, places, checkpointing, tmp_path):
+    """Of a row that is mostly picture, so that the tower counts."""
+    from traced_step import trace_real
+
+    from qwenvl_agent.model import build_tiny_model, build_tiny_tokenizer, save_tiny
+
+    tokenizer = build_tiny_tokenizer(["find the animal"], 320)
+    sizes = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "vision_hidden_size": 128, "vision_depth": 2}
+    save_tiny(tmp_path, tokenizer, build_tiny_model(tokenizer, "test", **sizes))
+    arch = read_architecture(json.loads((tmp_path / "config.json").read_text()))
+    model = {"lora_rank": 4, "lora_places": places, "gradient_checkpointing": checkpointing}
+    config = config_of(str(tmp_path), method, 4, model=model)
+    row = RowShape(tokens=600, image_tokens=400, supervised=100)
+    planned, traced = plan_memory(config, arch, row), trace_real(config, row)
+    print(f"planned {planned.tensor_bytes / 1e6:.1f} ({planned.moment}), traced {traced.peak / 1e6:.1f} MB")
+    assert sum(planned.steady.values()) == pytest.approx(traced.static, rel=0.01)
+    assert planned.tensor_bytes == pytest.approx(traced.peak, rel=0.1)
+
+
+def test_adapters_of_the_tower_are_counted_by_hand():
+    """2B, rank 16: a merger 4096 + 4096 and 4096 + 2048, four of them; a block 4096 + 2048 + 5120 + 5120, 24 of them."""
+    model = config_of(model={"lora_places": ["language", "merger", "vision"]}).model
+    assert adapters_by_place(model, SMALL) == {
+        "language": 17_432_576,
+        "merger": 16 * 4 * 14_336,
+        "vision": 16 * 24 * 16_384,
+    }
+    assert trainable_parameters(model, SMALL) == 17_432_576 + 917_504 + 6_291_456
 
 
 def test_lora_targets_that_are_left_out_are_not_counted():

@@ -2,14 +2,15 @@
 
 FLOPs are those of the model, not of the implementation: a multiply-add is two, attention counts the full square of a
 row's own tokens (as PaLM's appendix B does), padding and the recomputation of checkpointing count nothing. A frozen
-matrix has a forward and an input's gradient, a trained one its own gradient too; a frozen vision tower a forward alone.
+matrix has a forward and an input's gradient, a trained one its own gradient too; a frozen vision tower a forward alone,
+and so has what lies before its first adapter.
 """
 
 from collections.abc import Sequence
 
 from qwenvl_agent.config import ModelConfig
 from qwenvl_agent.training.loss import supervised_positions
-from qwenvl_agent.vram import Architecture, adapter_parameters
+from qwenvl_agent.vram import Architecture, adapters_by_place
 
 
 def batch_flops(cfg: ModelConfig, arch: Architecture, batch: dict) -> float:
@@ -26,20 +27,38 @@ def step_flops(
     matrix = 3 if cfg.method == "full" else 2  # forward and the input's gradient; the weight's own if it trains
     tokens = sum(lengths)
     layers = matrix * 2 * tokens * arch.layers * arch.layer_matrices
-    adapters = 3 * 2 * tokens * adapter_parameters(cfg, arch)
+    by_place = adapters_by_place(cfg, arch)
+    patches = sum(pictures)
+    adapters = 3 * 2 * tokens * by_place["language"]
+    adapters += 3 * 2 * (patches // arch.merge**2 * by_place["merger"] + patches * by_place["vision"])
     # Scores and their product with the values; backward differentiates both factors of each.
     attention = 3 * 4 * arch.layers * arch.q * sum(length**2 for length in lengths)
     head = matrix * 2 * supervised * arch.embedding
-    tower = (3 if cfg.train_vision else 1) * sum(tower_flops(arch, patches) for patches in pictures)
+    tower = sum(tower_pass_flops(cfg, arch, patches) for patches in pictures)
     return float(layers + adapters + attention + head + tower)
+
+
+def tower_pass_flops(cfg: ModelConfig, arch: Architecture, patches: int) -> int:
+    """The vision tower's forward for one picture and, as far as something trains there, its backward."""
+    forward = tower_flops(arch, patches)
+    if cfg.train_vision:
+        return 3 * forward
+    if not cfg.vision_has_gradient:
+        return forward
+    merged = 2 * (patches // arch.merge**2) * arch.num_mergers
+    if "vision" not in cfg.lora_places:
+        inputs, outputs = arch.merger_matrices[1]
+        return forward + merged * inputs * outputs
+    matrices = 2 * patches * arch.vision_depth * sum(a * b for a, b in arch.vision_matrices)
+    attention = 2 * 4 * arch.vision_depth * arch.vision_hidden * patches**2
+    return forward + matrices + attention + merged * sum(a * b for a, b in arch.merger_matrices)
 
 
 def tower_flops(arch: Architecture, patches: int) -> int:
     """The vision tower's forward for one picture."""
     v = arch.vision_hidden
-    block = 4 * v * v + 2 * v * arch.vision_intermediate
-    wide = v * arch.merge**2
-    mergers = (1 + arch.num_deepstack) * (wide * wide + wide * arch.hidden)
+    block = sum(inputs * outputs for inputs, outputs in arch.vision_matrices)
+    mergers = arch.num_mergers * sum(inputs * outputs for inputs, outputs in arch.merger_matrices)
     stem_and_blocks = 2 * patches * (arch.patch_values * v + arch.vision_depth * block)
     attention = 4 * arch.vision_depth * v * patches**2
     return stem_and_blocks + attention + 2 * (patches // arch.merge**2) * mergers
