@@ -158,14 +158,14 @@ def test_a_strip_along_a_side_is_not_hit(tab):
 
 
 def test_rounded_corners_are_not_hit(tab):
-    """Within a cell of the grid: here 100 / 25 = 4 px."""
+    """To 3 px."""
     boxes = hit_boxes(tab, button("A", 40, 60, 100, 40, "border-radius:20px"), "A")
     inside = {(x, y) for x1, y1, x2, y2 in boxes for x in range(x1, x2) for y in range(y1, y2)}
     for x in range(40, 140):
         for y in range(60, 100):
             beyond = ((x + 0.5 - min(max(x + 0.5, 60), 120)) ** 2 + (y + 0.5 - 80) ** 2) ** 0.5 - 20
-            assert (x, y) in inside or beyond > -4, (x, y)
-            assert (x, y) not in inside or beyond < 4, (x, y)
+            assert (x, y) in inside or beyond > -3, (x, y)
+            assert (x, y) not in inside or beyond < 3, (x, y)
 
 
 def test_hit_boxes_are_pixels_at_any_scale(browser):
@@ -236,7 +236,7 @@ def test_boxes_are_pixels_of_the_picture_at_any_scale(browser):
 
 
 def test_a_click_in_a_hit_box_reaches_the_element(browser, camera):
-    """Places drawn in the elements' boxes: reached if they are in a hit box, but for curves, to a cell of the grid."""
+    """Places drawn in the elements' boxes: reached if they are in a hit box, but beside curves."""
     page = draw_page("desktop", 3)
     assert page.scale == 1
     shot = camera.shoot(page)

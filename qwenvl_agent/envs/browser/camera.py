@@ -6,13 +6,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qwenvl_agent.envs.browser.chromium import SAMPLES, check_fonts, open_context
-from qwenvl_agent.envs.browser.elements import Layout, read_layout
+from qwenvl_agent.envs.browser.elements import Layout, read_marked
 from qwenvl_agent.envs.browser.pages import Page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 SCROLL = "share => scrollTo(0, share * (document.documentElement.scrollHeight - innerHeight))"
+# As Playwright's set_content, in one round trip with the scrolling, and without its limit of 30 s: a machine may be busy.
+# At share 0, too: the tab keeps the last page's position.
+SHOW = f"""async ([html, share]) => {{
+  document.open();
+  document.write(html);
+  document.close();
+  if (document.readyState !== 'complete') await new Promise(done => addEventListener('load', done, {{once: true}}));
+  ({SCROLL})(share);
+}}"""
+CLEAR = "() => { document.open(); document.close(); }"
 
 
 @dataclass(frozen=True)
@@ -32,18 +42,24 @@ class Camera:
         context = open_context(browser, width=800, height=600)
         self._tab = context.new_page()
         self._session = context.new_cdp_session(self._tab)
+        self._metrics: dict = {}
         check_fonts(self._tab, scripts)
 
     def shoot(self, page: Page) -> Shot:
-        # Playwright cannot change a tab's device scale; the protocol can, for pictures taken through the same session.
-        metrics = {"width": page.width, "height": page.height, "deviceScaleFactor": page.scale, "mobile": False}
-        self._session.send("Emulation.setDeviceMetricsOverride", metrics)
-        self._tab.set_content(page.html)
-        self._tab.evaluate(SCROLL, page.scroll)  # at 0, too: the tab keeps the last page's position
-        layout = read_layout(self._tab, self._session)
+        self._resize(page)
+        self._tab.evaluate(SHOW, [page.html, page.scroll])
+        layout = read_marked(self._tab, self._session)
         # Playwright's own screenshot compresses harder and takes twice as long.
         picture = self._session.send("Page.captureScreenshot", {"format": "png", "optimizeForSpeed": True})
+        self._tab.evaluate(CLEAR)  # else a resize would draw this page again
         png = base64.b64decode(picture["data"])
         size = struct.unpack(">II", png[16:24])
         assert size == (layout.width, layout.height), (page.family, page.seed, size, layout.width, layout.height)
         return Shot(page, png, layout)
+
+    def _resize(self, page: Page) -> None:
+        # Playwright cannot change a tab's device scale; the protocol can, for pictures taken through the same session.
+        metrics = {"width": page.width, "height": page.height, "deviceScaleFactor": page.scale, "mobile": False}
+        if metrics != self._metrics:
+            self._session.send("Emulation.setDeviceMetricsOverride", metrics)
+            self._metrics = metrics

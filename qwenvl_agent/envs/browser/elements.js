@@ -14,7 +14,9 @@ async MARK => {
   const TITLE = 'th[scope=row],legend,figcaption,caption,h1,h2,h3,h4,h5,h6,[class~=title]';
   const SLIVER = 0.1;  // an element of which less is left counts as covered
   const COARSE = 24, FINE = 40;  // px between the first samples; samples a side where something lies over an element
-  const RIM = 0.5, EXACT = 0.1;  // px from a side that is looked at; px to which the sides of hit boxes are searched
+  // Of hit boxes, in px: from a side that is looked at; to which sides are searched; of a corner that may be cut off
+  // unseen; height of the rows in which round corners are followed.
+  const RIM = 0.5, EXACT = 0.1, CORNER = 3, ROW = 4;
 
   const width = document.documentElement.clientWidth, height = document.documentElement.clientHeight;
   const isPicture = e => e.matches(PICTURE) && !e.closest(INTERACTIVE);
@@ -119,15 +121,9 @@ async MARK => {
     }));
     return best;
   };
-  // Whether clicks just inside the sides reach the element, too: strips along them can lie between the first samples.
-  const isRimReached = (e, area) => [0.25, 0.5, 0.75].every(share => {
-    const x = area.left + share * (area.right - area.left), y = area.top + share * (area.bottom - area.top);
-    const points = [[area.left + RIM, y], [area.right - RIM, y], [x, area.top + RIM], [x, area.bottom - RIM]];
-    return points.every(point => probe(e, ...point) === 1);
-  });
-  const border = (isHit, from, to) => {
+  const border = (isHit, from, to, exact = EXACT) => {
     const isFirstHit = isHit(from);
-    while (Math.abs(to - from) > EXACT) {
+    while (Math.abs(to - from) > exact) {
       const middle = (from + to) / 2;
       if (isHit(middle) === isFirstHit) from = middle; else to = middle;
     }
@@ -172,6 +168,33 @@ async MARK => {
     });
     return boxes;
   };
+  // The same for an area over which no sample found anything: strips along its sides and round corners are cut off.
+  const freeHitsIn = (e, area, grid) => {
+    const isHit = (x, y) => probe(e, x, y) === 1;
+    const x = (area.left + area.right) / 2, y = (area.top + area.bottom) / 2;
+    if (!isHit(x, y)) return hitsIn(e, area, grid);
+    const from = (side, inwards, middle, isHitAt) =>
+      isHitAt(side + inwards * RIM) ? side : border(isHitAt, side + inwards * RIM, middle);
+    const [left, right] = [from(area.left, 1, x, v => isHit(v, y)), from(area.right, -1, x, v => isHit(v, y))];
+    const [top, bottom] = [from(area.top, 1, y, v => isHit(x, v)), from(area.bottom, -1, y, v => isHit(x, v))];
+    const box = {left, top, right, bottom};
+    const isRound = [box.left + CORNER, box.right - CORNER].some(
+      v => !isHit(v, box.top + CORNER) || !isHit(v, box.bottom - CORNER));
+    if (!isRound) return [box];
+    const rows = [];
+    const follow = (start, inwards) => {
+      let edge = start, ends = [x, x];  // a round corner reaches less far in from row to row
+      for (; (y - edge) * inwards > ROW; edge += inwards * ROW) {
+        const isHitAt = v => isHit(v, edge + inwards * ROW / 2);
+        if (isHitAt(left + RIM) && isHitAt(right - RIM)) break;
+        ends = [border(isHitAt, left + RIM, ends[0], 1), border(isHitAt, right - RIM, ends[1], 1)];
+        const next = edge + inwards * ROW;
+        rows.push({left: ends[0], right: ends[1], top: Math.min(edge, next), bottom: Math.max(edge, next)});
+      }
+      return edge;
+    };
+    return [{...box, top: follow(box.top, 1), bottom: follow(box.bottom, -1)}, ...rows];
+  };
   // {box, point, visible, hit_boxes}: what can be seen and clicked of an element, null if nothing can.
   const regionOf = e => {
     const all = pieces.get(e), whole = all.reduce((sum, piece) => sum + areaOf(piece.rect), 0);
@@ -183,17 +206,13 @@ async MARK => {
       const rows = Math.max(3, Math.ceil((area.bottom - area.top) / COARSE));
       let grid = sample(e, area, columns, rows);
       const isFree = !grid.flat().includes(0);
-      if (isFree && !grid.flat().includes(-1) && isRimReached(e, area)) {
-        parts.push({box: area, share: areaOf(area), hits: [area]});
-        continue;
-      }
-      covered ||= !isFree;
-      if (!isFree && !grid.flat().includes(1)) continue;
+      if (isFree) { parts.push({box: area, share: areaOf(area), hits: freeHitsIn(e, area, grid)}); continue; }
+      covered = true;
+      if (!grid.flat().includes(1)) continue;
       const fineColumns = Math.max(columns, Math.min(FINE, Math.ceil((area.right - area.left) / 4)));
       const fineRows = Math.max(rows, Math.min(FINE, Math.ceil((area.bottom - area.top) / 4)));
       grid = sample(e, area, fineColumns, fineRows);
       const hits = hitsIn(e, area, grid);
-      if (isFree) { parts.push({box: area, share: areaOf(area), hits}); continue; }
       const cells = largest(grid);
       if (!cells) continue;
       const stepX = (area.right - area.left) / fineColumns, stepY = (area.bottom - area.top) / fineRows;

@@ -104,10 +104,15 @@ def read_layout(page: "Page", session: "CDPSession | None" = None) -> Layout:
 
     `session` is a protocol session of the page, opened if none is given.
     """
-    session = session or page.context.new_cdp_session(page)
+    layout = read_marked(page, session or page.context.new_cdp_session(page))
+    page.evaluate(UNMARK, MARK)
+    return layout
+
+
+def read_marked(page: "Page", session: "CDPSession") -> Layout:
+    """As `read_layout`, for a page that is not needed any more: its elements stay marked."""
     found = page.evaluate(_script(), MARK)
     spoken = _accessible(session)
-    page.evaluate(UNMARK, MARK)
     scale = found["scale"]
     width, height = round(found["width"] * scale), round(found["height"] * scale)
     elements = tuple(
