@@ -492,6 +492,62 @@ def test_order_and_batch_size_change_no_record():
     assert first == second and len({step["text"] for record in first.values() for step in record["steps"]}) > 1
 
 
+@pytest.mark.slow
+def test_in_bfloat16_another_batch_changes_a_token_only_at_a_near_tie():
+    """A/A under autocast: greedy answers to the same requests in another order and in other batches. Where one differs,
+    the two tokens chosen are the top two there, apart by no more than what bfloat16 leaves of such logits."""
+    import torch
+
+    from qwenvl_agent.config import ModelConfig, PromptConfig, TrainConfig, VisionConfig
+    from qwenvl_agent.data.collator import Collator
+    from qwenvl_agent.evaluation.decoding import decode
+    from qwenvl_agent.model import build_model, build_processor
+    from qwenvl_agent.training.loss import model_inputs
+
+    model_cfg = ModelConfig(path="tiny", method="full", autocast=True)
+    vision_cfg = VisionConfig(max_tokens_per_image=100, tiles=10)
+    processor, model = build_processor(model_cfg, vision_cfg), build_model(model_cfg, "cpu")
+    collator = Collator(processor, FORMATS["native"], PromptConfig(), vision_cfg, TrainConfig())
+
+    def request_of(seed):
+        env = make_env("safari", **WORLD)
+        return Request(env.system_prompt, env.tools, (), env.reset(seed=seed)[0])
+
+    def answers(requests, batch_size):
+        batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
+        inputs = [model_inputs(collator.encode_prompt(batch)) for batch in batches]
+        return [ids for one in inputs for ids in decode(model, one, end_id=-1, max_new_tokens=40)]
+
+    def logits_after(request, ids):
+        """(V,) of the next token, in a batch of its own."""
+        inputs = model_inputs(collator.encode_prompt([request]))
+        more = torch.tensor([ids], dtype=torch.long)
+        steps = torch.arange(1, len(ids) + 1)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], more], 1)
+        for key, fill in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+            inputs[key] = torch.cat([inputs[key], torch.full_like(more, fill, dtype=inputs[key].dtype)], 1)
+        last = inputs["position_ids"][..., -1:]
+        inputs["position_ids"] = torch.cat([inputs["position_ids"], last + steps], -1)
+        with torch.no_grad():
+            return model(**inputs, logits_to_keep=1).logits[0, -1].float()
+
+    requests = [request_of(seed) for seed in range(MISSION_SEED, MISSION_SEED + 24)]
+    first, second = answers(requests, 24), answers(requests[::-1], 5)[::-1]
+    margins = []
+    for request, one, other in zip(requests, first, second, strict=True):
+        place = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), None)
+        if place is None:
+            continue
+        logits = logits_after(request, one[:place])
+        top = logits.topk(2).values
+        chosen = logits[[one[place], other[place]]]
+        margins.append(float(top[0] - chosen.min()))
+        # Four steps of bfloat16 at the size of these logits: 8 bits of mantissa.
+        assert margins[-1] <= 4 * 2.0**-8 * float(logits.abs().max()), (place, one[place], other[place])
+    print(f"{len(margins)} of {len(requests)} answers differ, first at margins {[round(m, 4) for m in margins]}")
+    assert len(margins) < len(requests) / 2
+
+
 # counterfactuals and the loss of decisions
 
 
