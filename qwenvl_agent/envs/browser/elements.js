@@ -14,9 +14,9 @@ async MARK => {
   const TITLE = 'th[scope=row],legend,figcaption,caption,h1,h2,h3,h4,h5,h6,[class~=title]';
   const SLIVER = 0.1;  // an element of which less is left counts as covered
   const COARSE = 24, FINE = 40;  // px between the first samples; samples a side where something lies over an element
-  // Of hit boxes, in px: from a side that is looked at; to which sides are searched; of a corner that may be cut off
-  // unseen; height of the rows in which round corners are followed.
-  const RIM = 0.5, EXACT = 0.1, CORNER = 3, ROW = 4;
+  // Of hit boxes, in px: from a side that is looked at (nearer to the viewport's own, elementFromPoint finds nothing); to
+  // which sides are searched; of a corner that may be cut off unseen; height of the rows that follow round corners.
+  const RIM = 1, EXACT = 0.1, CORNER = 3, ROW = 4;
 
   const width = document.documentElement.clientWidth, height = document.documentElement.clientHeight;
   const isPicture = e => e.matches(PICTURE) && !e.closest(INTERACTIVE);
