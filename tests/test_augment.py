@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
-from qwenvl_agent.data.augment import Policy, View, augment, draw_span, hindrances, relight
+from qwenvl_agent.data.augment import Policy, View, augment, draw_span, hindrances, relight, seen_as
 from qwenvl_agent.data.computer import Sample, read_samples
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.envs.computer import Action
@@ -66,6 +66,14 @@ def test_positions_follow_a_view_exactly():
     assert half.point(300, 80) == (50, 15) and half.box((280, 70, 320, 90)) == (40, 10, 60, 20)
     uneven = View((1, 1, 4, 8), (2, 14))
     assert uneven.factors == (2 / 3, 2) and uneven.point(4, 8) == (2, 14) and uneven.point(1, 1) == (0, 0)
+
+
+def test_the_region_that_a_click_reaches_moves_too_and_is_cut_at_the_views_sides(write):
+    """Half of the crop's size: (280, 70) is at (180, 20) of the crop, so at (90, 10); what lies outside is gone."""
+    (sample,) = write(CLICK | {"details": {"hit_boxes": [BOX, [0, 0, 100, 200], [295, 190, 400, 200]]}})
+    copy = seen_as(sample, View((100, 50, 300, 200), (100, 75)), screenshot(), 1)
+    assert copy.details["hit_boxes"] == [[90, 10, 100, 20], [97.5, 70, 100, 75]]
+    assert copy.box_px == (90, 10, 110, 20) and sample.details["hit_boxes"][0] == BOX
 
 
 def test_lengths_of_a_scroll_follow_the_side_that_they_go_along():

@@ -61,6 +61,12 @@ class View:
     def box(self, box_px: Box) -> Box:
         return (*self.point(*box_px[:2]), *self.point(*box_px[2:]))
 
+    def clip(self, boxes: Sequence[Box]) -> list[list[float]]:
+        """What is left of boxes in this view."""
+        x1, y1, x2, y2 = self.crop
+        cut = [(max(a, x1), max(b, y1), min(c, x2), min(d, y2)) for a, b, c, d in boxes]
+        return [list(self.box(box)) for box in cut if box[0] < box[2] and box[1] < box[3]]
+
     def action(self, action: Action) -> Action:
         across, down = self.factors
         if action.point_px is not None:
@@ -182,6 +188,9 @@ def seen_as(sample: Sample, view: View, image: Image.Image, copy: int) -> Sample
     """
     changed = view.picture(image)
     name = sample.id or sample.seen.pixels
+    details = sample.details | {"augmented": {"from": name, "copy": copy, **view.to_json()}}
+    if details.get("hit_boxes"):
+        details["hit_boxes"] = view.clip(details["hit_boxes"])
     return replace(
         sample,
         picture=Picture.from_image(changed),
@@ -191,7 +200,7 @@ def seen_as(sample: Sample, view: View, image: Image.Image, copy: int) -> Sample
         id=f"{name}~{copy}",
         episode_id=sample.episode_id and f"{sample.episode_id}~{copy}",
         group=sample.split_key,
-        details=sample.details | {"augmented": {"from": name, "copy": copy, **view.to_json()}},
+        details=details,
     )
 
 
