@@ -3,11 +3,16 @@
 import os
 from dataclasses import dataclass
 
+import hypothesis
 import pytest
 from PIL import Image
 
 from qwenvl_agent.schema import Observation, Picture, Request, Step, Tool, ToolCall, ToolResult, Turn
 from qwenvl_agent.vision import Geometry
+
+# A busy machine is not a fault of the code.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 
 CONTROL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),

@@ -406,6 +406,13 @@ def test_a_whole_report(write, tmp_path):
     assert "Mission 2000000" in (tmp_path / "report" / "cases.html").read_text()
 
 
+@pytest.mark.parametrize(("num_arms", "note"), [(2, []), (4, ["below 0.094", "with 7 seeds it could"])])
+def test_too_few_seeds_for_the_number_of_arms_are_said(num_arms, note):
+    """Six seeds: p >= 2^-5 = 0.031; three times that is above 0.05. Seven: 3 * 2^-6 = 0.047."""
+    notes = ablation.unequal_seeds({f"arm{i}": dict.fromkeys(range(6)) for i in range(num_arms)})
+    assert len(notes) == bool(note) and all(part in notes[0] for part in note)
+
+
 def test_constrained_decoding_has_a_table_of_its_own(write, tmp_path):
     path = write(constrained=True)
     plays = {"counterfactuals": {"notepad_wiped": 0.2, "constrained": -0.1}}

@@ -5,6 +5,7 @@ come from records and from what the runs wrote down, so a report needs no model.
 `usable`, with the reason in words; nothing is computed from it.
 """
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -308,6 +309,13 @@ def unequal_seeds(by_arm: dict[str, dict[int, Cell]]) -> list[str]:
         notes.append(
             f"{fewest} training seeds: an exact test over seeds cannot go below p = {least_p_value(fewest):.4g}, so no "
             f"p-value is given for the arms; with {EXACT_SEEDS} seeds it could. The interval over so few seeds is approximate"
+        )
+    compared = len(seeds) - 1
+    if fewest >= EXACT_SEEDS and least_p_value(fewest) * compared > 0.05:
+        enough = next(n for n in itertools.count(fewest) if least_p_value(n) * compared <= 0.05)
+        notes.append(
+            f"{fewest} training seeds: adjusted for {compared} arms, no p over seeds can go below "
+            f"{least_p_value(fewest) * compared:.2g}, so none can show a difference; with {enough} seeds it could"
         )
     return notes
 
