@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 from test_formats import turns
 from tiny_run import save_tiny_checkpoint
+from transformers import AutoTokenizer
 
+import qwenvl_agent
 from qwenvl_agent.config import EvalConfig, ModelConfig, PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.envs.computer.tool import COMPUTER_USE
@@ -25,6 +28,7 @@ from qwenvl_agent.formats.calls import END
 from qwenvl_agent.model import build_model, build_processor
 from qwenvl_agent.schema import Observation, Picture, Request, Tool, ToolCall, Turn, tool_named
 
+ASSETS = Path(qwenvl_agent.__file__).parent / "assets"
 ALL_KINDS = Tool(
     "all",
     "Has every keyword that a grammar holds.",
@@ -108,6 +112,26 @@ def test_a_grammar_holds_every_turn_that_its_format_writes(name, some):
     assume(not any("e+308" in written("native", turn) for turn in some))  # the end of a float's range
     for turn in some:
         assert is_whole(name, tools, written(name, turn)), written(name, turn)
+
+
+@pytest.mark.parametrize("order", [("direction", "steps"), ("steps", "direction")])
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_token_of_a_written_turn_is_held_back(name, order):
+    """With the tokenizer that is shipped: tokens of its go over many pieces of a grammar, `", "arguments": {"actions":`."""
+    shipped = AutoTokenizer.from_pretrained(ASSETS / "tiny")
+    step = {"direction": "DOWN", "steps": 1}
+    calls = [ToolCall("move", {"actions": [{key: step[key] for key in order}] * n}) for n in (1, 2)]
+    turn = Turn(
+        "Me f5. Plan DOWN 1.", (*calls, ToolCall("declare_found", {"target": "tiger"}), ToolCall("declare_done", {}))
+    )
+    constraint = Grammars(FORMATS[name], shipped, shipped.convert_tokens_to_ids(END), len(shipped)).start(
+        [SAFARI_TOOLS["catch"]]
+    )
+    ids = shipped(written(name, turn), add_special_tokens=False)["input_ids"]
+    for token in [*ids, shipped.convert_tokens_to_ids(END)]:
+        allowed = constraint.masked([0], torch.zeros(1, len(shipped)))[0]
+        assert allowed[token] == 0, f"{shipped.decode([token])!r} is held back"
+        constraint.advance([0], [token])
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -35,6 +35,8 @@ ESCAPE = (
 )
 # EVERYTHING is spelled so that what follows a hit is seen to be nothing at once; with .* the regex engine tries all the
 # lengths that a string may have.
+OPTIONS = '%llguidance {"no_forcing": true}\n'
+"""Forced text would have to be written in tokens that end where it ends: a longer token, which a model learned, is lost."""
 TERMINALS = rf"""
 NOTHING: /a/ & /b/
 EVERYTHING: ~NOTHING
@@ -107,7 +109,7 @@ def turn_grammar(render: Callable[[Turn], list], write_call: Callable[[ToolCall]
     heads = {before_calls(thought, 1)[0] for thought in (THOUGHT, "")}  # one where thoughts are not written
     head = rules.add("head", " | ".join(sorted(head_expression(text, names, rules) for text in heads)))
     call = rules.add("call", " | ".join(call_expression(tool, write_call, rules) for tool in tools))
-    return f"start: {head} {call} ({literal(between)} {call})*\n{rules.text()}{TERMINALS}"
+    return f"{OPTIONS}start: {head} {call} ({literal(between)} {call})*\n{rules.text()}{TERMINALS}"
 
 
 def head_expression(text: str, names: str, rules: Rules) -> str:
