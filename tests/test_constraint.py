@@ -182,7 +182,7 @@ def test_what_ends_is_read_strictly_and_fits_the_schemas(name, tools):
     rng = random.Random(f"{name} {tools}")
     known = TOOL_SETS[tools]
     ended = 0
-    for _ in range(30):
+    for _ in range(60):
         text = random_answer(rng, name, known, Turn("I go.\nThen?", (BEGUN[tools],)))
         if text is None:
             continue
