@@ -311,8 +311,8 @@ def unequal_seeds(by_arm: dict[str, dict[int, Cell]]) -> list[str]:
             f"p-value is given for the arms; with {EXACT_SEEDS} seeds it could. The interval over so few seeds is approximate"
         )
     compared = len(seeds) - 1
-    if fewest >= EXACT_SEEDS and least_p_value(fewest) * compared > 0.05:
-        enough = next(n for n in itertools.count(fewest) if least_p_value(n) * compared <= 0.05)
+    if fewest >= EXACT_SEEDS and least_p_value(fewest) * compared > LEVEL:
+        enough = next(n for n in itertools.count(fewest) if least_p_value(n) * compared <= LEVEL)
         notes.append(
             f"{fewest} training seeds: adjusted for {compared} arms, no p over seeds can go below "
             f"{least_p_value(fewest) * compared:.2g}, so none can show a difference; with {enough} seeds it could"

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwenvl_agent.config import load_config
+from qwenvl_agent.evaluation.ablation import CONSTRAINED
 from qwenvl_agent.evaluation.counterfactuals import COUNTERFACTUALS
 from qwenvl_agent.sweep.cells import Cell, Sweep, build_cell, check_set_once, override_of
 
@@ -68,8 +69,6 @@ MISSIONS = {"episodes": 200, "counterfactual_episodes": 0, "seed_start": 2_000_0
 SEED_KEYS = ("train.seed", "data.seed")
 TESTS = ("missions", "steps")
 """Evaluations that every cell gets, besides the further plays."""
-CONSTRAINED = "constrained"
-"""The play with constrained decoding."""
 CHECKPOINT = "last"
 """Every arm at its last step: a best one would be chosen with other care in each."""
 
