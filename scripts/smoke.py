@@ -214,7 +214,14 @@ def write_config(config: Config, base: Path, data: Path, out: Path) -> Path:
     values["model"]["path"] = str(base.resolve())
     source = values["data"]["sources"][0] | {"path": str(data.resolve())}
     values["data"] |= {"sources": [source], "cache_dir": str((out / "cache").resolve())}
-    values["train"] |= {"max_steps": 2, "save_every": 1, "log_every": 1, "eval_every": 0, "keep_checkpoints": 2}
+    values["train"] |= {
+        "max_steps": 2,
+        "save_every": 1,
+        "log_every": 1,
+        "eval_every": 0,
+        "patience": 0,
+        "keep_checkpoints": 2,
+    }
     values["eval"] |= {"step_rows": 0, "episodes": 1, "batch_size": 4, "temperature": 0.0}
     values["eval"]["max_new_tokens"] = MAX_NEW_TOKENS
     path = out / "config.json"

@@ -430,6 +430,16 @@ def test_constrained_decoding_has_a_table_of_its_own(write, tmp_path):
     wins = [np.mean([record.success for record in records]) for records in held]
     assert contrast.seeds == (0,) and contrast.first - contrast.second == pytest.approx(wins[0] - wins[1])
     assert "constrained" not in text.split("## What success rests on")[1].split("## ")[0]
+    first, second = text.split("## What it shows")[1].split("## ")[0].strip().splitlines()
+    wins, free = ([f"{100 * mean:.1f} %" for mean in means] for means in (wins, plain_and_native(study)))
+    assert first.startswith(f"- Constrained decoding: plain {wins[0]} against native {wins[1]}: ")
+    assert second.startswith(f"- Free decoding: plain {free[0]} against native {free[1]}: ")
+
+
+def plain_and_native(study) -> list[float]:
+    """Success in free decoding."""
+    contrast = next(one for one in study.contrasts if one.outcome == "success")
+    return [contrast.first, contrast.second]
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,12 @@ def test_the_config_keeps_all_that_sizes_depend_on(smoke, tmp_path):
     assert (changed.train.max_steps, changed.train.save_every, changed.eval.temperature) == (2, 1, 0.0)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_two_steps_of_every_config_are_a_config(smoke, path, tmp_path):
+    changed = load_config(smoke.write_config(load_config(path), TINY, tmp_path / "data", tmp_path))
+    assert (changed.train.max_steps, changed.train.eval_every, changed.train.patience) == (2, 0, 0)
+
+
 def save_run(directory: Path, losses: dict[int, float], manifest: list[dict], metrics: dict) -> Path:
     directory.mkdir(parents=True)
     lines = [{"step": step, "train/loss": loss, "train/tokens_per_s": 5.0} for step, loss in losses.items()]

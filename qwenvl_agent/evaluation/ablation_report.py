@@ -191,7 +191,15 @@ OFFLINE_TEXT = (
 
 
 def conclusions(study: Study) -> list[str]:
-    """What may be said of the primary outcome, by rule."""
+    """What may be said of the primary outcome, by rule; of constrained decoding first, where it was played."""
+    constrained = constrained_study(study)
+    if constrained is None:
+        return verdicts(study)
+    by_decoding = {"Constrained": verdicts(constrained), "Free": verdicts(study)}
+    return [f"{name} decoding: {sentence}" for name, sentences in by_decoding.items() for sentence in sentences]
+
+
+def verdicts(study: Study) -> list[str]:
     primary = [one for one in study.contrasts if one.outcome == study.outcomes[0]]
     if not primary:
         return ["Nothing yet: there are no two arms with a training seed and missions in common."]
