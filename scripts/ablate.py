@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -143,10 +144,20 @@ def prepare(ablation: Ablation) -> None:
         if Path(file).exists():
             continue
         print(shlex.join(command), flush=True)
-        command = [sys.executable, *command[1:]] if command[0] == "python" else command
-        done = subprocess.run(command)
+        done = subprocess.run([find_program(command[0]), *command[1:]])
         if done.returncode != 0 or not Path(file).exists():
             raise ValueError(f"{file} was not made: the cells cannot be trained; look at what {command[1]} said above")
+
+
+def find_program(name: str) -> str:
+    """The one of this interpreter's environment, active or not, if it has one."""
+    if name == "python":
+        return sys.executable
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise ValueError(f"there is no program {name}: what cells need cannot be made; install it, or make the files")
+    return found
 
 
 def evaluate_and_report(ablation: Ablation, args: argparse.Namespace) -> int:

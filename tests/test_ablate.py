@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -623,3 +624,24 @@ def test_rollout_configs_reach_eval(write):
     study = load_ablation(write(set={"eval.temperature": 0.5}))
     assert load_config(write().parent / "base.json").eval.temperature == 0.0
     assert all(cell.config.eval.temperature == 0.5 for cell in study.sweep.cells)
+
+
+def test_what_cells_need_is_made_once_by_programs_of_this_environment(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # as where nothing was activated
+    made = tmp_path / "made.txt"
+    assert Path(script.find_program("accelerate")).parent == Path(sys.executable).parent
+    write_once = f"open({str(made)!r}, 'x').write('x')"
+    study = load_ablation(write(prepare={str(made): ["python", "-c", write_once]}))
+    script.prepare(study)
+    script.prepare(study)
+    assert made.read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [(["no_such_program"], "there is no program no_such_program"), (["python", "-c", "pass"], "was not made")],
+)
+def test_what_cells_need_and_cannot_have_is_said(write, tmp_path, command, message):
+    study = load_ablation(write(prepare={str(tmp_path / "made.txt"): command}))
+    with pytest.raises(ValueError, match=message):
+        script.prepare(study)
