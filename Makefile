@@ -30,22 +30,23 @@ smoke-8b: $(INSTALLED)  ## the true 8B in 4 bit on a CPU (PROCESSOR=folder with 
 gpu-check: $(INSTALLED)  ## measured beside planned on this GPU (MODEL=folder for random weights)
 	$(BIN)/python scripts/check_gpu.py --config configs/safari_2b.json $(if $(MODEL),--set model.path=$(MODEL))
 
-PEERS := generated/peers/trl
+PEERS := $(patsubst %,generated/peers/%/installed,trl llamafactory swift)
 
-bench-peers: $(PEERS)/bin/python  ## TRL in an environment of its own, beside our packages
+bench-peers: $(PEERS)  ## TRL, LLaMA-Factory and ms-swift, each in an environment of its own beside our packages
 
-$(PEERS)/bin/python: benchmarks/requirements-peers.txt $(INSTALLED)
-	$(PYTHON) -m venv $(PEERS)
-	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $$(echo $(PEERS)/lib/python3*/site-packages)/project.pth
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+generated/peers/%/installed: benchmarks/requirements-%.txt $(INSTALLED)
+	rm -rf $(@D) && $(PYTHON) -m venv $(@D)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $$(echo $(@D)/lib/python3*/site-packages)/project.pth
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	touch $@
 
-generated/bench/chat.jsonl: $(INSTALLED)
+generated/bench/text.jsonl: $(INSTALLED)
 	$(BIN)/python benchmarks/prepare.py --out generated/bench
 
-bench: bench-peers generated/bench/chat.jsonl  ## ours beside TRL on equal rows, masks and weights
+bench: bench-peers generated/bench/text.jsonl  ## ours beside its peers on equal rows, masks and weights
 	$(BIN)/python benchmarks/compare.py --out generated/bench
 
-bench-quick: bench-peers generated/bench/chat.jsonl  ## equality alone, never time
+bench-quick: bench-peers generated/bench/text.jsonl  ## equality alone, never time
 	$(BIN)/python benchmarks/compare.py --out generated/bench --only equality
 
 test: $(INSTALLED)  ## the fast tests, no network

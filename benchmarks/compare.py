@@ -1,11 +1,13 @@
-"""Ours beside TRL on the same work: equal first, then how fast. Writes results.json and results.md, prints the table.
+"""Ours beside TRL, LLaMA-Factory and ms-swift on the same work: equal first, then how fast.
+
+Writes results.json and results.md, prints the table.
 
     python benchmarks/prepare.py --out generated/bench
     python benchmarks/compare.py --out generated/bench                      # everything, about half an hour on two cores
     python benchmarks/compare.py --out generated/bench --only equality      # under three minutes, no timing
-    python benchmarks/compare.py --out generated/bench --only data train --repeats 3 --set model.attention=sdpa
+    python benchmarks/compare.py --out generated/bench --only data train --repeats 3 --peers trl swift
 
-Both sides are processes that stay loaded and take turns, so that what else the machine does hits both; a figure is the
+All sides are processes that stay loaded and take turns, so that what else the machine does hits all; a figure is the
 median of the repeats and a ratio the median of the repeats' own ratios. Seconds are CPU seconds of the process (with one
 thread the same as wall time on a quiet machine, and meaningful on a busy one); both are in results.json.
 """
@@ -18,7 +20,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,7 +35,7 @@ from qwenvl_agent.config import to_json
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-PEER_PYTHON = ROOT / "generated" / "peers" / "trl" / "bin" / "python"
+PEERS_DIR = ROOT / "generated" / "peers"
 EXACT = ("--set=model.dtype=float32", "--set=model.autocast=false", "--set=model.lora_dropout=0.0")
 LOSS_TOLERANCE = 1e-3
 NUM_EQUAL_ROWS = 16
@@ -40,17 +43,40 @@ MIB, GIB = 2**20, 2**30
 
 
 @dataclass(frozen=True)
+class Peer:
+    """Somebody else's framework: benchmarks/KEY_peer.py in the environment PEERS_DIR/KEY (`make bench-peers`)."""
+
+    title: str
+    writes: bool = False
+    """Whether it answers prompts and opens large files of rows too."""
+    pixel_tolerance: float = 0.0
+    """What a pixel value may differ by."""
+
+
+ONE_LEVEL = 2 / 255 + 1e-6
+"""A step of 255 in a pixel value, which goes from -1 to 1."""
+PEERS = {
+    "trl": Peer("TRL", writes=True),
+    "llamafactory": Peer("LLaMA-Factory"),
+    "swift": Peer("ms-swift", pixel_tolerance=ONE_LEVEL),  # shrinks pictures with Pillow
+}
+FIRST = "trl"
+"""Always measured: targets are beside it."""
+
+
+@dataclass(frozen=True)
 class Figure:
-    """One line of the table; `ratio` is how many times better ours is, None where there is no peer."""
+    """One line of the table."""
 
     name: str
     unit: str
     ours: float
-    peer: float | None
-    ratio: float | None
+    peers: dict[str, float]
+    ratios: dict[str, float]
+    """How many times better ours is, by peer; empty where there is none."""
     target: str
     met: bool | None
-    """None: there is no target."""
+    """Beside the first peer; None: there is no target."""
 
 
 @dataclass
@@ -59,10 +85,15 @@ class Results:
 
     settings: dict
     machine: dict
-    equality: dict = field(default_factory=dict)
+    equality: dict[str, dict] = field(default_factory=dict)
+    """By peer."""
     figures: list[Figure] = field(default_factory=list)
     samples: dict = field(default_factory=dict)
-    """What each repeat measured, by part."""
+    """What each repeat measured, by line and side."""
+
+    @property
+    def passed(self) -> bool:
+        return all(equality["passed"] for equality in self.equality.values())
 
 
 class Worker:
@@ -109,7 +140,7 @@ class Worker:
 
 
 class Bench:
-    """The two sides, and the results so far."""
+    """The sides, and the results so far."""
 
     def __init__(self, args: argparse.Namespace, results: Results, console: Console):
         self.args, self.results, self.console = args, results, console
@@ -118,8 +149,17 @@ class Bench:
         overrides = [f"--set={override}" for override in self.args.set]
         return self._worker(sys.executable, "ours.py", *options, *overrides)
 
-    def trl(self, settings: dict) -> Worker:
-        return self._worker(self.args.peer_python, "trl_peer.py", "--settings", json.dumps(settings))
+    def peer(self, name: str, settings: dict) -> Worker:
+        python = environment_python(self.args.peers_dir, name)
+        return self._worker(python, f"{name}_peer.py", "--settings", json.dumps(settings))
+
+    @contextmanager
+    def sides(self, *options: str) -> Iterator[tuple[Worker, dict[str, Worker]]]:
+        """Ours and every peer, loaded with the same settings."""
+        with ExitStack() as stack:
+            ours = stack.enter_context(self.ours(*options))
+            settings = ours("describe")
+            yield ours, {name: stack.enter_context(self.peer(name, settings)) for name in self.args.peers}
 
     def _worker(self, python, script: str, *options: str) -> Worker:
         log = self.args.out / f"{script}.log"
@@ -128,19 +168,36 @@ class Bench:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def add(self, part: str, name: str, unit: str, ours, peer, *, more_is_better=True, target=None, shown="") -> None:
-        """A line from what each repeat measured; `peer` None where ours is measured against nothing."""
-        self.results.samples[f"{part}: {name}"] = {"ours": ours, "peer": peer}
-        pairs = zip(ours, peer, strict=True) if peer else ()
-        ratios = [a / b if more_is_better else b / a for a, b in pairs]
-        ratio = statistics.median(ratios) if ratios else None
-        value = statistics.median(ours) if ratio is None else ratio
+    def add(
+        self,
+        part: str,
+        name: str,
+        unit: str,
+        samples: Mapping[str, list],
+        *,
+        more_is_better=True,
+        target=None,
+        shown="",
+    ) -> None:
+        """A line from what each repeat measured, by side: "ours" and the names of peers."""
+        ours, peers = samples["ours"], {side: values for side, values in samples.items() if side != "ours"}
+        self.results.samples[f"{part}: {name}"] = dict(samples)
+        ratios = {}
+        for peer, values in peers.items():
+            pairs = zip(ours, values, strict=True)
+            ratios[peer] = statistics.median(a / b if more_is_better else b / a for a, b in pairs)
+        middle = statistics.median(ours)
+        value = next(iter(ratios.values()), middle)
         met = None if target is None else bool(value >= target)
         shown = shown or (f"{target:g}x" if target is not None else "")
-        middle = statistics.median(peer) if peer else None
-        figure = Figure(f"{part}: {name}", unit, statistics.median(ours), middle, ratio, shown, met)
+        medians = {peer: statistics.median(values) for peer, values in peers.items()}
+        figure = Figure(f"{part}: {name}", unit, middle, medians, ratios, shown, met)
         self.results.figures.append(figure)
         self.say(f"  {figure}")
+
+
+def environment_python(peers_dir: Path, name: str) -> Path:
+    return peers_dir / name / "bin" / "python"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -160,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         Console(highlight=False).print(table(results))
         print(describe_equality(results.equality))
-    return 0 if results.equality.get("passed", True) else 1
+    return 0 if results.passed else 1
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -178,27 +235,34 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[1000, 10_000, 100_000], help="sizes of datasets to open"
     )
-    parser.add_argument("--peer-python", type=Path, default=PEER_PYTHON, help="of the environment with TRL")
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="default: all that are installed")
+    parser.add_argument("--peers-dir", type=Path, default=PEERS_DIR, help="folder of their environments")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="a setting of bench.json")
     parser.add_argument("--json", action="store_true", help="print results.json, and nothing else on stdout")
     return parser.parse_args(argv)
 
 
 def check(args: argparse.Namespace) -> None:
-    """ValueError for what is missing."""
-    if not (args.out / "chat.jsonl").is_file():
+    """ValueError for what is missing; `args.peers` becomes those to measure, the first one first."""
+    if not (args.out / "text.jsonl").is_file():
         raise ValueError(f"{args.out} has no rows to measure with: run python benchmarks/prepare.py --out {args.out}")
-    if not args.peer_python.is_file():
-        raise ValueError(f"{args.peer_python}: there is no TRL to compare with: run make bench-peers, or --peer-python")
+    installed = [name for name in PEERS if environment_python(args.peers_dir, name).is_file()]
+    for name in {FIRST, *(args.peers or ())} - set(installed):
+        title = PEERS[name].title
+        raise ValueError(
+            f"{args.peers_dir / name} has no Python: there is no {title} to compare with: make bench-peers"
+        )
+    args.peers = [name for name in installed if name == FIRST or name in (args.peers or installed)]
 
 
 def run(args: argparse.Namespace, console: Console) -> Results:
     settings = {"parts": args.only, "repeats": args.repeats, "threads": args.threads, "overrides": args.set}
+    settings["peers"] = args.peers
     bench = Bench(args, Results(settings, describe_machine()), console)
     for part in args.only:
         bench.say(f"{part} (load {os.getloadavg()[0]:.1f})")
         PARTS[part](bench)
-        if not bench.results.equality.get("passed", True):
+        if not bench.results.passed:
             break  # a ratio of different work means nothing
     return bench.results
 
@@ -215,83 +279,135 @@ def describe_machine() -> dict:
 
 def compare_rows(bench: Bench) -> None:
     """Ids, labels and pixels of rows, the loss of a micro-batch and greedy answers, all in float32."""
-    with bench.ours(*EXACT) as ours, bench.trl(ours("describe")) as trl:
-        settings = ours("describe")
+    with bench.sides(*EXACT) as (ours, peers):
+        settings, workers = ours("describe"), {"ours": ours, **peers}
         rows = ours("shuffled", num=min(NUM_EQUAL_ROWS, settings["num_rows"]))["indices"]
-        paths = {side: str(bench.args.out / f"encoded_{side}.npz") for side in ("ours", "trl")}
-        ours("encode", indices=rows, path=paths["ours"])
-        trl("encode", indices=rows, path=paths["trl"])
         batch = rows[: settings["batch_size"]]
-        losses = [side("loss", indices=batch)["loss"] for side in (ours, trl)]
-        texts = [side("write", indices=batch[:2], max_new_tokens=8)["texts"] for side in (ours, trl)]
-    different = different_rows(rows, *(np.load(path) for path in paths.values()))
-    bench.results.equality = {
-        "rows": len(rows),
-        "different": different,
-        "losses": losses,
-        "texts": texts,
-        "passed": not different and abs(losses[0] - losses[1]) < LOSS_TOLERANCE and texts[0] == texts[1],
-    }
+        encoded, losses, texts = {}, {}, {}
+        for side, worker in workers.items():
+            path = bench.args.out / f"encoded_{side}.npz"
+            worker("encode", indices=rows, path=str(path))
+            encoded[side], losses[side] = np.load(path), worker("loss", indices=batch)["loss"]
+            if side == "ours" or PEERS[side].writes:
+                texts[side] = worker("write", indices=batch[:2], max_new_tokens=8)["texts"]
+    for peer in peers:
+        different = difference(rows, encoded["ours"], encoded[peer])
+        bench.results.equality[peer] = different | {
+            "rows": len(rows),
+            "losses": [losses["ours"], losses[peer]],
+            "answers": texts[peer] == texts["ours"] if peer in texts else None,
+        }
+        judge(bench.results.equality[peer], PEERS[peer])
     bench.say(describe_equality(bench.results.equality))
 
 
-def different_rows(rows: Sequence[int], ours, peer) -> list[str]:
-    """`row/array` of every array that is not the same on both sides, in every element."""
-    names = (f"{row}/{name}" for row in rows for name in ("input_ids", "labels", "pixel_values"))
-    return [name for name in names if not np.array_equal(ours[name], peer[name])]
+def judge(equality: dict, peer: Peer) -> None:
+    """Sets `passed`: the same work, up to what is known of the peer."""
+    ours, theirs = equality["losses"]
+    equality["passed"] = bool(
+        equality["tokens"] == 0
+        and equality["furthest_pixel"] <= peer.pixel_tolerance
+        and abs(ours - theirs) < LOSS_TOLERANCE
+        and equality["answers"] is not False
+    )
 
 
-def describe_equality(equality: dict) -> str:
+def difference(rows: Sequence[int], ours: Mapping, peer: Mapping) -> dict:
+    """How much is not the same on both sides, of encoded rows.
+
+    `tokens` have another id or label, or are missing, up to the last learned one. What comes after that, the `tail`, has
+    no influence on the loss: only its length is said, by side.
+    """
+    found = {"tokens": 0, "num_tokens": 0, "tail": [0, 0], "pixels": 0, "num_pixels": 0, "furthest_pixel": 0.0}
+    for row in rows:
+        heads = []
+        for i, side in enumerate((ours, peer)):
+            both = np.concatenate([side[f"{row}/input_ids"], side[f"{row}/labels"]])  # (2, length)
+            end = int(np.flatnonzero(both[1] != -100)[-1]) + 1
+            heads.append(both[:, :end])
+            found["tail"][i] += both.shape[1] - end
+        common = min(head.shape[1] for head in heads)
+        found["tokens"] += int((heads[0][:, :common] != heads[1][:, :common]).any(0).sum())
+        found["tokens"] += abs(heads[0].shape[1] - heads[1].shape[1])
+        found["num_tokens"] += heads[0].shape[1]
+        pixels = ours[f"{row}/pixel_values"], peer[f"{row}/pixel_values"]
+        found["num_pixels"] += pixels[0].size
+        if pixels[0].shape != pixels[1].shape:
+            found["pixels"], found["furthest_pixel"] = found["pixels"] + pixels[0].size, float("inf")
+            continue
+        distances = np.abs(pixels[0] - pixels[1])
+        found["pixels"] += int(np.count_nonzero(distances))
+        found["furthest_pixel"] = max(found["furthest_pixel"], float(distances.max()))
+    return found
+
+
+def describe_equality(equality: Mapping[str, dict]) -> str:
+    """A line for each peer."""
     if not equality:
         return "equality was not checked in this run"
-    losses, verdict = equality["losses"], "equal" if equality["passed"] else "NOT EQUAL"
-    return (
-        f"{verdict}: {equality['rows']} rows, {len(equality['different'])} arrays of ids, labels and pixels differ "
-        f"{equality['different'][:3] or ''}; first loss {losses[0]:.6f} and {losses[1]:.6f}; "
-        f"greedy answers {'the same' if equality['texts'][0] == equality['texts'][1] else 'differ'}"
-    )
+    lines = []
+    for peer, found in equality.items():
+        answers = {True: "; greedy answers the same", False: "; greedy answers DIFFER", None: ""}[found["answers"]]
+        lines.append(
+            f"{PEERS[peer].title}: {'equal' if found['passed'] else 'NOT EQUAL'} in {found['rows']} rows: "
+            f"{found['tokens']} of {found['num_tokens']:,} tokens up to the last learned one differ, "
+            f"after it ours has {found['tail'][0]} and it {found['tail'][1]}; "
+            f"{found['pixels'] / found['num_pixels']:.2%} of pixel values differ, by at most "
+            f"{found['furthest_pixel']:.4f}; first loss {found['losses'][0]:.6f} and {found['losses'][1]:.6f}{answers}"
+        )
+    return "\n".join(lines)
+
+
+def by_side(peers: Mapping[str, Worker]) -> dict[str, list[float]]:
+    """Room for what the repeats measure."""
+    return {side: [] for side in ("ours", *peers)}
 
 
 def measure_data(bench: Bench) -> None:
     """Samples a second from rows on disk to tensors: rows never seen before, then the same again."""
-    num, first, again, with_floats = 16, {"ours": [], "trl": []}, {"ours": [], "trl": []}, []
+    num = 16
     for kept in (bench.args.out / "cache").glob("features-*"):
         shutil.rmtree(kept)  # of an earlier run, whose rows these are too
-    with bench.ours() as ours, bench.trl(ours("describe")) as trl:
+    with bench.sides() as (ours, peers):
+        first, again, with_floats = by_side(peers), by_side(peers), []
         rows = ours("shuffled", num=num * (bench.args.repeats + 1))["indices"]
         for repeat in range(bench.args.repeats + 1):
             indices = rows[repeat * num :][:num]
-            for name, side in (("ours", ours), ("trl", trl)):
+            for side, worker in {"ours": ours, **peers}.items():
                 for passes in (first, again):
-                    done = side("collate", indices=indices)
-                    passes[name].append(num / done["cpu_s"])
-                    if passes is first and name == "ours":
+                    done = worker("collate", indices=indices)
+                    passes[side].append(num / done["cpu_s"])
+                    if passes is first and side == "ours":
                         with_floats.append(num / (done["cpu_s"] + done["floats_cpu_s"]))
-    # The first repeat warms up both sides' lazy imports.
-    bench.add("data", "first pass", "samples/s", first["ours"][1:], first["trl"][1:], target=5)
-    bench.add("data", "first pass and pixels as floats", "samples/s", with_floats[1:], first["trl"][1:], target=5)
-    bench.add("data", "again", "samples/s", again["ours"][1:], again["trl"][1:], target=10)
+    first, again, floats = (
+        {side: values[1:] for side, values in samples.items()}  # the first repeat warms up lazy imports
+        for samples in (first, again, first | {"ours": with_floats})
+    )
+    bench.add("data", "first pass", "samples/s", first, target=5)
+    bench.add("data", "first pass and pixels as floats", "samples/s", floats, target=5)
+    bench.add("data", "again", "samples/s", again, target=10)
 
 
 def measure_training(bench: Bench) -> None:
     """Supervised tokens a second and memory of optimizer steps, each side's own loop."""
-    speeds, growths, peaks, padding = ([], []), ([], []), ([], []), []
     num_steps = bench.args.steps
-    with bench.ours() as ours, bench.trl(ours("describe")) as trl:
+    with bench.sides() as (ours, peers):
+        speeds, growths, peaks, padding = by_side(peers), by_side(peers), by_side(peers), []
         plan = ours("plan", num_steps=(num_steps + 1) * bench.args.repeats)["steps"]
         for repeat in range(bench.args.repeats):
-            done = ours("steps", num_steps=num_steps)
-            peer = trl("steps", steps=plan[repeat * (num_steps + 1) :][: num_steps + 1])
-            padding.append(1 - done["tokens"] / done["places"])
-            # The same rows, so the same supervised tokens.
-            for i, figures in enumerate((done, peer)):
-                speeds[i].append(done["supervised"] / figures["cpu_s"])
-                growths[i].append(figures["growth"] / MIB)
-                peaks[i].append(figures["peak"] / MIB)
-    bench.add("training", "supervised tokens", "tokens/s", *speeds, target=2)
-    bench.add("training", "memory above start", "MiB", *growths, more_is_better=False, target=2)
-    bench.add("training", "peak memory of the process", "MiB", *peaks, more_is_better=False)
-    bench.add("training", "padding", "share", padding, None, shown="< 0.02")
+            done = {"ours": ours("steps", num_steps=num_steps)}
+            steps = plan[repeat * (num_steps + 1) :][: num_steps + 1]
+            done |= {name: peer("steps", steps=steps) for name, peer in peers.items()}
+            padding.append(1 - done["ours"]["tokens"] / done["ours"]["places"])
+            for side, figures in done.items():
+                # The same rows, so the same supervised tokens.
+                speeds[side].append(done["ours"]["supervised"] / figures["cpu_s"])
+                growths[side].append(figures["growth"] / MIB)
+                peaks[side].append(figures["peak"] / MIB)
+    bench.add("training", "supervised tokens", "tokens/s", speeds, target=2)
+    bench.add("training", "memory above start", "MiB", growths, more_is_better=False, target=2)
+    bench.add("training", "peak memory of the process", "MiB", peaks, more_is_better=False)
+    bench.add("training", "padding", "share", {"ours": padding}, shown="< 0.02")
 
 
 def measure_floor(bench: Bench) -> None:
@@ -299,37 +415,38 @@ def measure_floor(bench: Bench) -> None:
     with bench.ours() as ours:
         done = [ours("floor") for _ in range(bench.args.repeats)]
     shares = [one["flops"] / one["flops_per_s"] / one["cpu_s"] for one in done]
-    bench.add("training", "share of the matmul floor", "share", shares, None, target=0.6, shown="0.6")
-    bench.add("training", "matmul rate", "GFLOP/s", [one["flops_per_s"] / 1e9 for one in done], None)
+    bench.add("training", "share of the matmul floor", "share", {"ours": shares}, target=0.6, shown="0.6")
+    bench.add("training", "matmul rate", "GFLOP/s", {"ours": [one["flops_per_s"] / 1e9 for one in done]})
 
 
 def measure_rollouts(bench: Bench) -> None:
     """Turns a second: all episodes in one batch against one after another with plain `generate`; and in the world."""
-    batched, single, played = [], [], []
-    with bench.ours() as ours, bench.trl(ours("describe")) as trl:
+    with bench.ours() as ours, bench.peer(FIRST, ours("describe")) as peer:
+        answered, played = by_side({FIRST: peer}), []
         rows = ours("shuffled", num=16 * bench.args.repeats)["indices"]
         for repeat in range(bench.args.repeats):
             indices = rows[repeat * 16 :][:16]
-            for into, side, part in ((batched, ours, indices), (single, trl, indices[:4])):
-                done = side("write", indices=part, max_new_tokens=32)
-                into.append(done["turns"] / done["cpu_s"])
+            for side, worker, part in (("ours", ours, indices), (FIRST, peer, indices[:4])):
+                done = worker("write", indices=part, max_new_tokens=32)
+                answered[side].append(done["turns"] / done["cpu_s"])
             done = ours("play", episodes=16, turns=2, batch_size=16)
             played.append(done["turns"] / done["cpu_s"])
-    bench.add("rollouts", "answers of 32 tokens", "turns/s", batched, single, target=4)
-    bench.add("rollouts", "turns in the world", "turns/s", played, None)
+    bench.add("rollouts", "answers of 32 tokens", "turns/s", answered, target=4)
+    bench.add("rollouts", "turns in the world", "turns/s", {"ours": played})
 
 
 def measure_startup(bench: Bench) -> None:
     """From the command to the first answer: imports, rows, model, optimizer. Seconds of the clock."""
-    seconds = ([], [])
+    seconds = {side: [] for side in ("ours", *bench.args.peers)}
     for _ in range(bench.args.repeats):
         with bench.ours() as ours:
             settings = ours("describe")
-            seconds[0].append(time.monotonic() - ours.started)
-        with bench.trl(settings) as trl:
-            trl("collate", indices=[])
-            seconds[1].append(time.monotonic() - trl.started)
-    bench.add("start-up", "until ready to train", "s", *seconds, more_is_better=False)
+            seconds["ours"].append(time.monotonic() - ours.started)
+        for name in bench.args.peers:
+            with bench.peer(name, settings) as peer:
+                peer("collate", indices=[])
+                seconds[name].append(time.monotonic() - peer.started)
+    bench.add("start-up", "until ready to train", "s", seconds, more_is_better=False)
 
 
 def measure_ranks(bench: Bench) -> None:
@@ -338,7 +455,8 @@ def measure_ranks(bench: Bench) -> None:
     for _ in range(bench.args.repeats):
         one.append(train_ranks(bench, 1))
         two.append(train_ranks(bench, 2))
-    bench.add("ranks", "two against one", "tokens/s", two, one, target=1.8)
+    bench.add("ranks", "two", "tokens/s", {"ours": two})
+    bench.add("ranks", "two against one", "x", {"ours": [a / b for a, b in zip(two, one, strict=True)]}, target=1.8)
 
 
 def train_ranks(bench: Bench, num_ranks: int, num_steps: int = 3) -> float:
@@ -367,7 +485,7 @@ def measure_rows(bench: Bench) -> None:
     """Opening datasets of many rows in a fresh process, after they have been indexed once."""
     with bench.ours() as worker:
         settings = worker("describe")
-    sides = {"ours": bench.ours, "trl": lambda: bench.trl(settings)}
+    sides = {"ours": bench.ours, FIRST: lambda: bench.peer(FIRST, settings)}
     for num in bench.args.rows:
         seconds, anonymous = {side: [] for side in sides}, {side: [] for side in sides}
         for repeat in range(bench.args.repeats + 1):
@@ -378,8 +496,8 @@ def measure_rows(bench: Bench) -> None:
                 if repeat:  # the first one indexes
                     seconds[side].append(done["wall_s"])
                     anonymous[side].append(done["anonymous"] / MIB)
-        bench.add(f"rows {num:,}", "opened again", "s", *seconds.values(), more_is_better=False)
-        bench.add(f"rows {num:,}", "anonymous memory", "MiB", *anonymous.values(), more_is_better=False)
+        bench.add(f"rows {num:,}", "opened again", "s", seconds, more_is_better=False)
+        bench.add(f"rows {num:,}", "anonymous memory", "MiB", anonymous, more_is_better=False)
 
 
 def repeat_rows(out: Path, num: int) -> tuple[Path, Path]:
@@ -411,27 +529,33 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def cells(figure: Figure) -> tuple[str, ...]:
+def columns(results: Results) -> tuple[str, ...]:
+    titles = (PEERS[name].title for name in results.settings["peers"])
+    return ("what", "unit", "ours", *titles, "target", "")
+
+
+def cells(figure: Figure, peers: Sequence[str]) -> tuple[str, ...]:
+    """A line of the table; behind a peer's figure, how many times better ours is."""
     met = {True: "met", False: "missed", None: ""}[figure.met]
-    numbers = (f"{value:.4g}" if value is not None else "" for value in (figure.ours, figure.peer))
-    ratio = f"{figure.ratio:.2f}x" if figure.ratio is not None else ""
-    return (figure.name, figure.unit, *numbers, ratio, figure.target, met)
-
-
-COLUMNS = ("what", "unit", "ours", "TRL", "ours is better by", "target", "")
+    shown = (f"{figure.peers[name]:.4g} ({figure.ratios[name]:.2f}x)" if name in figure.peers else "" for name in peers)
+    return (figure.name, figure.unit, f"{figure.ours:.4g}", *shown, figure.target, met)
 
 
 def table(results: Results) -> Table:
-    shown = Table(*COLUMNS)
+    shown = Table(*columns(results), caption=CAPTION)
     for figure in results.figures:
-        shown.add_row(*cells(figure))
+        shown.add_row(*cells(figure, results.settings["peers"]))
     return shown
 
 
+CAPTION = f"In brackets: how many times better ours is. Targets are beside {PEERS[FIRST].title}."
+
+
 def markdown(results: Results) -> str:
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    lines += [f"| {' | '.join(cells(figure))} |" for figure in results.figures]
-    return "\n".join([describe_equality(results.equality), "", *lines, ""])
+    head = columns(results)
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(cells(figure, results.settings['peers']))} |" for figure in results.figures]
+    return "\n".join([describe_equality(results.equality), "", CAPTION, "", *lines, ""])
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ vocabulary, tokenizer and image processor are the published ones, and only the d
 
 OUT/safari is the recorded form of docs/DATA.md, OUT/model a normal checkpoint with random weights, and OUT/chat.jsonl the
 rows as conversations (messages and images), in the order and with the history that ours has. TRL's collator for pictures
-takes no tools, so they stand in the system message as text, which is what the chat template would write.
+takes no tools, so they stand in the system message as text, which is what the chat template would write. OUT/text.jsonl
+are the same conversations with all that a template writes inside of a turn as text.
 """
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -28,13 +30,14 @@ from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.data.dataset import RowDataset, build_rows
 from qwenvl_agent.formats import FORMATS, Format
 from qwenvl_agent.model import build_tiny_tokenizer, save_tiny
-from qwenvl_agent.prompt import END, render_row, to_messages
+from qwenvl_agent.prompt import END, IMAGE, Rendered, render_row, to_messages
 from qwenvl_agent.schema import Row
 
 HERE = Path(__file__).parent
 BENCH_MODEL = HERE / "models" / "bench.json"
 # A small world has short episodes, so that rows with and without history both are common: rows of mixed length.
 WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "num_targets": [1, 0, 0], "max_turns": 40}
+TURN = re.compile(rf"(?:{re.escape(END)}\n)?<\|im_start\|>(system|user|assistant)\n")
 NAMED_TOKENS = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
 
 
@@ -69,7 +72,8 @@ def prepare(
     else:
         texts = [render_row(row.request, row.turn, fmt).text for row in all_rows(rows)]
         save_bench_model(out / "model", model_json, texts)
-    write_chat(out / "chat.jsonl", all_rows(rows), fmt)
+    write_rows(out / "chat.jsonl", (conversation(row, fmt) for row in all_rows(rows)))
+    write_rows(out / "text.jsonl", (plain_conversation(row, fmt) for row in all_rows(rows)))
 
 
 def bench_config(out: Path, overrides: Sequence[str] = ()) -> Config:
@@ -129,10 +133,10 @@ def save_wide_model(directory: Path, processor: Path, layers: int, seed: int = 0
     model.save_pretrained(directory)
 
 
-def write_chat(path: Path, rows: Iterable[Row], fmt: Format) -> None:
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(conversation(row, fmt), ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def conversation(row: Row, fmt: Format) -> dict:
@@ -147,8 +151,29 @@ def conversation(row: Row, fmt: Format) -> dict:
     if system:
         messages = [m for m in messages if m["role"] != "system"]
         messages.insert(0, {"role": "system", "content": system})
-    pictures = [str(Path(picture.path).resolve()) for picture in rendered.pictures]
-    return {"id": row.id, "messages": [flat_message(message) for message in messages], "images": pictures}
+    messages = [flat_message(message) for message in messages]
+    return {"id": row.id, "messages": messages, "images": picture_paths(rendered)}
+
+
+def plain_conversation(row: Row, fmt: Format) -> dict:
+    """{id, messages, images} with contents of plain text, tool calls and results written out, `<image>` for a picture.
+
+    LLaMA-Factory and ms-swift want the user and the assistant to alternate, so a result and the user's turn after it are
+    one message, with the template's text between them.
+    """
+    rendered = render_row(row.request, row.turn, fmt)
+    messages: list[dict] = []
+    _, *pieces = TURN.split(rendered.text.replace(IMAGE, "<image>").removesuffix(f"{END}\n"))
+    for role, text in zip(pieces[::2], pieces[1::2], strict=True):
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += f"{END}\n<|im_start|>{role}\n{text}"
+        else:
+            messages.append({"role": role, "content": text})
+    return {"id": row.id, "messages": messages, "images": picture_paths(rendered)}
+
+
+def picture_paths(rendered: Rendered) -> list[str]:
+    return [str(Path(picture.path).resolve()) for picture in rendered.pictures]
 
 
 def flat_message(message: dict) -> dict:

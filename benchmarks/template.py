@@ -12,8 +12,6 @@ def learn_last_turn(template: str) -> str:
     before, _, rest = template.partition(GENERATION)
     turn, _, after = rest.partition(END_GENERATION)
     if turn.count(END_TURN) != 1:
-        raise ValueError(
-            "TRL's template has changed: what it marks is not known; see benchmarks/requirements-peers.txt"
-        )
+        raise ValueError("TRL's template has changed: what it marks is not known; see benchmarks/requirements-trl.txt")
     learned = GENERATION + turn.replace(END_TURN, "{{- '<|im_end|>' }}") + END_GENERATION + "{{- '\\n' }}"
     return f"{before}{{%- if loop.last %}}{learned}{{%- else %}}{turn}{{%- endif %}}{after}"

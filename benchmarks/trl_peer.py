@@ -8,17 +8,15 @@ and the template marks as learned only the last turn without the newline after i
 every turn with its newline.
 """
 
-import argparse
-import json
 import random
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 import trl
+from peer import Peer, serve_peer
 from peft import LoraConfig, get_peft_model
 from template import learn_last_turn
 from transformers import (
@@ -32,29 +30,18 @@ from transformers import (
 )
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
-from worker import anonymous_bytes, measured, serve
+from worker import anonymous_bytes, measured
 
 TEMPLATE = Path(trl.__file__).parent / "chat_templates" / "qwen3_vl_training.jinja"
 
 
-class Clock(TrainerCallback):
-    """Measures from the end of the first optimizer step to the end of the last."""
+class Trl(Peer):
+    """SFTTrainer; it answers and opens rows too."""
 
-    def __init__(self):
-        self.meter = measured()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 1:
-            self.figures = self.meter.__enter__()
-        if state.global_step == state.max_steps:
-            self.meter.__exit__(None, None, None)
-
-
-class Peer:
-    """One model and its data; every public method is a command."""
+    commands = (*Peer.commands, "write", "open_rows")
 
     def __init__(self, out: Path, settings: dict):
-        self.settings = settings
+        super().__init__(out, settings)
         self.processor = self._build_processor()
         self.rows = load_rows(out / "chat.jsonl")
         self.model = self._build_model()
@@ -82,42 +69,12 @@ class Peer:
         torch.manual_seed(0)
         return get_peft_model(model, lora)
 
-    def encode(self, indices: list[int], path: str) -> dict:
-        """Each row's ids, labels and pixels, in a file."""
-        arrays = {}
-        for index in indices:
-            batch = self.collator([self.rows[index]])
-            for name in ("input_ids", "labels", "pixel_values"):
-                arrays[f"{index}/{name}"] = batch[name].numpy()
-        np.savez(path, **arrays)
-        return {}
+    def examples(self, indices: Sequence[int]) -> list[dict]:
+        return [self.rows[index] for index in indices]
 
-    def collate(self, indices: list[int]) -> dict:
-        """Rows to tensors, a micro-batch at a time."""
-        size = self.settings["batch_size"]
-        with measured() as figures:
-            for start in range(0, len(indices), size):
-                self.collator([self.rows[i] for i in indices[start : start + size]])
-        return figures
-
-    def loss(self, indices: list[int]) -> dict:
-        """Of one micro-batch, as the trainer computes it, without a step."""
-        trainer = self._trainer(indices, max_steps=1)
-        batch = self.collator([self.rows[i] for i in indices])
-        self.model.train()
-        with torch.no_grad():
-            return {"loss": trainer.compute_loss(trainer.model, batch).item()}
-
-    def steps(self, steps: list[list[int]]) -> dict:
-        """Optimizer steps over these rows, data included; the first is not counted."""
-        clock = Clock()
-        shuffled = [row for rows in steps for row in random.Random(0).sample(rows, len(rows))]
-        self._trainer(shuffled, max_steps=len(steps), callbacks=[clock]).train()
-        return clock.figures
-
-    def _trainer(self, indices: list[int], max_steps: int, callbacks=()) -> trl.SFTTrainer:
+    def build_trainer(self, indices, max_steps: int, callbacks: Sequence[TrainerCallback]) -> trl.SFTTrainer:
         config = trl.SFTConfig(
-            output_dir="generated/bench/trl",
+            output_dir=str(self.out / "trl"),
             max_steps=max_steps,
             per_device_train_batch_size=self.settings["batch_size"],
             gradient_accumulation_steps=self.settings["accumulation"],
@@ -182,14 +139,5 @@ def load_rows(path: Path, cache_dir: str | None = None) -> datasets.Dataset:
     return rows.cast_column("images", datasets.List(datasets.Image()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of prepare.py")
-    parser.add_argument("--settings", type=json.loads, required=True, help="what ours describes itself as, JSON")
-    args = parser.parse_args()
-    peer = Peer(args.out, args.settings)
-    serve({name: getattr(peer, name) for name in ["encode", "collate", "loss", "steps", "write", "open_rows"]})
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    serve_peer(Trl, __doc__)

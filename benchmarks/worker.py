@@ -4,6 +4,7 @@ Standard library only, because peers have environments of their own.
 """
 
 import ctypes
+import gc
 import json
 import os
 import sys
@@ -12,24 +13,33 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 CLEAR_PEAK = "5"
 """Written to /proc/self/clear_refs, this sets VmHWM back to the present resident memory (proc(5))."""
 
 
-def serve(commands: Mapping[str, Callable[..., dict]]) -> None:
+def claim_stdout() -> TextIO:
+    """Stdout for the caller alone: what anything else prints goes to stderr from now on."""
+    claimed = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return claimed
+
+
+def serve(commands: Mapping[str, Callable[..., dict]], answers: TextIO | None = None) -> None:
     """Answer requests, one JSON object a line, until stdin ends: {"command": name, ...} -> that function's result.
 
-    What libraries print goes to stderr. An error is an answer too: {"error": traceback}.
+    What libraries print goes to stderr, or did already where `answers` is a claimed stdout. An error is an answer too:
+    {"error": traceback}.
     """
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    answers = answers or claim_stdout()
     for line in sys.stdin:
         request = json.loads(line)
         try:
             answer = commands[request.pop("command")](**request)
         except Exception:
             answer = {"error": traceback.format_exc()}
+        give_back_memory()  # the others need it, while this one waits
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -42,7 +52,7 @@ def measured() -> Iterator[dict]:
     nothing.
     """
     figures: dict = {}
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    give_back_memory()
     Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
     resident = status_bytes("VmRSS")
     wall, cpu = time.perf_counter(), time.process_time()
@@ -50,6 +60,12 @@ def measured() -> Iterator[dict]:
     figures["wall_s"], figures["cpu_s"] = time.perf_counter() - wall, time.process_time() - cpu
     figures["peak"] = status_bytes("VmHWM")
     figures["growth"] = figures["peak"] - resident
+
+
+def give_back_memory() -> None:
+    """What the allocator holds for nothing."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def status_bytes(key: str) -> int:

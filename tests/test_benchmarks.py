@@ -14,7 +14,7 @@ from rich.console import Console
 from qwenvl_agent.data.chat import read_conversation
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.prompt import render_row
+from qwenvl_agent.prompt import IMAGE, render_row
 from qwenvl_agent.vram import ARCHITECTURES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -88,6 +88,19 @@ def test_exported_rows_give_the_same_text_by_the_published_template(folder, benc
         messages = json.loads(line)["messages"]
         text = auto_processor.apply_chat_template(messages, tokenize=False)
         assert text == render_row(bench.rows[i].request, bench.rows[i].turn, FORMATS["native"]).text
+
+
+def test_plain_rows_are_the_rendered_text_in_turns_that_alternate(folder, bench):
+    lines = (folder / "text.jsonl").read_text().splitlines()
+    assert len(lines) == len(bench.rows)
+    for i, line in enumerate(lines):
+        row = json.loads(line)
+        system, *turns = row["messages"]
+        assert [turn["role"] for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
+        texts = [f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in (system, *turns)]
+        rendered = render_row(bench.rows[i].request, bench.rows[i].turn, FORMATS["native"])
+        assert "".join(texts).replace("<image>", IMAGE) == rendered.text
+        assert row["images"] == json.loads((folder / "chat.jsonl").read_text().splitlines()[i])["images"]
 
 
 def test_only_the_last_turn_is_marked_as_learned():
@@ -179,28 +192,121 @@ def test_growth_is_the_peak_above_the_start():
     assert 60 * 2**20 < figures["growth"] < 128 * 2**20
 
 
-def fresh_bench() -> compare.Bench:
-    results = compare.Results(settings={}, machine={})
+def fresh_bench(*peers: str) -> compare.Bench:
+    results = compare.Results(settings={"peers": list(peers)}, machine={})
     return compare.Bench(argparse.Namespace(), results, Console(quiet=True))
 
 
 def test_ratios_are_of_each_repeat_and_say_how_much_better_ours_is():
-    bench = fresh_bench()
-    bench.add("data", "speed", "1/s", [10.0, 30.0, 20.0], [5.0, 10.0, 5.0], target=3)
-    bench.add("data", "memory", "MiB", [100.0], [150.0], more_is_better=False, target=2)
-    speed, memory = bench.results.figures
-    assert (speed.ours, speed.peer, speed.ratio, speed.met) == (20, 5, 3, True)
-    assert (memory.ratio, memory.met) == (1.5, False)
+    bench = fresh_bench("trl", "swift")
+    speeds = {"ours": [10.0, 30.0, 20.0], "trl": [5.0, 10.0, 5.0], "swift": [10.0, 10.0, 40.0]}
+    bench.add("data", "speed", "1/s", speeds, target=3)
+    bench.add("data", "memory", "MiB", {"ours": [100.0], "trl": [150.0]}, more_is_better=False, target=2)
+    bench.add("data", "padding", "share", {"ours": [0.0]}, shown="< 0.02")
+    speed, memory, _ = bench.results.figures
+    assert (speed.ours, speed.peers, speed.ratios, speed.met) == (
+        20,
+        {"trl": 5, "swift": 10},
+        {"trl": 3, "swift": 1},
+        True,
+    )
+    assert (memory.ratios, memory.met) == ({"trl": 1.5}, False)
     lines = compare.markdown(bench.results).splitlines()
-    assert "| data: speed | 1/s | 20 | 5 | 3.00x | 3x | met |" in lines
-    assert "| data: memory | MiB | 100 | 150 | 1.50x | 2x | missed |" in lines
+    assert "| what | unit | ours | TRL | ms-swift | target |  |" in lines
+    assert "| data: speed | 1/s | 20 | 5 (3.00x) | 10 (1.00x) | 3x | met |" in lines
+    assert "| data: memory | MiB | 100 | 150 (1.50x) |  | 2x | missed |" in lines
+    assert "| data: padding | share | 0 |  |  | < 0.02 |  |" in lines
 
 
-def test_one_label_that_differs_is_found():
-    arrays = {f"{row}/{name}": np.arange(4) for row in (0, 1) for name in ("input_ids", "labels", "pixel_values")}
-    other = arrays | {"1/labels": np.array([0, 1, 2, -100])}
-    assert compare.different_rows([0, 1], arrays, arrays) == []
-    assert compare.different_rows([0, 1], arrays, other) == ["1/labels"]
+def encoded(ids: list[int], labels: list[int], pixels: float = 0.0) -> dict:
+    """A row as a worker's `encode` writes it."""
+    pictures = np.full((2, 3), pixels, np.float32)
+    return {"7/input_ids": np.array([ids]), "7/labels": np.array([labels]), "7/pixel_values": pictures}
+
+
+def judged(peer: str, theirs: dict, losses=(1.0, 1.0), answers=None) -> dict:
+    ours = encoded([1, 2, 3, 4], [-100, -100, 3, -100])
+    found = compare.difference([7], ours, theirs) | {"rows": 1, "losses": list(losses), "answers": answers}
+    compare.judge(found, compare.PEERS[peer])
+    return found
+
+
+def test_what_comes_after_the_last_learned_token_makes_no_difference():
+    found = judged("llamafactory", encoded([1, 2, 3], [-100, -100, 3]))
+    assert (found["tokens"], found["num_tokens"], found["tail"], found["passed"]) == (0, 3, [1, 0], True)
+    assert "after it ours has 1 and it 0" in compare.describe_equality({"llamafactory": found})
+
+
+@pytest.mark.parametrize(
+    "theirs, tokens",
+    [
+        (encoded([1, 9, 3, 4], [-100, -100, 3, -100]), 1),
+        (encoded([1, 2, 3, 4], [-100, 2, 3, -100]), 1),
+        (encoded([1, 2, 3, 4], [-100, -100, 3, 4]), 1),
+        (encoded([0, 1, 2, 3], [-100, -100, -100, 3]), 4),
+    ],
+    ids=["id", "label", "one more learned", "one more before"],
+)
+def test_one_token_that_differs_is_found(theirs, tokens):
+    found = judged("llamafactory", theirs)
+    assert (found["tokens"], found["passed"]) == (tokens, False)
+
+
+def test_pixels_may_differ_only_as_known_of_the_peer():
+    same = ([1, 2, 3, 4], [-100, -100, 3, -100])
+    assert judged("swift", encoded(*same, pixels=2 / 255))["passed"]
+    assert not judged("swift", encoded(*same, pixels=4 / 255))["passed"]
+    assert not judged("llamafactory", encoded(*same, pixels=2 / 255))["passed"]
+    missing = encoded(*same) | {"7/pixel_values": np.zeros((1, 3))}
+    assert not judged("swift", missing)["passed"]
+
+
+def test_losses_and_answers_count():
+    same = encoded([1, 2, 3, 4], [-100, -100, 3, -100])
+    assert judged("trl", same, losses=(1.0, 1.0005), answers=True)["passed"]
+    assert not judged("trl", same, losses=(1.0, 1.002), answers=True)["passed"]
+    assert not judged("trl", same, answers=False)["passed"]
+
+
+# peers, where they are installed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", compare.PEERS)
+def test_a_peer_computes_the_same_loss_and_takes_a_step(name, folder, bench, tmp_path):
+    python = compare.environment_python(compare.PEERS_DIR, name)
+    if not python.is_file():
+        pytest.skip(f"{python.parent.parent} has no {compare.PEERS[name].title}: make bench-peers")
+    options = ["--out", str(folder), "--settings", json.dumps(bench.describe())]
+    bench.encode([0, 1], str(tmp_path / "ours.npz"))
+    with compare.Worker(python, f"{name}_peer.py", *options, threads=1, log=tmp_path / "log") as peer:
+        peer("encode", indices=[0, 1], path=str(tmp_path / "peer.npz"))
+        found = compare.difference([0, 1], np.load(tmp_path / "ours.npz"), np.load(tmp_path / "peer.npz"))
+        answered = {"rows": 2, "losses": [bench.loss([0, 1])["loss"], peer("loss", indices=[0, 1])["loss"]]}
+        steps = peer("steps", steps=[[0, 1, 2, 3], [4, 5, 6, 7]])
+    found |= answered | {"answers": None}
+    compare.judge(found, compare.PEERS[name])
+    assert found["passed"], compare.describe_equality({name: found})
+    assert steps["cpu_s"] > 0 and steps["peak"] > 0
+
+
+@pytest.mark.parametrize("missing", compare.PEERS)
+def test_a_peer_that_is_not_installed_is_named(missing, tmp_path):
+    (tmp_path / "text.jsonl").touch()
+    for name in set(compare.PEERS) - {missing}:
+        python = compare.environment_python(tmp_path, name)
+        python.parent.mkdir(parents=True)
+        python.touch()
+    options = ["--out", str(tmp_path), "--peers-dir", str(tmp_path)]
+    with pytest.raises(ValueError, match=f"{missing} has no Python.*make bench-peers"):
+        compare.check(compare.parse_args([*options, "--peers", missing]))
+    args = compare.parse_args(options)
+    if missing == compare.FIRST:
+        with pytest.raises(ValueError, match="make bench-peers"):
+            compare.check(args)
+        return
+    compare.check(args)
+    assert args.peers == [name for name in compare.PEERS if name != missing]
 
 
 def test_what_is_missing_is_said_without_a_traceback(tmp_path):
