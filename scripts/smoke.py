@@ -11,7 +11,7 @@ plays one turn of one episode, greedily (for screens: it answers one held-out ro
 counted in the run's manifest and compared with the architecture's arithmetic.
 
 Memory: `peak_rss` is the kernel's figure of the largest process, with the pages of weight files that it had mapped;
-`peak_anonymous` is what cannot be dropped, of all processes together, sampled every three seconds.
+`peak_anonymous` is what cannot be dropped, of all processes together, sampled every ten seconds.
 """
 
 import argparse
@@ -40,7 +40,8 @@ NUM_SCREENS = 12
 SCREEN = (1280, 800)
 MAX_NEW_TOKENS = 8
 """Of an answer: a random model never ends by itself."""
-SAMPLE_S = 3.0
+SAMPLE_S = 10.0
+"""Between looks at the memory: adding up the pages of 10 GB takes the kernel a second of a core."""
 
 
 @dataclass
@@ -105,7 +106,7 @@ class Runner:
         # Without the second, what is printed would come in blocks, and late.
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         stage, started = Stage(), time.monotonic()
-        with open(self.out / f"{name}.log", "w", encoding="utf-8") as log:
+        with open(self.out / f"{name}.log", "w", encoding="utf-8", buffering=1) as log:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
