@@ -200,6 +200,11 @@ def environment_python(peers_dir: Path, name: str) -> Path:
     return peers_dir / name / "bin" / "python"
 
 
+def is_installed(peers_dir: Path, name: str) -> bool:
+    """Whether `make bench-peers` came to its end: it touches this file last."""
+    return (peers_dir / name / "installed").is_file()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -246,11 +251,11 @@ def check(args: argparse.Namespace) -> None:
     """ValueError for what is missing; `args.peers` becomes those to measure, the first one first."""
     if not (args.out / "text.jsonl").is_file():
         raise ValueError(f"{args.out} has no rows to measure with: run python benchmarks/prepare.py --out {args.out}")
-    installed = [name for name in PEERS if environment_python(args.peers_dir, name).is_file()]
+    installed = [name for name in PEERS if is_installed(args.peers_dir, name)]
     for name in {FIRST, *(args.peers or ())} - set(installed):
         title = PEERS[name].title
         raise ValueError(
-            f"{args.peers_dir / name} has no Python: there is no {title} to compare with: make bench-peers"
+            f"{args.peers_dir / name} is not set up: there is no {title} to compare with: make bench-peers"
         )
     args.peers = [name for name in installed if name == FIRST or name in (args.peers or installed)]
 

@@ -3,7 +3,7 @@
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +28,18 @@ class Clock(TrainerCallback):
 class Peer:
     """One model and its data; every name in `commands` is a command.
 
-    A framework gives `model`, `collator`, `examples` (what its collator takes, of these rows) and `build_trainer`.
+    A framework gives `model`, `collator`, `examples` and `build_trainer`.
     """
 
     commands = ("encode", "collate", "loss", "steps")
     model: torch.nn.Module
+    collator: Callable[[list[dict]], Mapping[str, torch.Tensor]]
 
     def __init__(self, out: Path, settings: dict):
         self.out, self.settings = out, settings
 
     def examples(self, indices: Sequence[int]) -> list[dict]:
-        raise NotImplementedError
-
-    def collator(self, examples: list[dict]) -> dict:
+        """What the collator takes, of these rows."""
         raise NotImplementedError
 
     def build_trainer(self, indices: Sequence[int], max_steps: int, callbacks: Sequence[TrainerCallback]) -> Trainer:

@@ -274,9 +274,9 @@ def test_losses_and_answers_count():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", compare.PEERS)
 def test_a_peer_computes_the_same_loss_and_takes_a_step(name, folder, bench, tmp_path):
+    if not compare.is_installed(compare.PEERS_DIR, name):
+        pytest.skip(f"{compare.PEERS[name].title} is not set up: make bench-peers")
     python = compare.environment_python(compare.PEERS_DIR, name)
-    if not python.is_file():
-        pytest.skip(f"{python.parent.parent} has no {compare.PEERS[name].title}: make bench-peers")
     options = ["--out", str(folder), "--settings", json.dumps(bench.describe())]
     bench.encode([0, 1], str(tmp_path / "ours.npz"))
     with compare.Worker(python, f"{name}_peer.py", *options, threads=1, log=tmp_path / "log") as peer:
@@ -294,11 +294,10 @@ def test_a_peer_computes_the_same_loss_and_takes_a_step(name, folder, bench, tmp
 def test_a_peer_that_is_not_installed_is_named(missing, tmp_path):
     (tmp_path / "text.jsonl").touch()
     for name in set(compare.PEERS) - {missing}:
-        python = compare.environment_python(tmp_path, name)
-        python.parent.mkdir(parents=True)
-        python.touch()
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "installed").touch()
     options = ["--out", str(tmp_path), "--peers-dir", str(tmp_path)]
-    with pytest.raises(ValueError, match=f"{missing} has no Python.*make bench-peers"):
+    with pytest.raises(ValueError, match=f"{missing} is not set up.*make bench-peers"):
         compare.check(compare.parse_args([*options, "--peers", missing]))
     args = compare.parse_args(options)
     if missing == compare.FIRST:
