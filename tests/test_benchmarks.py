@@ -278,11 +278,13 @@ def test_a_peer_computes_the_same_loss_and_takes_a_step(name, folder, bench, tmp
         pytest.skip(f"{compare.PEERS[name].title} is not set up: make bench-peers")
     python = compare.environment_python(compare.PEERS_DIR, name)
     options = ["--out", str(folder), "--settings", json.dumps(bench.describe())]
-    bench.encode([0, 1], str(tmp_path / "ours.npz"))
+    with_history = next(i for i in range(len(bench.rows)) if bench.rows[i].request.history)
+    rows = [with_history, 0]
+    bench.encode(rows, str(tmp_path / "ours.npz"))
     with compare.Worker(python, f"{name}_peer.py", *options, threads=1, log=tmp_path / "log") as peer:
-        peer("encode", indices=[0, 1], path=str(tmp_path / "peer.npz"))
-        found = compare.difference([0, 1], np.load(tmp_path / "ours.npz"), np.load(tmp_path / "peer.npz"))
-        answered = {"rows": 2, "losses": [bench.loss([0, 1])["loss"], peer("loss", indices=[0, 1])["loss"]]}
+        peer("encode", indices=rows, path=str(tmp_path / "peer.npz"))
+        found = compare.difference(rows, np.load(tmp_path / "ours.npz"), np.load(tmp_path / "peer.npz"))
+        answered = {"rows": 2, "losses": [bench.loss(rows)["loss"], peer("loss", indices=rows)["loss"]]}
         steps = peer("steps", steps=[[0, 1, 2, 3], [4, 5, 6, 7]])
     found |= answered | {"answers": None}
     compare.judge(found, compare.PEERS[name])
