@@ -19,7 +19,7 @@ from qwenvl_agent.data.computer import read_samples
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.envs.browser import chromium
 from qwenvl_agent.envs.browser.camera import SCROLL, Camera
-from qwenvl_agent.envs.browser.elements import read_layout
+from qwenvl_agent.envs.browser.elements import evaluate, read_layout
 from qwenvl_agent.envs.browser.instructions import WAYS, Scene, Speaker, requests
 from qwenvl_agent.envs.browser.pages import draw_page
 from qwenvl_agent.envs.browser.samples import ask_list
@@ -223,6 +223,42 @@ def test_roles_names_labels_and_states_are_the_browsers(tab):
     ]
     assert {layout.groups[e.group].title for e in layout.elements} == {"Bill"}
     assert tab.evaluate("document.documentElement.outerHTML.includes('qwenvl')") is False
+
+
+def test_an_element_belongs_to_the_innermost_group_and_that_to_the_next(tab):
+    """Also where the outer one is first met through the inner one."""
+    tab.set_content(
+        '<section aria-label="People"><h2>People</h2><table><tr><th scope="row">Kim</th>'
+        "<td><button>Delete</button></td></tr></table></section>"
+    )
+    layout = read_layout(tab)
+    (button,) = layout.elements
+    row = layout.groups[button.group]
+    assert (row.role, row.title) == ("row", "Kim")
+    section = layout.groups[row.parent]
+    assert (section.role, section.title, section.parent) == ("region", "People", -1)
+
+
+def test_an_element_may_be_a_group_too(tab):
+    tab.set_content('<div role="group" tabindex="0" aria-label="Kim"><p>Kim</p><button>Delete</button></div>')
+    layout = read_layout(tab)
+    around, button = layout.elements
+    assert (around.role, around.name, button.name) == ("group", "Kim", "Delete")
+    assert layout.groups[button.group].role == "group"
+
+
+def test_scripts_of_the_page_do_not_change_what_is_read(tab):
+    script = "JSON.stringify = () => 'no'; Array.prototype.toJSON = () => 'no'; document.elementFromPoint = () => null"
+    assert list(seen(tab, f"<script>{script}</script>" + button("A", 0, 0, 80, 40))) == ["A"]
+
+
+def test_what_the_page_throws_is_raised(tab):
+    from playwright.sync_api import Error
+
+    session = tab.context.new_cdp_session(tab)
+    with pytest.raises(Error, match="TypeError: no such page"):
+        evaluate(session, "(async () => { throw new TypeError('no such page') })()")
+    assert evaluate(session, "1 + 1")["value"] == 2
 
 
 def test_boxes_are_pixels_of_the_picture_at_any_scale(browser):

@@ -1,7 +1,7 @@
 // What can be clicked in the viewport, as elements.py explains. Lengths are CSS px from the viewport's top left corner.
-// Elements and groups are left marked with the attribute MARK, by which elements.py finds them in the browser's own
-// accessibility tree.
-async MARK => {
+// The answer is [facts as JSON, nodes]: `node` of an element or a group is its place in the nodes, which elements.py looks
+// up in the browser's own accessibility tree.
+async () => {
   const INTERACTIVE = [
     'a[href]', 'button', 'input:not([type=hidden])', 'select', 'textarea', 'summary', '[contenteditable=""]',
     '[contenteditable=true]', '[onclick]', '[tabindex]:not([tabindex="-1"])',
@@ -22,7 +22,11 @@ async MARK => {
   const isPicture = e => e.matches(PICTURE) && !e.closest(INTERACTIVE);
   const candidates = [...document.querySelectorAll(`${INTERACTIVE},${PICTURE}`)].filter(
     e => (e.matches(INTERACTIVE) || isPicture(e)) && e.checkVisibility({opacityProperty: true, visibilityProperty: true}));
-  const owner = e => e && (e.closest(INTERACTIVE) || (e.matches(PICTURE) ? e : null));
+  const owned = new Map([[null, null]]);
+  const owner = e => {
+    if (!owned.has(e)) owned.set(e, e.closest(INTERACTIVE) || (e.matches(PICTURE) ? e : null));
+    return owned.get(e);
+  };
   const text = e => (e.innerText ?? '').replace(/\s+/g, ' ').trim();
 
   // A piece is a rectangle of an element; an inline element has one a line, and those of the pictures in it.
@@ -239,15 +243,20 @@ async MARK => {
     const hit = document.elementFromPoint((rect.left + rect.right) / 2, (rect.top + rect.bottom) / 2);
     return !!hit && (e === hit || e.contains(hit));
   };
+  const nodes = new Map();
+  const nodeIndex = e => {
+    if (!nodes.has(e)) nodes.set(e, nodes.size);
+    return nodes.get(e);
+  };
   const groups = [], groupIndex = new Map();
   const groupOf = e => {
     const node = e.parentElement && e.parentElement.closest(GROUP);
     if (!node) return -1;
     if (!groupIndex.has(node)) {
       const title = [...node.querySelectorAll(TITLE)].find(t => !owner(t));
+      const parent = groupOf(node);  // before this one's own place: it may be new, too
       groupIndex.set(node, groups.length);
-      node.setAttribute(MARK, `${node.getAttribute(MARK) ?? ''} g${groups.length}`);
-      groups.push({title: title ? text(title) : '', is_title_seen: isSeen(title), parent: groupOf(node)});
+      groups.push({node: nodeIndex(node), title: title ? text(title) : '', is_title_seen: isSeen(title), parent});
     }
     return groupIndex.get(node);
   };
@@ -287,8 +296,8 @@ async MARK => {
     if (!pieces.get(e).some(piece => cut(piece.rect, shown.get(piece.owner)))) continue;
     const region = regionOf(e);
     if (!region) { hidden++; continue; }
-    e.setAttribute(MARK, `${e.getAttribute(MARK) ?? ''} e${elements.length}`);
-    elements.push({...describe(e), ...region});
+    elements.push({node: nodeIndex(e), ...describe(e), ...region});
   }
-  return {elements, groups, hidden, width, height, scale: devicePixelRatio};
+  const facts = {elements, groups, hidden, width, height, scale: devicePixelRatio};
+  return [JSON.stringify(facts), [...nodes.keys()]];
 }

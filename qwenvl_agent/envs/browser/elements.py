@@ -8,6 +8,7 @@ is not an element of the picture. Roles and accessible names are those of the br
 Boxes and points are pixels of the picture, that is CSS px times the device scale. Shadow roots and frames are not read.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -17,12 +18,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from playwright.sync_api import CDPSession, Page
 
-MARK = "data-qwenvl-mark"
-UNMARK = "mark => document.querySelectorAll(`[${mark}]`).forEach(node => node.removeAttribute(mark))"
 NAMELESS = {"role": "generic", "name": ""}
 # Names that the browser's tree has for what ARIA calls otherwise, or not at all.
 ROLES = {"DisclosureTriangle": "summary", "img": "image", "MenuListOption": "option", "ListBoxOption": "option"}
 SCRIPT_PATH = Path(__file__).with_name("elements.js")
+# Of an answer with nodes: their ids in the protocol, by which the accessibility tree names them, too.
+NODE_IDS = {
+    "serialization": "deep",
+    "maxDepth": 2,
+    "additionalParameters": {"maxNodeDepth": 0, "includeShadowTree": "none"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +100,8 @@ class Layout:
 
 
 @cache
-def _script() -> str:
+def reading_function() -> str:
+    """The function of a page that `read_answer` takes the answer of, as JavaScript."""
     return SCRIPT_PATH.read_text(encoding="utf-8")
 
 
@@ -104,47 +110,55 @@ def read_layout(page: "Page", session: "CDPSession | None" = None) -> Layout:
 
     `session` is a protocol session of the page, opened if none is given.
     """
-    layout = read_marked(page, session or page.context.new_cdp_session(page))
-    page.evaluate(UNMARK, MARK)
-    return layout
+    session = session or page.context.new_cdp_session(page)
+    frame = session.send("Page.getFrameTree")["frameTree"]["frame"]["id"]
+    # Beside the page's own scripts, which may have replaced what the function calls.
+    world = session.send("Page.createIsolatedWorld", {"frameId": frame, "worldName": "layout"})
+    return read_answer(session, f"({reading_function()})()", contextId=world["executionContextId"])
 
 
-def read_marked(page: "Page", session: "CDPSession") -> Layout:
-    """As `read_layout`, for a page that is not needed any more: its elements stay marked."""
-    found = page.evaluate(_script(), MARK)
-    spoken = _accessible(session)
+def evaluate(session: "CDPSession", expression: str, **settings) -> dict:
+    """What the page answers, as the protocol's RemoteObject: cheaper than Playwright's evaluate, which copies by a script.
+
+    `settings` are those of the protocol's Runtime.evaluate.
+    """
+    from playwright.sync_api import Error
+
+    answer = session.send("Runtime.evaluate", {"expression": expression, "awaitPromise": True, **settings})
+    if "exceptionDetails" in answer:
+        raise Error(answer["result"].get("description", "the page threw what is no error"))
+    return answer["result"]
+
+
+def read_answer(session: "CDPSession", expression: str, **settings) -> Layout:
+    """As `read_layout`, by an expression that ends in a call of `reading_function`; `settings` as of `evaluate`."""
+    answer = evaluate(session, expression, serializationOptions=NODE_IDS, objectGroup="layout", **settings)
+    session.send("Runtime.releaseObjectGroup", {"objectGroup": "layout"})  # else the nodes outlive their page
+    facts, nodes = (part["value"] for part in answer["deepSerializedValue"]["value"])
+    ids = [node["value"]["backendNodeId"] for node in nodes]
+    found, spoken = json.loads(facts), _accessible(session)
     scale = found["scale"]
     width, height = round(found["width"] * scale), round(found["height"] * scale)
     elements = tuple(
-        _element(values | spoken.get(f"e{i}", NAMELESS), scale, width, height)
-        for i, values in enumerate(found["elements"])
+        _element(values | spoken.get(ids[values.pop("node")], NAMELESS), scale, width, height)
+        for values in found["elements"]
     )
     groups = tuple(
-        Group(**values, role=spoken.get(f"g{i}", NAMELESS)["role"]) for i, values in enumerate(found["groups"])
+        Group(role=spoken.get(ids[values.pop("node")], NAMELESS)["role"], **values) for values in found["groups"]
     )
     return Layout(elements, groups, found["hidden"], width, height, scale)
 
 
-def _accessible(session: "CDPSession") -> dict[str, dict]:
-    """Role and name of every marked node, by its mark.
+def _accessible(session: "CDPSession") -> dict[int, dict]:
+    """Role and name of every node by its id, for the whole page at once.
 
-    Two calls for the whole page: element.computedRole and computedName build the tree anew for every element.
+    element.computedRole and computedName would build the tree anew for every element.
     """
-    marks = {}
-    pending = [session.send("DOM.getDocument", {"depth": -1})["root"]]
-    while pending:
-        node = pending.pop()
-        attributes = node.get("attributes", ())
-        if MARK in attributes:
-            marks[node["backendNodeId"]] = attributes[attributes.index(MARK) + 1].split()
-        pending += node.get("children", ())
-    session.send("DOM.disable")  # else every later change of the page is reported to this session
     spoken = {}
     for node in session.send("Accessibility.getFullAXTree")["nodes"]:
         role = node.get("role", {}).get("value", "")
         name = " ".join(node.get("name", {}).get("value", "").split())
-        for mark in marks.get(node.get("backendDOMNodeId"), ()):
-            spoken[mark] = {"role": ROLES.get(role, role), "name": name}
+        spoken[node.get("backendDOMNodeId")] = {"role": ROLES.get(role, role), "name": name}
     return spoken
 
 
