@@ -46,8 +46,8 @@ generated/bench/text.jsonl: $(INSTALLED)
 bench: bench-peers generated/bench/text.jsonl  ## ours beside its peers on equal rows, masks and weights
 	$(BIN)/python benchmarks/compare.py --out generated/bench
 
-bench-quick: bench-peers generated/bench/text.jsonl  ## equality alone, never time
-	$(BIN)/python benchmarks/compare.py --out generated/bench --only equality
+bench-quick: generated/peers/trl/installed generated/bench/text.jsonl  ## equality with TRL alone, never time
+	$(BIN)/python benchmarks/compare.py --out generated/bench --peers trl --only equality
 
 test: $(INSTALLED)  ## the fast tests, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
