@@ -2,7 +2,6 @@
 // REPORT and STATE stand for names that no page knows. Lengths are CSS px from the frame's top left corner.
 (() => {
   if (globalThis.STATE) return;
-  const MARK = 'data-qwenvl-mark';  // set and removed by elements.py: no change of the page
   const CLICKABLE = 'a[href],button,input,select,textarea,summary,label,option,img,video,canvas,[role],[onclick],[tabindex],[contenteditable=""],[contenteditable=true]';
   const CHANGES = ['scroll', 'resize', 'load', 'transitionend', 'animationend', 'focusin', 'focusout', 'toggle', 'input', 'change'];
   const MODIFIERS = new Set(['Control', 'Shift', 'Alt', 'Meta', 'AltGraph', 'CapsLock', 'NumLock', 'Fn']);
@@ -15,15 +14,14 @@
   let version = 0, changedAt = performance.now();
   let places = new WeakMap();  // element -> its rectangle when the last picture was taken
   const changed = () => { version++; changedAt = performance.now(); };
-  const count = records => { if (records.some(record => record.attributeName !== MARK)) changed(); };
-  const observer = new MutationObserver(count);
+  const observer = new MutationObserver(changed);
   observer.observe(document, {subtree: true, childList: true, characterData: true, attributes: true});
   for (const name of CHANGES) addEventListener(name, changed, {capture: true, passive: true});
 
   const rectangle = e => { const r = e.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; };
   const all = root => [...root.querySelectorAll('*')].flatMap(e => e.shadowRoot ? [e, ...all(e.shadowRoot)] : [e]);
   const state = () => {
-    count(observer.takeRecords());
+    if (observer.takeRecords().length) changed();
     return {document: documentId, version, quiet: performance.now() - changedAt, isLoaded: document.readyState === 'complete', url: location.href, title: document.title};
   };
   const look = () => {
@@ -48,7 +46,7 @@
     };
   };
   const moment = () => {
-    count(observer.takeRecords());
+    if (observer.takeRecords().length) changed();
     return {document: documentId, version, time: performance.timeOrigin + performance.now()};
   };
   const tell = (type, values) => globalThis.REPORT({type, ...values});
