@@ -220,7 +220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(text)
     else:
-        Console(highlight=False).print(table(results))
+        if results.figures:
+            Console(highlight=False).print(table(results))
         print(describe_equality(results.equality))
     return 0 if results.passed else 1
 
