@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Clock(TrainerCallback):
             self.meter.__exit__(None, None, None)
 
 
-class Peer:
+class Peer(ABC):
     """One model and its data; every name in `commands` is a command.
 
     A framework gives `model`, `collator`, `examples` and `build_trainer`.
@@ -38,13 +39,13 @@ class Peer:
     def __init__(self, out: Path, settings: dict):
         self.out, self.settings = out, settings
 
+    @abstractmethod
     def examples(self, indices: Sequence[int]) -> list[dict]:
         """What the collator takes, of these rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build_trainer(self, indices: Sequence[int], max_steps: int, callbacks: Sequence[TrainerCallback]) -> Trainer:
         """A trainer that takes exactly these rows, in this order."""
-        raise NotImplementedError
 
     def encode(self, indices: list[int], path: str) -> dict:
         """Each row's ids, labels and pixels, without padding, in a file."""

@@ -41,7 +41,7 @@ SCREEN = (1280, 800)
 MAX_NEW_TOKENS = 8
 """Of an answer: a random model never ends by itself."""
 SAMPLE_S = 10.0
-"""Between looks at the memory: adding up the pages of 10 GB takes the kernel a second of a core."""
+"""Between looks at the memory: adding up the pages of 10 GB takes the kernel 0.4 s of a core."""
 
 
 @dataclass
