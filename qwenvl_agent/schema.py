@@ -6,9 +6,13 @@ anyway), escapes the spellings of control tokens in text that the model reads (`
 the model is to write (`check_written`), because there an escaped spelling would be taught.
 """
 
+import math
+import os
 import re
+import struct
 import unicodedata
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +29,11 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # A line that starts like this is structure in the plain and hybrid formats.
 MARKER_LINE = re.compile(r"(?m)^[ \t]*(?:Thought|Action):")
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+PNG_HEADER = struct.Struct(">8s I4s II BBBBB I I4s")
+"""Signature; length and name of the first chunk; width, height; depth, colours, compression, filter, interlace; CRC;
+length and name of the second chunk (PNG specification, section 11.2.1)."""
+PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 4: (8, 16), 6: (8, 16)}
+"""Bits a channel by kind of colour; 3, a palette, is left to Pillow."""
 
 
 def clean(text: str) -> str:
@@ -32,29 +41,31 @@ def clean(text: str) -> str:
 
     Idempotent: what was escaped no longer matches.
     """
-    return CONTROL_SPELLING.sub(r"<\\", unicodedata.normalize("NFC", text))
+    text = text if text.isascii() else unicodedata.normalize("NFC", text)
+    return CONTROL_SPELLING.sub(r"<\\", text) if "<" in text else text
 
 
 def clean_json(value: object) -> object:
     """`clean` applied to every string in a JSON value, keys included."""
     if isinstance(value, str):
         return clean(value)
+    if isinstance(value, (list, tuple)):
+        return [clean_json(item) for item in value]
     if isinstance(value, Mapping):
         return {clean(str(key)): clean_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean_json(item) for item in value]
     return value
 
 
 def check_written(text: str, what: str) -> str:
     """NFC text that the model is taught to write; ValueError if it holds a control token's spelling."""
-    half = LONE_SURROGATE.search(text)
-    if half:
-        raise ValueError(
-            f"{what} holds {half.group()!r}, which no tokenizer takes: it is half a character: correct the text"
-        )
-    text = unicodedata.normalize("NFC", text)
-    found = CONTROL_SPELLING.search(text)
+    if not text.isascii():
+        half = LONE_SURROGATE.search(text)
+        if half:
+            raise ValueError(
+                f"{what} holds {half.group()!r}, which no tokenizer takes: it is half a character: correct the text"
+            )
+        text = unicodedata.normalize("NFC", text)
+    found = CONTROL_SPELLING.search(text) if "<" in text else None
     if found:
         spelling = text[found.start() : text.index(">", found.start()) + 1]
         raise ValueError(
@@ -68,14 +79,12 @@ def check_written_json(value: object, what: str) -> object:
     """`check_written` applied to every string in a JSON value; ValueError for what JSON cannot hold."""
     if isinstance(value, str):
         return check_written(value, what)
+    if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [check_written_json(item, f"{what}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, Mapping):
         return {check_written(key, what): check_written_json(item, f"{what}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [check_written_json(item, f"{what}[{i}]") for i, item in enumerate(value)]
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float) and value == value and abs(value) != float("inf"):
-        return value
     raise ValueError(f"{what} is {value!r}: JSON has no such value, so no format could write it; use a finite number")
 
 
@@ -187,10 +196,13 @@ class Picture:
         return cls(image.width, image.height, image=image)
 
     @classmethod
-    def from_file(cls, path: Path, name: str) -> "Picture":
+    def from_file(cls, path: Path | str, name: str) -> "Picture":
         """The picture with its size from the file's header; no pixel is decoded. `name` is what errors call it."""
         from PIL import Image
 
+        size = _plain_png_size(path)
+        if size and (Image.MAX_IMAGE_PIXELS is None or size[0] * size[1] <= Image.MAX_IMAGE_PIXELS):
+            return cls(*size, path=str(path))
         with picture_errors(name), Image.open(path) as image:
             return cls(*image.size, path=str(path))
 
@@ -207,6 +219,24 @@ class Picture:
                     "wrong; read the dataset again"
                 )
             return image.convert("RGB")
+
+
+def _plain_png_size(path: Path | str) -> tuple[int, int] | None:
+    """(width, height) of a PNG whose pixels follow its header at once; None for all else, to ask Pillow.
+
+    Pillow would read no further either, but takes five times as long.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(PNG_HEADER.size)
+    except OSError:
+        return None
+    if len(head) < PNG_HEADER.size:
+        return None
+    signature, length, chunk, width, height, depth, colours, *methods, crc, _, next_chunk = PNG_HEADER.unpack(head)
+    is_plain = (signature, length, chunk, next_chunk) == (b"\x89PNG\r\n\x1a\n", 13, b"IHDR", b"IDAT")
+    is_valid = depth in PNG_DEPTHS.get(colours, ()) and methods[:2] == [0, 0] and zlib.crc32(head[12:29]) == crc
+    return (width, height) if is_plain and is_valid and width and height else None
 
 
 @dataclass(frozen=True)
@@ -320,9 +350,39 @@ def tool_named(tools: Iterable[Tool], name: str) -> Tool | None:
     return next((tool for tool in tools if tool.name == name), None)
 
 
+class ConfinedFolder:
+    """Files by their path relative to a folder, out of which no path leads.
+
+    Folders, the files' own among them, are resolved once: make a new one for each reading.
+    """
+
+    MAX_RESOLVED = 1024
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.inside = os.path.join(os.path.realpath(root), "")
+        self._resolved: dict[str, str] = {}
+
+    def path(self, relative: str) -> str:
+        """`root / relative`, resolved; ValueError if that leaves `root` (by `..`, an absolute path or a link)."""
+        folder, name = os.path.split(os.path.join(self.root, relative))
+        path = os.path.join(self._resolve(folder), name)
+        if name in ("", "..", ".") or os.path.islink(path):
+            path = os.path.realpath(path)
+        if not path.startswith(self.inside) and path != self.inside.rstrip(os.sep):
+            raise ValueError(
+                f"path {relative!r} leaves the dataset folder {self.root}: it is not read; copy the file inside"
+            )
+        return path
+
+    def _resolve(self, folder: str) -> str:
+        if folder not in self._resolved:
+            if len(self._resolved) == self.MAX_RESOLVED:
+                self._resolved.clear()
+            self._resolved[folder] = os.path.realpath(folder)
+        return self._resolved[folder]
+
+
 def confined_path(root: Path, relative: str) -> Path:
     """`root / relative`, ValueError if that leaves `root` (by `..`, an absolute path or a link)."""
-    path = (root / relative).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise ValueError(f"path {relative!r} leaves the dataset folder {root}: it is not read; copy the file inside")
-    return path
+    return Path(ConfinedFolder(root).path(relative))

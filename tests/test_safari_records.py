@@ -183,6 +183,12 @@ def test_a_picture_too_large_to_open_is_refused(read, tmp_path, monkeypatch):
     assert "has more than 230399 pixels" in reject.message
 
 
+def test_numbers_that_are_equal_are_not_alike_to_a_schema(read):
+    rows = read(*(recorded(**with_call("move", {"actions": [{"direction": "UP", "steps": n}]})) for n in (1, True, 1)))
+    assert [isinstance(row, Reject) for row in rows] == [False, True, False]
+    assert "True is not of type 'integer'" in rows[1].message
+
+
 def test_blank_lines_and_a_byte_order_mark_are_nothing(read):
     rows = read(b"\xef\xbb\xbf" + json.dumps(recorded()).encode(), b"", b"  ", recorded(turn=1))
     assert [row.source.rpartition(":")[2] for row in rows] == ["1", "4"]

@@ -1,6 +1,10 @@
 """The door: what the constructors normalise, escape and refuse."""
 
+import itertools
 import unicodedata
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qwenvl_agent.schema import (
+    ConfinedFolder,
     Episode,
     Observation,
     Picture,
@@ -20,6 +25,7 @@ from qwenvl_agent.schema import (
     check_written,
     clean,
     confined_path,
+    picture_errors,
     tool_named,
 )
 
@@ -150,17 +156,59 @@ def test_files_that_are_no_pictures_are_told_by_name(tmp_path, monkeypatch):
             Picture.from_file(path, "x")
 
 
-@pytest.mark.parametrize("relative", ["../a.png", "/etc/passwd", "images/../../a.png", "link/a.png"])
+def header_variants(png: bytes) -> Iterator[bytes]:
+    """The file cut anywhere in its head, and with every byte of the head changed, also under a checksum that fits."""
+    for cut in range(60):
+        yield png[:cut]
+    for place, change in itertools.product(range(41), (1, 2, 0xFF)):
+        broken = bytearray(png)
+        broken[place] ^= change
+        yield bytes(broken)
+        broken[29:33] = zlib.crc32(broken[12:29]).to_bytes(4)
+        yield bytes(broken)
+
+
+def outcome(read: Callable) -> tuple | str:
+    """What `read` returns, or the error's message."""
+    try:
+        return read()
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16"])
+def test_a_header_means_what_it_means_to_pillow(tmp_path, mode):
+    path = tmp_path / "a.png"
+
+    def pillow_size() -> tuple:
+        with picture_errors("it"), Image.open(path) as image:
+            return image.size
+
+    def size() -> tuple:
+        picture = Picture.from_file(path, "it")
+        return picture.width, picture.height
+
+    Image.new(mode, (5, 3)).save(path)
+    for content in (path.read_bytes(), *header_variants(path.read_bytes())):
+        path.write_bytes(content)
+        assert outcome(size) == outcome(pillow_size), content[:41]
+
+
+@pytest.mark.parametrize("relative", ["../a.png", "/etc/passwd", "images/../../a.png", "link/a.png", "a.png"])
 def test_paths_stay_inside_the_folder(tmp_path, relative):
     root = tmp_path / "data"
     (root / "images").mkdir(parents=True)
     (root / "link").symlink_to(tmp_path)
+    (root / "a.png").symlink_to(tmp_path / "a.png")
     with pytest.raises(ValueError, match="leaves the dataset folder"):
         confined_path(root, relative)
 
 
 def test_path_inside_the_folder(tmp_path):
-    assert confined_path(tmp_path, "images/../a.png") == tmp_path.resolve() / "a.png"
+    (tmp_path / "link.png").symlink_to(tmp_path / "images/b.png")
+    folder = ConfinedFolder(tmp_path)
+    for relative, inside in (("images/../a.png", "a.png"), ("link.png", "images/b.png"), ("images/..", ""), (".", "")):
+        assert confined_path(tmp_path, relative) == tmp_path.resolve() / inside == Path(folder.path(relative))
 
 
 def test_tools():

@@ -5,11 +5,13 @@ Each source file is read once into a cache folder that is keyed by what was read
     <cache_dir>/<key>/
         steps.arrow        one step a row; pictures as path, width, height, never as pixels
         prompts.arrow      the distinct (system prompt, tools), which steps name by number
+        index.npy          the numbers that are wanted of every step at once: keys, length, where its history is
         rejects.jsonl      {"source": "file:line", "message": "..."} for every line that gave no row
         meta.json          counts, and the digests that tell whether the cache still holds
 
 The key is a hash of the file's bytes, the reader's options and the readers' code; `datasets`' own generator cache would
-be keyed by the generator instead and return stale rows.
+be keyed by the generator instead and return stale rows. What is read of a cache is mapped, not loaded: memory that the
+kernel may take back, and that all processes of a machine share.
 """
 
 import hashlib
@@ -17,16 +19,19 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets.arrow_writer import ArrowWriter
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import qwenvl_agent
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
@@ -56,10 +61,27 @@ READ_COLUMNS = ("episode_id", "turn_index", "source", "weight", "prompt", "text"
 PROMPT_FEATURES = datasets.Features(
     {"system_prompt": datasets.Value("string"), "tools": datasets.Value("string"), "length": datasets.Value("float64")}
 )
+INDEX_DTYPE = np.dtype(
+    [
+        ("split_key", np.uint64),
+        ("length", np.float64),
+        ("prompt", np.int32),
+        ("turn_index", np.int32),
+        ("previous", np.int32),
+        ("is_row", np.bool_),
+    ],
+    align=True,
+)
+"""`previous` is the position of the step before in its episode, or -1; `is_row` whether the step is one to learn."""
 # Only to tell long rows from short ones before any tokenizer is at hand.
 CHARS_PER_TOKEN = 3.0
 PIXELS_PER_TOKEN = 32 * 32
 MAX_DECODED_PROMPTS = 1024
+ROWS_A_BATCH = 1000
+"""Of an Arrow file."""
+LONG_FILE = 2**24
+"""Bytes from which indexing takes some seconds."""
+SETTLED_NS = 10 * 10**9
 
 
 def _read_safari(path: Path, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]:
@@ -88,6 +110,8 @@ def _read_chat(path: Path, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]
 def _read_computer(path: Path, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]:
     return computer.read_rows(path)
 
+
+_to_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each row
 
 # A new kind of source is one reader and one entry here (and its name among config.SourceConfig's choices).
 READERS: dict[str, Callable[[Path, DataConfig], Iterator[SourceRow | Reject]]] = {
@@ -132,11 +156,13 @@ def build_rows(data_cfg: DataConfig, prompt_cfg: PromptConfig) -> Rows:
         raise ValueError(f"data.eval_fraction is {data_cfg.eval_fraction}: nothing is left to train on; use 0 to 0.9")
     sources = [_open_source(source_cfg, data_cfg) for source_cfg in data_cfg.sources]
     is_held_out, num_episodes, num_held_out = _split(
-        [source.split_key for source in sources], data_cfg.eval_fraction, data_cfg.seed
+        [source.index["split_key"] for source in sources], data_cfg.eval_fraction, data_cfg.seed
     )
     train, held_out = (
         RowDataset(
-            sources, [s.is_row & (held == side) for s, held in zip(sources, is_held_out, strict=True)], prompt_cfg
+            sources,
+            [s.index["is_row"] & (held == side) for s, held in zip(sources, is_held_out, strict=True)],
+            prompt_cfg,
         )
         for side in (False, True)
     )
@@ -152,28 +178,33 @@ def build_rows(data_cfg: DataConfig, prompt_cfg: PromptConfig) -> Rows:
 
 
 class RowDataset:
-    """Rows by index, decoded when asked for; pictures stay closed files. Cheap to send to a worker process.
-
-    `lengths` estimates each row's tokens; `sampling_weights` are proportional to how often a row is drawn, their mean
-    is 1.
-    """
+    """Rows by index, decoded when asked for; pictures stay closed files. Cheap to send to a worker process."""
 
     def __init__(self, sources: "list[_Source]", is_row: list[np.ndarray], prompt_cfg: PromptConfig):
         self.sources = sources
         self.history_steps = prompt_cfg.history_steps
-        positions = [np.flatnonzero(mask) for mask in is_row]
-        self.position = np.concatenate(positions)
-        self.source_index = np.repeat(np.arange(len(sources)), [len(p) for p in positions])
-        lengths = [s.lengths(self.history_steps)[p] for s, p in zip(sources, positions, strict=True)]
-        self.lengths = np.concatenate(lengths)
-        self.sampling_weights = _sampling_weights([s.cfg.weight for s in sources], [len(p) for p in positions])
+        self.positions = [np.flatnonzero(mask).astype(np.int32) for mask in is_row]
+        self.ends = np.cumsum([len(positions) for positions in self.positions])
 
     def __len__(self) -> int:
-        return len(self.position)
+        return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> Row:
-        source, position = self.sources[self.source_index[index]], int(self.position[index])
-        return source.row(position, self.history_steps)
+        index = range(len(self))[index]
+        source = int(np.searchsorted(self.ends, index, side="right"))
+        position = self.positions[source][index - self.ends[source]]  # counted from the source's end
+        return self.sources[source].row(int(position), self.history_steps)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Estimated tokens of each row."""
+        pairs = zip(self.sources, self.positions, strict=True)
+        return np.concatenate([source.lengths(self.history_steps)[positions] for source, positions in pairs])
+
+    @property
+    def sampling_weights(self) -> np.ndarray:
+        """Proportional to how often each row is drawn; their mean is 1."""
+        return _sampling_weights([s.cfg.weight for s in self.sources], [len(p) for p in self.positions])
 
 
 def _sampling_weights(shares: list[float], num_rows: list[int]) -> np.ndarray:
@@ -212,29 +243,30 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 class _Source:
-    """One source file's cache, opened: the steps on disk, and a few numbers a step in memory."""
+    """One source file's cache, opened; nothing of it is loaded."""
 
     def __init__(self, cfg: SourceConfig, path: Path, folder: Path):
         self.cfg, self.path, self.folder = cfg, path, folder
         self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.steps = datasets.Dataset.from_file(str(folder / "steps.arrow"))
         self.prompts = datasets.Dataset.from_file(str(folder / "prompts.arrow"))
-        self.split_key = _column(self.steps, "split_key").view(np.uint64)
-        self.turn_index = _column(self.steps, "turn_index")
-        self.previous, is_duplicate = _link(_column(self.steps, "episode_key"), self.turn_index)
-        # A turn of weight 0 teaches nothing; it stays as history.
-        self.is_row = ~is_duplicate & (_column(self.steps, "weight") > 0)
+        self.index = np.load(folder / "index.npy", mmap_mode="r")
         self._decoded_prompts: dict[int, tuple[str, tuple[Tool, ...]]] = {}
-        if not self.is_row.any():
+        if not self.index["is_row"].any():
             raise ValueError(self._nothing_to_learn())
+
+    def __reduce__(self) -> tuple:
+        """Another process opens the cache itself."""
+        return _Source, (self.cfg, self.path, self.folder)
 
     def row(self, position: int, history_steps: int) -> Row:
         record = self._record(position)
         history: list[Step] = []
-        before = int(self.previous[position])
+        previous = self.index["previous"]
+        before = int(previous[position])
         while before >= 0 and len(history) < history_steps:
             history.insert(0, _decode_step(self._record(before)))
-            before = int(self.previous[before])
+            before = int(previous[before])
         step = _decode_step(record)
         request = Request(*self._prompt(record["prompt"]), tuple(history), step.observation)
         row_id = f"{record['episode_id']}/{record['turn_index']}"
@@ -242,30 +274,33 @@ class _Source:
 
     def lengths(self, history_steps: int) -> np.ndarray:
         """Estimated tokens of every step's row."""
-        own = _column(self.steps, "length")
-        lengths = own + _column(self.prompts, "length")[_column(self.steps, "prompt")]
-        before = self.previous
-        for _ in range(min(history_steps, int(self.turn_index.max()))):
+        own, previous = self.index["length"], self.index["previous"]
+        lengths = own + _column(self.prompts, "length")[self.index["prompt"]]
+        before = previous
+        for _ in range(min(history_steps, int(self.index["turn_index"].max()))):
             lengths = lengths + np.where(before >= 0, own[before], 0.0)
-            before = np.where(before >= 0, self.previous[before], -1)
+            before = np.where(before >= 0, previous[before], -1)
         return lengths
 
     def report(self, history_steps: int) -> dict:
         notes = dict(self.meta["notes"])
         # Recorded agents keep their memory in the notepad; a conversation's earlier messages are nowhere else.
-        if self.cfg.kind == "chat" and (num_cut := int((self.turn_index[self.is_row] > history_steps).sum())):
+        if self.cfg.kind == "chat" and (num_cut := self._num_deeper(history_steps)):
             notes["history_longer_than_prompt.history_steps"] = num_cut
         return {
             "path": str(self.path),
             "kind": self.cfg.kind,
             "weight": self.cfg.weight,
-            "num_rows": int(self.is_row.sum()),
+            "num_rows": int(self.index["is_row"].sum()),
             "num_episodes": self.meta["num_episodes"],
             "num_rejects": self.meta["num_rejects"],
             "reject_reasons": self.meta["reject_reasons"],
             "rejects_path": str(self.folder / "rejects.jsonl"),
             "notes": notes,
         }
+
+    def _num_deeper(self, history_steps: int) -> int:
+        return int((self.index["is_row"] & (self.index["turn_index"] > history_steps)).sum())
 
     def _record(self, position: int) -> dict:
         # Column by column, three times as fast as `self.steps[position]`, which goes through a table of one row.
@@ -308,7 +343,7 @@ def _link(episode_key: np.ndarray, turn_index: np.ndarray) -> tuple[np.ndarray, 
     is_duplicate = np.zeros(len(order), dtype=bool)
     is_duplicate[order] = is_same_episode & (distance == 0)
     order = order[~is_duplicate[order]]
-    previous = np.full(len(episode_key), -1)
+    previous = np.full(len(episode_key), -1, dtype=np.int32)
     if len(order) > 1:
         follows = (np.diff(episode_key[order]) == 0) & (np.diff(turn_index[order]) == 1)
         previous[order[1:][follows]] = order[:-1][follows]
@@ -335,13 +370,60 @@ def _open_source(cfg: SourceConfig, data_cfg: DataConfig) -> _Source:
         path = path / "dataset.jsonl"
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file, so no rows to read; correct data.sources")
-    with open(path, "rb") as file:
-        file_digest = hashlib.file_digest(file, "sha256").hexdigest()
-    key = _digest([str(path), str(path.resolve()), cfg.kind, file_digest, data_cfg.max_thought_chars, _code_digest()])
+    content = _file_digest(path, Path(data_cfg.cache_dir))
+    key = _digest([str(path), str(path.resolve()), cfg.kind, content, data_cfg.max_thought_chars, _code_digest()])
     folder = Path(data_cfg.cache_dir) / key
     if not _is_fresh(folder):
-        _write_cache(READERS[cfg.kind](path, data_cfg), folder)
+        _write_cache(_with_progress(READERS[cfg.kind](path, data_cfg), path), folder)
     return _Source(cfg, path, folder)
+
+
+def _file_digest(path: Path, cache_dir: Path) -> str:
+    """SHA-256 of the file's bytes, remembered as long as the file is the same by its inode.
+
+    No program can set the time of an inode's last change. But two changes within one tick of the clock have the same,
+    so the digest of a file that changed just now is not kept.
+    """
+    note = cache_dir / f"{_digest(str(path.resolve()))}.sha256"
+    stamp, checked_ns = _stamp(path), time.time_ns()
+    try:
+        known = json.loads(note.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = {}
+    if known.get("stamp") == stamp:
+        return known["sha256"]
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    changed_ns = max(stamp["ctime_ns"], stamp["mtime_ns"])
+    if _stamp(path) == stamp and checked_ns - changed_ns > SETTLED_NS:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_name(f"{note.name}.{uuid.uuid4().hex}")
+        temporary.write_text(json.dumps({"path": str(path), "stamp": stamp, "sha256": digest}), encoding="utf-8")
+        temporary.replace(note)
+    return digest
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    stat = path.stat()
+    names = ("dev", "ino", "size", "mtime_ns", "ctime_ns")
+    return {name: getattr(stat, f"st_{name}") for name in names}
+
+
+def _with_progress(items: Iterable[SourceRow | Reject], path: Path) -> Iterator[SourceRow | Reject]:
+    """The items, with a bar in a terminal if the file is long."""
+    console = Console(stderr=True)
+    if not console.is_terminal or path.stat().st_size < LONG_FILE:
+        yield from items
+        return
+    with open(path, "rb") as file:
+        num_lines = sum(chunk.count(b"\n") for chunk in iter(partial(file.read, 2**20), b""))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"indexing {path.name}", total=num_lines)
+        for number, item in enumerate(items):
+            if number % ROWS_A_BATCH == 0:
+                bar.update(task, completed=int(item.source.rpartition(":")[2]))
+            yield item
 
 
 def _digest(value: object) -> str:
@@ -370,17 +452,17 @@ def _is_fresh(folder: Path) -> bool:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         steps = datasets.Dataset.from_file(str(folder / "steps.arrow"))
-        pictures = hashlib.sha256()
-        for batch in steps.data.column("pictures").chunks:
-            for path in batch.flatten().field("path").to_pylist():
-                pictures.update(_stamp(path))
-    except FileNotFoundError:
+        sizes = hashlib.sha256()
+        for chunk in steps.data.column("pictures").chunks:
+            sizes.update(_file_sizes(chunk.flatten().field("path").to_pylist()))
+    except OSError:
         return False
-    return pictures.hexdigest() == meta["pictures_digest"]
+    return sizes.hexdigest() == meta["picture_sizes_digest"]
 
 
-def _stamp(path: str) -> bytes:
-    return f"{path}\0{os.stat(path).st_size}\0".encode()
+def _file_sizes(paths: list[str]) -> bytes:
+    # A loop over os.stat: scandir, directory descriptors and threads are all slower on a local disk.
+    return np.fromiter((os.stat(path).st_size for path in paths), dtype="<i8", count=len(paths)).tobytes()
 
 
 def _write_cache(items: Iterable[SourceRow | Reject], folder: Path) -> None:
@@ -399,47 +481,110 @@ def _write_cache(items: Iterable[SourceRow | Reject], folder: Path) -> None:
 
 
 def _write_files(items: Iterable[SourceRow | Reject], folder: Path) -> dict:
-    """The three data files; returns what meta.json holds."""
-    steps = ArrowWriter(features=STEP_FEATURES, path=str(folder / "steps.arrow"))
-    prompts = ArrowWriter(features=PROMPT_FEATURES, path=str(folder / "prompts.arrow"))
-    numbers: dict[bytes, int] = {}
+    """The four data files; returns what meta.json holds."""
     notes: Counter[str] = Counter()
-    rows_digest, pictures_digest = hashlib.sha256(), hashlib.sha256()
-    with _RejectLog(folder / "rejects.jsonl") as rejects:
+    rows_digest, sizes_digest = hashlib.sha256(), hashlib.sha256()
+    with (
+        _Table(folder / "steps.arrow", STEP_FEATURES) as steps,
+        _Prompts(folder / "prompts.arrow") as prompts,
+        _RejectLog(folder / "rejects.jsonl") as rejects,
+    ):
         for item in items:
             if isinstance(item, Reject):
                 rejects.add(item)
                 continue
-            prompt, step = _encode_prompt(item), _encode_step(item)
+            step = _encode_step(item)
             try:
-                rows_digest.update(_content(prompt, step))
+                prompt = prompts.encode(item)
+                content = _content(prompt, step)
             except UnicodeEncodeError as error:
                 # JSON may spell half a surrogate pair, which is no character: no file and no tokenizer can hold it.
                 rejects.add(Reject(item.source, f"{error.object[error.start]!r} is half a character: correct the text"))
                 continue
-            key = hashlib.sha256(json.dumps(prompt).encode()).digest()
-            if key not in numbers:
-                numbers[key] = len(numbers)
-                prompts.write(prompt)
-            steps.write({**step, "prompt": numbers[key]})
+            rows_digest.update(content)
+            steps.write({**step, "prompt": prompts.number(prompt)})
             notes.update(item.notes)
-            for picture in step["pictures"]:
-                pictures_digest.update(_stamp(picture["path"]))
-        steps.finalize()
-        prompts.finalize()
-        num_episodes = _reject_duplicates(folder / "steps.arrow", rejects)
+            sizes_digest.update(_file_sizes([picture["path"] for picture in step["pictures"]]))
+        steps.close()
+        num_episodes = _write_index(folder, rejects)
     return {
         "num_episodes": num_episodes,
         "num_rejects": rejects.num,
         "reject_reasons": dict(rejects.reasons.most_common()),
         "notes": dict(notes),
         "rows_digest": rows_digest.hexdigest(),
-        "pictures_digest": pictures_digest.hexdigest(),
+        "picture_sizes_digest": sizes_digest.hexdigest(),
     }
 
 
+class _Table:
+    """An Arrow file for `datasets`, written ROWS_A_BATCH rows at a time."""
+
+    def __init__(self, path: Path, features: datasets.Features):
+        self.schema = features.arrow_schema
+        self.stream = pa.ipc.new_stream(str(path), self.schema)
+        self.rows: list[dict] = []
+
+    def __enter__(self) -> "_Table":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def write(self, row: dict) -> None:
+        self.rows.append(row)
+        if len(self.rows) == ROWS_A_BATCH:
+            self._flush()
+
+    def close(self) -> None:
+        """Twice does no harm."""
+        self._flush()
+        self.stream.close()
+
+    def _flush(self) -> None:
+        if self.rows:
+            self.stream.write_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
+            self.rows = []
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A (system prompt, tools), encoded."""
+
+    record: dict
+    content: bytes
+    tools: tuple[Tool, ...]
+    """Kept because it is known again by its identity."""
+
+
+class _Prompts(_Table):
+    """The distinct prompts; a million rows name a handful, so each is encoded once."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, PROMPT_FEATURES)
+        self.numbers: dict[bytes, int] = {}
+        self.encoded: dict[tuple[str, int], _Prompt] = {}
+
+    def encode(self, row: SourceRow) -> _Prompt:
+        """UnicodeEncodeError for half a character."""
+        key = (row.system_prompt, id(row.tools))
+        if key not in self.encoded:
+            if len(self.encoded) == MAX_DECODED_PROMPTS:
+                self.encoded.clear()
+            record = _encode_prompt(row)
+            self.encoded[key] = _Prompt(record, _to_json(record).encode(), row.tools)
+        return self.encoded[key]
+
+    def number(self, prompt: _Prompt) -> int:
+        key = hashlib.sha256(prompt.content).digest()
+        if key not in self.numbers:
+            self.numbers[key] = len(self.numbers)
+            self.write(prompt.record)
+        return self.numbers[key]
+
+
 def _encode_prompt(row: SourceRow) -> dict:
-    tools = json.dumps([vars(tool) for tool in row.tools], ensure_ascii=False)
+    tools = _to_json([vars(tool) for tool in row.tools])
     length = (len(row.system_prompt) + len(tools)) / CHARS_PER_TOKEN
     return {"system_prompt": row.system_prompt, "tools": tools, "length": length}
 
@@ -448,8 +593,8 @@ def _encode_step(row: SourceRow) -> dict:
     """What `_decode_step` reads back, with the row's place and keys."""
     observation, turn = row.step.observation, row.step.turn
     calls = [[call.name, call.arguments] for call in turn.tool_calls]
-    turn_json = json.dumps({"thought": turn.thought, "tool_calls": calls, "text": turn.text}, ensure_ascii=False)
-    results = json.dumps([[result.name, result.content] for result in row.step.results], ensure_ascii=False)
+    turn_json = _to_json({"thought": turn.thought, "tool_calls": calls, "text": turn.text})
+    results = _to_json([[result.name, result.content] for result in row.step.results])
     pictures = [{"path": p.path, "width": p.width, "height": p.height} for p in observation.pictures]
     num_chars = len(observation.text) + len(turn_json) + len(results)
     num_pixels = sum(p.width * p.height for p in observation.pictures)
@@ -475,17 +620,24 @@ def _key(text: str) -> int:
     )
 
 
-def _content(prompt: dict, step: dict) -> bytes:
-    """What the dataset's hash covers: all that a model can see, and no folder's name."""
+def _content(prompt: _Prompt, step: dict) -> bytes:
+    """What the dataset's hash covers: all that a model can see, and no folder's name. As JSON, [prompt, step]."""
     pictures = [[os.path.basename(p["path"]), p["width"], p["height"]] for p in step["pictures"]]
-    return json.dumps([prompt, {**step, "source": "", "pictures": pictures}], ensure_ascii=False).encode()
+    return b"[%b, %b]" % (prompt.content, _to_json({**step, "source": "", "pictures": pictures}).encode())
 
 
-def _reject_duplicates(path: Path, rejects: "_RejectLog") -> int:
-    """Log every step that stands at a taken place of its episode; returns the number of episodes."""
-    steps = datasets.Dataset.from_file(str(path))
-    episode_key, turn_index = _column(steps, "episode_key"), _column(steps, "turn_index")
-    _, is_duplicate = _link(episode_key, turn_index)
+def _write_index(folder: Path, rejects: "_RejectLog") -> int:
+    """index.npy, from steps.arrow; logs every step at a taken place of its episode; returns the number of episodes."""
+    steps = datasets.Dataset.from_file(str(folder / "steps.arrow"))
+    index = np.zeros(len(steps), dtype=INDEX_DTYPE)
+    for name in ("turn_index", "length", "prompt"):
+        index[name] = _column(steps, name)
+    index["split_key"] = _column(steps, "split_key").view(np.uint64)
+    episode_key = _column(steps, "episode_key")
+    index["previous"], is_duplicate = _link(episode_key, index["turn_index"])
+    # A turn of weight 0 teaches nothing; it stays as history.
+    index["is_row"] = ~is_duplicate & (_column(steps, "weight") > 0)
+    np.save(folder / "index.npy", index)
     for position in np.flatnonzero(is_duplicate):
         step = steps[int(position)]
         message = (

@@ -12,7 +12,17 @@ from pathlib import Path
 
 from qwenvl_agent.envs.safari.thoughts import generate_thought
 from qwenvl_agent.envs.safari.tools import TOOLS, argument_error
-from qwenvl_agent.schema import Observation, Picture, Step, Tool, ToolCall, ToolResult, Turn, confined_path, tool_named
+from qwenvl_agent.schema import (
+    ConfinedFolder,
+    Observation,
+    Picture,
+    Step,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Turn,
+    tool_named,
+)
 
 SPEAKS_OF_CATCH = re.compile(r"\bcatch\b", re.IGNORECASE)
 
@@ -51,12 +61,13 @@ def read_rows(
     path = Path(path)
     path = path / "dataset.jsonl" if path.is_dir() else path
     catching = episodes_that_catch(path) if tools is None else frozenset()
+    folder = ConfinedFolder(path.parent)
     for source, line in _lines(path):
         try:
             values = _load(line)
             is_catch = _text(values, "episode_id") in catching or SPEAKS_OF_CATCH.search(_text(values, "system_prompt"))
             row_tools = tools or TOOLS["catch" if is_catch else "reach"]
-            yield _read_row(values, path.parent, source, row_tools, max_thought_chars)
+            yield _read_row(values, folder, source, row_tools, max_thought_chars)
         except ValueError as error:
             yield Reject(source, str(error))
         except RecursionError:
@@ -97,7 +108,9 @@ def _load(line: bytes) -> dict:
     return values
 
 
-def _read_row(values: dict, folder: Path, source: str, tools: tuple[Tool, ...], max_thought_chars: int) -> RecordedRow:
+def _read_row(
+    values: dict, folder: ConfinedFolder, source: str, tools: tuple[Tool, ...], max_thought_chars: int
+) -> RecordedRow:
     turn_index = values.get("turn")
     if not isinstance(turn_index, int) or isinstance(turn_index, bool) or turn_index < 0:
         raise ValueError(f"turn is {turn_index!r}: the row has no place in its episode; write its index from 0")
@@ -185,7 +198,7 @@ def _read_results(values: dict, calls: tuple[ToolCall, ...]) -> tuple[ToolResult
     return tuple(results)
 
 
-def _read_picture(values: dict, folder: Path) -> Picture:
+def _read_picture(values: dict, folder: ConfinedFolder) -> Picture:
     """The row's picture with its size from the file's header; no pixel is decoded."""
     key = "image_file" if values.get("image_file") else "image"
     value = values.get(key)
@@ -193,7 +206,7 @@ def _read_picture(values: dict, folder: Path) -> Picture:
         value = value.get("path")
     if not isinstance(value, str) or not value:
         raise ValueError(f"{key} is {str(value)[:80]!r}: no file is named; save the picture and name its file")
-    return Picture.from_file(confined_path(folder, value), f"{key} {value!r}")
+    return Picture.from_file(folder.path(value), f"{key} {value!r}")
 
 
 def row_json(

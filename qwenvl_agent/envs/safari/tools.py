@@ -1,6 +1,7 @@
 """The safari tools as the agent sees them, and the check of a call against them."""
 
-from functools import cache
+import json
+from functools import cache, lru_cache
 
 from jsonschema import Draft202012Validator
 
@@ -13,6 +14,8 @@ MAX_STEPS = 3
 MAX_NOTEPAD_CHARS = 2000
 MAX_TARGET_CHARS = 200
 MAX_REASON_CHARS = 240
+MAX_KNOWN_ARGUMENTS = 2**14
+"""Calls in a dataset repeat: there are some 20,000 different moves."""
 
 DIRECTION = {"type": "string", "enum": ["UP", "DOWN", "LEFT", "RIGHT"]}
 assert set(DIRECTION["enum"]) == set(DIRECTIONS)
@@ -76,8 +79,14 @@ def _validator(name: str) -> Draft202012Validator:
 
 def argument_error(call: ToolCall) -> str:
     """Why the arguments of a known tool do not fit its schema; empty if they do."""
-    error = next(iter(_validator(call.name).iter_errors(call.arguments)), None)
+    # As text: 1, 1.0 and true are equal as keys, and not alike to a schema.
+    return _argument_error(call.name, json.dumps(call.arguments))
+
+
+@lru_cache(maxsize=MAX_KNOWN_ARGUMENTS)
+def _argument_error(name: str, arguments: str) -> str:
+    error = next(iter(_validator(name).iter_errors(json.loads(arguments))), None)
     if error is None:
         return ""
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
-    return f"{call.name}{place}: {error.message[:200]}"
+    return f"{name}{place}: {error.message[:200]}"
