@@ -241,6 +241,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[1000, 10_000, 100_000], help="sizes of datasets to open"
     )
+    parser.add_argument(
+        "--peer-rows",
+        type=int,
+        default=100_000,
+        help="the largest dataset that a peer has to open (it indexes it first)",
+    )
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="default: all that are installed")
     parser.add_argument("--peers-dir", type=Path, default=PEERS_DIR, help="folder of their environments")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="a setting of bench.json")
@@ -488,39 +494,64 @@ def train_ranks(bench: Bench, num_ranks: int, num_steps: int = 3) -> float:
 
 
 def measure_rows(bench: Bench) -> None:
-    """Opening datasets of many rows in a fresh process, after they have been indexed once."""
+    """Opening datasets of many rows in a fresh process: the first time, which indexes them, and again."""
     with bench.ours() as worker:
         settings = worker("describe")
     sides = {"ours": bench.ours, FIRST: lambda: bench.peer(FIRST, settings)}
     for num in bench.args.rows:
-        seconds, anonymous = {side: [] for side in sides}, {side: [] for side in sides}
-        for repeat in range(bench.args.repeats + 1):
-            for (side, start), path in zip(sides.items(), repeat_rows(bench.args.out, num), strict=True):
-                with start() as worker:
-                    done = worker("open_rows", path=str(path), cache_dir=str(bench.args.out / f"rows_of_{side}"))
-                assert done["num_rows"] == num, done
-                if repeat:  # the first one indexes
-                    seconds[side].append(done["wall_s"])
-                    anonymous[side].append(done["anonymous"] / MIB)
-        bench.add(f"rows {num:,}", "opened again", "s", seconds, more_is_better=False)
-        bench.add(f"rows {num:,}", "anonymous memory", "MiB", anonymous, more_is_better=False)
+        done = {
+            side: open_repeatedly(bench, num, side, start)
+            for side, start in sides.items()
+            if side == "ours" or num <= bench.args.peer_rows
+        }
+        report_opening(bench, f"rows {num:,}", done)
 
 
-def repeat_rows(out: Path, num: int) -> tuple[Path, Path]:
-    """The rows over and over under new names until there are `num`, in our form and in the peer's."""
-    sources = (out / "safari" / "dataset.jsonl", out / "chat.jsonl")
-    paths = (out / "safari" / f"rows_{num}.jsonl", out / f"chat_{num}.jsonl")
-    keys = ("episode_id", "id")
-    for source, path, key in zip(sources, paths, keys, strict=True):
-        if path.is_file():
-            continue
-        rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-        with open(path, "w", encoding="utf-8") as file:
-            for i in range(num):
-                row = rows[i % len(rows)]
-                row = {**row, key: f"{row[key]}_{i // len(rows)}"}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return paths
+def open_repeatedly(bench: Bench, num: int, side: str, start: Callable[[], Worker]) -> list[dict]:
+    """What a fresh worker answers each time; rows and cache, gigabytes of them, are removed at the end."""
+    path, cache = repeat_rows(bench.args.out, num, side), bench.args.out / f"rows_of_{side}"
+    shutil.rmtree(cache, ignore_errors=True)
+    answers = []
+    try:
+        for _ in range(bench.args.repeats + 1):
+            with start() as worker:
+                answers.append(worker("open_rows", path=str(path), cache_dir=str(cache)))
+            assert answers[-1]["num_rows"] == num, answers
+    finally:
+        path.unlink()
+        shutil.rmtree(cache, ignore_errors=True)
+    return answers
+
+
+def report_opening(bench: Bench, part: str, done: dict[str, list[dict]]) -> None:
+    """Lines from what each side answered; the first one indexed."""
+    indexing = {side: [answers[0]["wall_s"]] for side, answers in done.items()}
+    seconds = {side: [answer["wall_s"] for answer in answers[1:]] for side, answers in done.items()}
+    growth = {side: [answer["anonymous"] / MIB for answer in answers[1:]] for side, answers in done.items()}
+    process = {"ours": [answer["process"] / MIB for answer in done["ours"][1:]]}
+    bench.add(part, "opened first", "s", indexing, more_is_better=False)
+    bench.add(part, "opened again", "s", seconds, more_is_better=False)
+    bench.add(part, "anonymous memory", "MiB", growth, more_is_better=False)
+    bench.add(part, "anonymous memory of the whole process", "MiB", process, more_is_better=False)
+
+
+REPEATED = {
+    "ours": ("safari/dataset.jsonl", "safari/rows_{}.jsonl", "episode_id"),
+    FIRST: ("chat.jsonl", "chat_{}.jsonl", "id"),
+}
+"""The rows in each side's form, a name for more of them, and the key that tells them apart."""
+
+
+def repeat_rows(out: Path, num: int, side: str) -> Path:
+    """A file of the rows over and over under new names until there are `num`; their pictures are the same ones."""
+    source, name, key = REPEATED[side]
+    rows = [json.loads(line) for line in (out / source).read_text(encoding="utf-8").splitlines()]
+    path = out / name.format(num)
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(num):
+            row = rows[i % len(rows)]
+            file.write(json.dumps({**row, key: f"{row[key]}_{i // len(rows)}"}, ensure_ascii=False) + "\n")
+    return path
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {

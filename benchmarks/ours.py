@@ -224,7 +224,9 @@ class Bench:
         opened_s = time.perf_counter() - started
         picked = random.Random(0).sample(range(len(rows)), min(100, len(rows)))
         texts = sum(len(rows[i].request.observation.text) for i in picked)
-        return {"num_rows": len(rows), "wall_s": opened_s, "anonymous": anonymous_bytes() - before, "chars": texts}
+        process = anonymous_bytes()
+        growth = {"anonymous": process - before, "process": process}
+        return {"num_rows": len(rows), "wall_s": opened_s, "chars": texts, **growth}
 
 
 def main() -> None:
