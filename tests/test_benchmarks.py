@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -154,10 +155,45 @@ def test_opening_rows_counts_them_and_memory(folder, bench, tmp_path):
 
 
 def test_rows_are_repeated_under_new_names(folder):
-    for path, key in zip(compare.repeat_rows(folder, 50), ("episode_id", "id"), strict=True):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for side, key in (("ours", "episode_id"), ("trl", "id")):
+        rows = [json.loads(line) for line in compare.repeat_rows(folder, 50, side).read_text().splitlines()]
         assert len(rows) == 50
         assert len({(row[key], row.get("turn")) for row in rows}) == 50
+
+
+class Opener:
+    """A worker that opens what it is told to, and says how often it has been opened."""
+
+    opened: ClassVar[list[str]] = []
+
+    def __enter__(self) -> "Opener":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def __call__(self, command: str, path: str = "", cache_dir: str = "") -> dict:
+        if command == "describe":
+            return {}
+        self.opened.append(Path(path).name)
+        Path(cache_dir).mkdir(exist_ok=True)
+        num_rows = len(Path(path).read_text().splitlines())
+        return {"num_rows": num_rows, "wall_s": len(self.opened), "anonymous": 2**20, "process": 2**22}
+
+
+def test_the_largest_files_are_opened_by_ours_alone_and_removed(folder):
+    bench = fresh_bench("trl")
+    bench.args = argparse.Namespace(rows=[20, 40], repeats=2, peer_rows=20, out=folder)
+    bench.ours, bench.peer = Opener, lambda name, settings: Opener()
+    before = sorted(folder.rglob("*"))
+    compare.measure_rows(bench)
+    assert Opener.opened == ["rows_20.jsonl"] * 3 + ["chat_20.jsonl"] * 3 + ["rows_40.jsonl"] * 3
+    figures = {figure.name: (figure.ours, figure.peers) for figure in bench.results.figures}
+    assert figures["rows 20: opened first"] == (1, {"trl": 4}) and figures["rows 20: opened again"] == (
+        2.5,
+        {"trl": 5.5},
+    )
+    assert figures["rows 40: opened again"] == (8.5, {}) and figures["rows 40: anonymous memory"] == (1, {})
+    assert sorted(folder.rglob("*")) == before
 
 
 # workers and the table
