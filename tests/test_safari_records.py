@@ -137,6 +137,7 @@ def with_call(name, args) -> dict:
         ({"episode_id": ["a"]}, "episode_id is"),
         ({"turn": "0"}, "turn is '0': the row has no place"),
         ({"turn": True}, "turn is True"),
+        ({"turn": 2**32}, "turn is 4294967296: the row has no place"),
         ({"context_text": ""}, "context_text is ''"),
         ({"tool_calls": "[{"}, "tool_calls is a string that is not JSON"),
         ({"tool_calls": {"name": "move"}}, "tool_calls is"),

@@ -8,6 +8,7 @@ Each source file is read once into a cache folder that is keyed by what was read
         index.npy          the numbers that are wanted of every step at once: keys, length, where its history is
         rejects.jsonl      {"source": "file:line", "message": "..."} for every line that gave no row
         meta.json          counts, and the digests that tell whether the cache still holds
+    <cache_dir>/<file>.sha256  what a source file's bytes hash to, as long as the file is the same
 
 The key is a hash of the file's bytes, the reader's options and the readers' code; `datasets`' own generator cache would
 be keyed by the generator instead and return stale rows. What is read of a cache is mapped, not loaded: memory that the
@@ -250,7 +251,7 @@ class _Source:
         self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.steps = datasets.Dataset.from_file(str(folder / "steps.arrow"))
         self.prompts = datasets.Dataset.from_file(str(folder / "prompts.arrow"))
-        self.index = np.load(folder / "index.npy", mmap_mode="r")
+        self.index = np.asarray(np.load(folder / "index.npy", mmap_mode="r"))
         self._decoded_prompts: dict[int, tuple[str, tuple[Tool, ...]]] = {}
         if not self.index["is_row"].any():
             raise ValueError(self._nothing_to_learn())

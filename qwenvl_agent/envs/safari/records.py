@@ -24,6 +24,7 @@ from qwenvl_agent.schema import (
     tool_named,
 )
 
+MAX_TURN = 10**9
 SPEAKS_OF_CATCH = re.compile(r"\bcatch\b", re.IGNORECASE)
 
 
@@ -112,7 +113,7 @@ def _read_row(
     values: dict, folder: ConfinedFolder, source: str, tools: tuple[Tool, ...], max_thought_chars: int
 ) -> RecordedRow:
     turn_index = values.get("turn")
-    if not isinstance(turn_index, int) or isinstance(turn_index, bool) or turn_index < 0:
+    if not isinstance(turn_index, int) or isinstance(turn_index, bool) or not 0 <= turn_index <= MAX_TURN:
         raise ValueError(f"turn is {turn_index!r}: the row has no place in its episode; write its index from 0")
     text = _text(values, "context_text")
     calls = _read_calls(values, tools)
