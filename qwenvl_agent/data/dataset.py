@@ -422,7 +422,7 @@ def _with_progress(items: Iterable[SourceRow | Reject], path: Path) -> Iterator[
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(f"indexing {path.name}", total=num_lines)
         for number, item in enumerate(items):
-            if number % ROWS_A_BATCH == 0:
+            if number % 100 == 0:
                 bar.update(task, completed=int(item.source.rpartition(":")[2]))
             yield item
 
