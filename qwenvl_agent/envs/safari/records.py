@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from qwenvl_agent.envs.safari.thoughts import generate_thought
@@ -66,13 +67,18 @@ def read_rows(
     for source, line in _lines(path):
         try:
             values = _load(line)
-            is_catch = _text(values, "episode_id") in catching or SPEAKS_OF_CATCH.search(_text(values, "system_prompt"))
+            is_catch = _text(values, "episode_id") in catching or _speaks_of_catch(_text(values, "system_prompt"))
             row_tools = tools or TOOLS["catch" if is_catch else "reach"]
             yield _read_row(values, folder, source, row_tools, max_thought_chars)
         except ValueError as error:
             yield Reject(source, str(error))
         except RecursionError:
             yield Reject(source, "JSON nested too deep: the line is skipped; correct it")
+
+
+@lru_cache(maxsize=64)  # a dataset has few, and long ones
+def _speaks_of_catch(system_prompt: str) -> bool:
+    return bool(SPEAKS_OF_CATCH.search(system_prompt))
 
 
 def episodes_that_catch(path: Path) -> frozenset[str]:
