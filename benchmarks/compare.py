@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from prepare import bench_config
+from prepare import bench_config, prepare_history
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +36,12 @@ from qwenvl_agent.config import to_json
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 PEERS_DIR = ROOT / "generated" / "peers"
-EXACT = ("--set=model.dtype=float32", "--set=model.autocast=false", "--set=model.lora_dropout=0.0")
+EXACT = (
+    "--set=model.dtype=float32",
+    "--set=model.autocast=false",
+    "--set=model.lora_dropout=0.0",
+    "--set=model.compile=false",
+)
 LOSS_TOLERANCE = 1e-3
 NUM_EQUAL_ROWS = 16
 MIB, GIB = 2**20, 2**30
@@ -378,8 +383,7 @@ def by_side(peers: Mapping[str, Worker]) -> dict[str, list[float]]:
 def measure_data(bench: Bench) -> None:
     """Samples a second from rows on disk to tensors: rows never seen before, then the same again."""
     num = 16
-    for kept in (bench.args.out / "cache").glob("features-*"):
-        shutil.rmtree(kept)  # of an earlier run, whose rows these are too
+    drop_features(bench)
     with bench.sides() as (ours, peers):
         first, again, with_floats = by_side(peers), by_side(peers), []
         rows = ours("shuffled", num=num * (bench.args.repeats + 1))["indices"]
@@ -401,25 +405,69 @@ def measure_data(bench: Bench) -> None:
 
 
 def measure_training(bench: Bench) -> None:
-    """Supervised tokens a second and memory of optimizer steps, each side's own loop."""
-    num_steps = bench.args.steps
+    """Supervised tokens a second and memory of optimizer steps, each side's own loop; ours also with kept features."""
+    drop_features(bench)
     with bench.sides() as (ours, peers):
         speeds, growths, peaks, padding = by_side(peers), by_side(peers), by_side(peers), []
-        plan = ours("plan", num_steps=(num_steps + 1) * bench.args.repeats)["steps"]
-        for repeat in range(bench.args.repeats):
-            done = {"ours": ours("steps", num_steps=num_steps)}
-            steps = plan[repeat * (num_steps + 1) :][: num_steps + 1]
+        later = []
+        for steps in warmed_up(ours, bench.args):
+            done = {"ours": ours("steps", steps=steps)}
             done |= {name: peer("steps", steps=steps) for name, peer in peers.items()}
+            again = ours("steps", steps=steps)
             padding.append(1 - done["ours"]["tokens"] / done["ours"]["places"])
+            later.append(again["supervised"] / again["cpu_s"])
             for side, figures in done.items():
                 # The same rows, so the same supervised tokens.
                 speeds[side].append(done["ours"]["supervised"] / figures["cpu_s"])
                 growths[side].append(figures["growth"] / MIB)
                 peaks[side].append(figures["peak"] / MIB)
     bench.add("training", "supervised tokens", "tokens/s", speeds, target=2)
+    bench.add("training", "the same, later epochs", "tokens/s", speeds | {"ours": later}, target=3)
     bench.add("training", "memory above start", "MiB", growths, more_is_better=False, target=2)
     bench.add("training", "peak memory of the process", "MiB", peaks, more_is_better=False)
     bench.add("training", "padding", "share", {"ours": padding}, shown="< 0.02")
+
+
+def warmed_up(ours: Worker, args: argparse.Namespace) -> list[list[list[int]]]:
+    """The rows of each optimizer step of each repeat; steps on others are done, in which blocks were compiled."""
+    num_steps = args.steps + 1  # a worker does not count the first
+    plan = ours("plan", num_steps=num_steps * (args.repeats + 1))["steps"]
+    warm_up, *repeats = (plan[start : start + num_steps] for start in range(0, len(plan), num_steps))
+    ours("steps", steps=warm_up)
+    return repeats
+
+
+def drop_features(bench: Bench) -> None:
+    """What an earlier run kept, whose rows these are too."""
+    for kept in (bench.args.out / "cache").glob("features-*"):
+        shutil.rmtree(kept)
+
+
+def measure_lengths(bench: Bench) -> None:
+    """Training on longer rows of more pictures: up to 0, 1, 3 and 7 earlier steps are shown, each with its picture."""
+    args = bench.args
+    for history in (0, 1, 3, 7):
+        out = args.out / f"history_{history}"
+        prepare_history(out, args.out, history)
+        bench.args = argparse.Namespace(
+            **vars(args) | {"out": out, "set": [*args.set, f"prompt.history_steps={history}"]}
+        )
+        drop_features(bench)
+        with bench.ours() as ours, bench.peer(FIRST, ours("describe")) as peer:
+            speeds, growths, tokens, pictures = by_side({FIRST: peer}), by_side({FIRST: peer}), [], []
+            for steps in warmed_up(ours, args):
+                done = {"ours": ours("steps", steps=steps), FIRST: peer("steps", steps=steps)}
+                size = ours("size", indices=sum(steps[1:], []))
+                tokens.append(size["tokens"])
+                pictures.append(size["pictures"])
+                for side, figures in done.items():
+                    speeds[side].append(done["ours"]["supervised"] / figures["cpu_s"])
+                    growths[side].append(figures["growth"] / MIB)
+        name = f"rows of {statistics.mean(tokens):,.0f} tokens, {statistics.mean(pictures):.1f} pictures"
+        bench.add(name, "supervised tokens", "tokens/s", speeds)
+        bench.add(name, "memory above start", "MiB", growths, more_is_better=False)
+        shutil.rmtree(out)
+    bench.args = args
 
 
 def measure_floor(bench: Bench) -> None:
@@ -558,6 +606,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "equality": compare_rows,
     "data": measure_data,
     "train": measure_training,
+    "lengths": measure_lengths,
     "floor": measure_floor,
     "rollouts": measure_rollouts,
     "startup": measure_startup,

@@ -68,7 +68,6 @@ class Bench:
         self.features = build_features(config, self.model, self.processor)
         directory = self.features and self.features.directory
         self.loader = train.build_loader(config, self.rows, self.collator, self.sampler, directory)
-        self.batches = iter(self.loader)
         self.step, self.means = 0, Means()
 
     def describe(self) -> dict:
@@ -97,6 +96,13 @@ class Bench:
         steps = [sum(map(list, batches[i : i + size]), []) for i in range(0, len(batches), size)]
         return {"steps": [[int(row) for row in step] for step in steps]}
 
+    def size(self, indices: list[int]) -> dict:
+        """Of these rows on average, each for itself."""
+        batches = [self.collator([self.rows[index]]) for index in indices]
+        tokens = sum(batch["input_ids"].shape[1] for batch in batches)
+        pictures = sum(len(batch.get("image_grid_thw", ())) for batch in batches)
+        return {"tokens": tokens / len(indices), "pictures": pictures / len(indices)}
+
     def encode(self, indices: list[int], path: str) -> dict:
         """Each row's ids, labels and pixels, in a file."""
         arrays = {}
@@ -113,9 +119,8 @@ class Bench:
 
         `floats_cpu_s` is for the pixel values, which training makes on the model's device.
         """
-        size = self.config.train.batch_size
         with measured() as figures:
-            batches = [self._batch(indices[start : start + size]) for start in range(0, len(indices), size)]
+            batches = self._micro_batches(indices)
             if self.features and not any("patches" in batch for batch in batches):
                 batches = [self.features.attach(batch) for batch in batches]
         started = time.process_time()
@@ -139,22 +144,26 @@ class Bench:
     def _batch(self, indices: list[int]) -> dict:
         return self.loader.collate_fn([self.rows[i] for i in indices])
 
-    def steps(self, num_steps: int) -> dict:
-        """Optimizer steps as in train.py, data included, after a first one that is not counted."""
-        self._step()
+    def steps(self, steps: list[list[int]]) -> dict:
+        """Optimizer steps over these rows as in train.py, data included; the first is not counted."""
+        self._step(steps[0])
         supervised = tokens = places = 0
         with measured() as figures:
-            for _ in range(num_steps):
-                for batch in self._step():
+            for indices in steps[1:]:
+                for batch in self._step(indices):
                     supervised += int(supervised_positions(batch["labels"]).sum())
                     tokens += int(batch["attention_mask"].sum())
                     places += batch["input_ids"].numel()
         return figures | {"supervised": supervised, "tokens": tokens, "places": places}
 
-    def _step(self) -> list[dict]:
-        batches = [next(self.batches) for _ in range(self.config.train.accumulation)]
+    def _step(self, indices: list[int]) -> list[dict]:
+        batches = self._micro_batches(indices)
         self._optimize(self._attached(batches))
         return batches
+
+    def _micro_batches(self, indices: list[int]) -> list[dict]:
+        size = self.config.train.batch_size
+        return [self._batch(indices[start : start + size]) for start in range(0, len(indices), size)]
 
     def _attached(self, batches: list[dict]) -> list[dict]:
         return [self.features.attach(batch) for batch in batches] if self.features else batches
@@ -170,8 +179,9 @@ class Bench:
         The rate is the best of some products of the size of this model's own, tokens x hidden by hidden x intermediate,
         in the dtype that the step computes in.
         """
-        batches = self._attached([next(self.batches) for _ in range(self.config.train.accumulation)])
-        self._optimize(batches)
+        batches = self._attached(self._micro_batches(self.plan(1)["steps"][0]))
+        for _ in range(2):  # compiled blocks, and a first time for all else
+            self._optimize(batches)
         with measured() as figures:
             self._optimize(batches)
         with FlopCounterMode(display=False, custom_mapping=FLOPS_OF) as counter:
@@ -235,7 +245,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override a setting")
     args = parser.parse_args()
     bench = Bench(bench_config(args.out, args.set))
-    names = "describe plan encode collate loss steps floor play write shuffled open_rows"
+    names = "describe plan size encode collate loss steps floor play write shuffled open_rows"
     serve({name: getattr(bench, name) for name in names.split()})
 
 

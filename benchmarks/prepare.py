@@ -72,8 +72,23 @@ def prepare(
     else:
         texts = [render_row(row.request, row.turn, fmt).text for row in all_rows(rows)]
         save_bench_model(out / "model", model_json, texts)
+    export_rows(out, rows, fmt)
+
+
+def export_rows(out: Path, rows: RowDataset, fmt: Format) -> None:
+    """The rows as peers take them."""
     write_rows(out / "chat.jsonl", (conversation(row, fmt) for row in all_rows(rows)))
     write_rows(out / "text.jsonl", (plain_conversation(row, fmt) for row in all_rows(rows)))
+
+
+def prepare_history(out: Path, source: Path, history_steps: int) -> None:
+    """`out` beside `source`, a folder of `prepare`: the same rows and model, rows with more or fewer steps before them."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("safari", "model"):
+        (out / name).unlink(missing_ok=True)
+        (out / name).symlink_to((source / name).resolve())
+    config = bench_config(out, [f"prompt.history_steps={history_steps}"])
+    export_rows(out, build_rows(config.data, config.prompt).train, FORMATS[config.prompt.format])
 
 
 def bench_config(out: Path, overrides: Sequence[str] = ()) -> Config:
@@ -120,7 +135,6 @@ def save_wide_model(directory: Path, processor: Path, layers: int, seed: int = 0
         raise ValueError(f"{processor} has no config.json: the widths are unknown; give a Qwen3-VL Instruct folder")
     config = Qwen3VLConfig.from_pretrained(processor)
     config.text_config.num_hidden_layers = config.vision_config.depth = layers
-    config.text_config.layer_types = None
     config.vision_config.deepstack_visual_indexes = list(range(layers))[:3]
     torch.manual_seed(seed)
     default = torch.get_default_dtype()

@@ -16,6 +16,8 @@ from pathlib import Path
 FORMAT_NAMES = ("plain", "native", "hybrid", "no_thought")
 LORA_PLACES = ("language", "merger", "vision")
 LANGUAGE_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MAX_LOGITS = 2**25
+"""That a training step makes at once, 128 MiB in float32. With fewer the head's weight is read more often."""
 
 
 def check_choice(path: str, value: str, choices: Sequence[str]) -> None:

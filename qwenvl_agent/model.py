@@ -5,12 +5,14 @@ no_grad for a frozen vision tower) to the forward functions themselves. Training
 differ by a context that somebody forgot.
 """
 
+import functools
 import importlib.util
 import json
 import math
 import os
 import shutil
 import sys
+import types
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 from torch import nn
 
 from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, VisionConfig, build_config
+from qwenvl_agent.kernels import Dropout, Head, PatchProjection
 from qwenvl_agent.vision import Geometry, num_image_tokens
 
 ASSETS_DIR = Path(__file__).parent / "assets"
@@ -165,6 +168,7 @@ def build_model(
     if model_cfg.method != "full":
         model = attach_adapters(model, model_cfg, weights_dir)
     set_trainable(model, model_cfg)
+    bind_targets(base_of(model))
     bind_precision(model, model_cfg, device)
     if model_cfg.gradient_checkpointing:
         base_of(model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -204,6 +208,7 @@ def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Mo
         **options,
     )
     model.model.visual.patch_embed.proj.__class__ = PatchProjection
+    model.lm_head.__class__ = Head
     for module in linear_4bit(model).values():
         # On a CPU with AVX-512 bf16 an evaluation would repack the weights for inference, and every later training
         # step would pass no gradient through them (bitsandbytes 0.50).
@@ -246,27 +251,29 @@ def device_type(device) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class PatchProjection(nn.Conv3d):
-    """A Conv3d whose stride is its kernel is one matrix product; cuDNN and oneDNN can be 10 times slower at it."""
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
-
-
 def attach_adapters(model: nn.Module, model_cfg: ModelConfig, weights_dir: Path | None) -> nn.Module:
     """Stage 2: LoRA in `lora_places`, float32; from `weights_dir` if given."""
     from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     if weights_dir:
-        return PeftModel.from_pretrained(model, weights_dir, is_trainable=True)
-    lora = LoraConfig(
-        r=model_cfg.lora_rank,
-        lora_alpha=model_cfg.lora_alpha,
-        lora_dropout=model_cfg.lora_dropout,
-        target_modules="|".join(adapted_modules(model_cfg)),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, lora)
+        model = PeftModel.from_pretrained(model, weights_dir, is_trainable=True)
+    else:
+        lora = LoraConfig(
+            r=model_cfg.lora_rank,
+            lora_alpha=model_cfg.lora_alpha,
+            lora_dropout=model_cfg.lora_dropout,
+            target_modules="|".join(adapted_modules(model_cfg)),
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(model, lora)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            # Under autocast a float32 copy of the input would be made only to be rounded again.
+            module.cast_input_dtype_enabled = not model_cfg.autocast
+        elif type(module) is nn.Dropout:
+            module.__class__ = Dropout
+    return model
 
 
 def adapted_modules(model_cfg: ModelConfig) -> list[str]:
@@ -315,6 +322,18 @@ def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
     if model_cfg.autocast:
         # Uncached: autocast would hold a bfloat16 copy of every trained weight until the forward ends, 13 GiB for 8B.
         base.forward = torch.autocast(device_type(device), torch.bfloat16, cache_enabled=False)(base.forward)
+
+
+def bind_targets(base: nn.Module) -> None:
+    """The forward takes `targets` (N,), which make the head answer with losses, through all that wraps the model."""
+    stock = type(base).forward
+
+    @functools.wraps(stock)
+    def forward(self, *args, targets: torch.Tensor | None = None, **kwargs):
+        self.lm_head.targets = targets
+        return stock(self, *args, **kwargs)
+
+    base.forward = types.MethodType(forward, base)
 
 
 def base_of(model: nn.Module) -> nn.Module:

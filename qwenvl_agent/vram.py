@@ -18,8 +18,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from qwenvl_agent.config import (
     LORA_PLACES,
+    MAX_LOGITS,
     SHIPPED_BASES,
     Config,
     ModelConfig,
@@ -51,7 +54,6 @@ CATEGORIES = (
 MOMENTS = (
     "vision tower",
     "last layer forward",
-    "end of forward",
     "loss",
     "head backward",
     "layer backward",
@@ -332,7 +334,7 @@ def data_row(
     `lengths` orders the rows (RowDataset.lengths); the 64 longest are measured, and one row at each percentile tells
     how usual that is.
     """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
 
     def measure(place: int) -> RowShape:
         return measure_row(rows[order[place]], config, arch, count_tokens)
@@ -542,29 +544,34 @@ def _temporary(config: Config, arch: Architecture, row: RowShape) -> dict[str, d
     layer = layer_saved(cfg, arch, batch, row.tokens) + cast_weights(cfg, arch)
     stream = precision.stream * arch.hidden * tokens  # one hidden state
     kept_a_layer = stream if cfg.gradient_checkpointing else layer
-    saved = arch.layers * kept_a_layer + head_saved(cfg, arch, tokens)
+    saved = arch.layers * kept_a_layer + tokens * _norm_saved(arch.hidden, precision.stream, precision)
     if not cfg.gradient_checkpointing:
         saved -= first_layer_unsaved(cfg, arch, tokens)
-    tower_saved = tower_saved_bytes(cfg, arch, batch * row.image_tokens * arch.merge**2)
+    patches = batch * row.image_tokens * arch.merge**2
+    tower_saved = tower_saved_bytes(cfg, arch, patches)
     supervised = batch * row.supervised
     backward = layer_backward(cfg, arch, tokens) + (layer if cfg.gradient_checkpointing else 0)
-    logits = precision.compute * supervised * arch.vocab
     moments = {
-        "vision tower": {"vision": tower_bytes(cfg, arch, batch * row.image_tokens * arch.merge**2)},
+        "vision tower": {"vision": tower_bytes(cfg, arch, patches)},
         # What a layer's backward needs beside what it saved, its forward needs too.
         "last layer forward": {"activations": saved + layer_backward(cfg, arch, tokens)},
-        "end of forward": {"activations": saved, "logits": logits},
-        "loss": {"activations": saved, "logits": loss_bytes(arch, supervised)},
-        "head backward": {"activations": saved, "logits": logits, "gradients": head_gradient(cfg, arch)},
+        "loss": {"activations": saved, "logits": loss_bytes(cfg, arch, supervised)},
+        "head backward": {
+            "activations": saved,
+            "logits": head_saved(cfg, arch, supervised),
+            "gradients": head_gradient(cfg, arch),
+        },
         "layer backward": {"activations": saved + backward, "gradients": waiting_gradient(cfg, arch)},
         "embedding backward": {"activations": stream, "gradients": embedding_gradient(cfg, arch)},
-        "tower backward": {"vision": tower_backward(cfg, arch, batch * row.image_tokens * arch.merge**2)},
+        "tower backward": {"vision": tower_backward(cfg, arch, patches)},
         "optimizer step": {},
     }
     for name in MOMENTS[:-1]:
         moments[name]["vision"] = moments[name].get("vision", 0) + tower_saved
-    pixels = batch * row.image_tokens * arch.merge**2 * arch.patch_values
-    for name in ("vision tower", "last layer forward", "end of forward", "loss"):
+    if cfg.method != "full":  # the last merger comes after the blocks
+        moments["vision tower"]["vision"] -= merger_saved(cfg, arch, patches) / arch.num_mergers
+    pixels = patches * arch.patch_values
+    for name in ("vision tower", "last layer forward", "loss"):
         moments[name]["vision"] += 4 * pixels  # made of the bytes for this micro-batch's forward
     if tower_dtype_bytes(cfg) < 4:
         moments["vision tower"]["vision"] += tower_dtype_bytes(cfg) * pixels
@@ -650,23 +657,29 @@ def first_layer_unsaved(cfg: ModelConfig, arch: Architecture, tokens: int) -> fl
     return tokens * arch.hidden * (4 + masks)
 
 
-def head_saved(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
-    """Last norm, and the head's weight in the compute type if it trains."""
-    p = Precision.of(cfg)
-    head = 2 * arch.embedding if cfg.method == "full" and cfg.autocast else 0
-    return tokens * _norm_saved(arch.hidden, p.stream, p) + head
+def loss_bytes(cfg: ModelConfig, arch: Architecture, num_supervised: int) -> float:
+    """Some rows of logits, in the compute type and twice in float32, and the head's weight in the compute type.
+
+    The rows are those that kernels.HeadLoss takes at once.
+    """
+    compute = Precision.of(cfg).compute
+    rows = min(num_supervised, max(1, MAX_LOGITS // arch.vocab))
+    weight = compute * arch.embedding if cfg.method == "full" and compute < 4 else 0
+    return (
+        rows * arch.vocab * (compute + 4 + (4 if compute < 4 else 0)) + weight + head_saved(cfg, arch, num_supervised)
+    )
 
 
-def loss_bytes(arch: Architecture, num_supervised: int) -> float:
-    """Log-probabilities, their gradient and the logits' gradient, float32, at once."""
-    return 12 * num_supervised * arch.vocab
+def head_saved(cfg: ModelConfig, arch: Architecture, num_supervised: int) -> float:
+    """The hidden states' gradient, and a value a logit for the head's own if it trains."""
+    per_token = arch.hidden + (arch.vocab if cfg.method == "full" else 0)
+    return Precision.of(cfg).compute * num_supervised * per_token
 
 
 def layer_backward(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
     """What is alive beside all that a layer saved, at its output: hidden states, the product of the MLP, gradients.
 
-    A bfloat16 projection with an adapter also holds its input in float32, before and after dropout (peft casts it;
-    over 4-bit weights it does not, under autocast).
+    Without autocast a bfloat16 projection with an adapter also holds its input in float32, before and after dropout.
     """
     p = Precision.of(cfg)
     a_token = 5 * p.stream * arch.hidden
@@ -674,7 +687,7 @@ def layer_backward(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
         largest = max(inputs * outputs for inputs, outputs in arch.projections.values())
         return tokens * a_token + (4 + (2 if cfg.autocast else 0)) * largest
     a_token += p.compute * arch.intermediate
-    if cfg.method == "lora" and p.stream < 4:
+    if cfg.method == "lora" and p.stream < 4 and not cfg.autocast:
         a_token += 4 * arch.intermediate * (2 if cfg.lora_dropout > 0 else 1)
     return tokens * a_token
 
@@ -775,7 +788,8 @@ def tower_backward(cfg: ModelConfig, arch: Architecture, patches: int) -> float:
     if "vision" not in cfg.lora_places:
         return 0
     again = adapted_block_saved(cfg, arch, patches) if cfg.gradient_checkpointing else 0
-    widest = 2 * 4 * arch.vision_intermediate * (2 if cfg.lora_dropout > 0 else 1)
+    inputs = Precision.of(cfg).compute if cfg.autocast else 4
+    widest = 2 * inputs * arch.vision_intermediate * (2 if cfg.lora_dropout > 0 else 1)
     return again + patches * widest
 
 

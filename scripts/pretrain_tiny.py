@@ -47,7 +47,8 @@ from qwenvl_agent.envs.safari.render import (
 from qwenvl_agent.envs.safari.thoughts import Plan
 from qwenvl_agent.envs.safari.world import COLOURS, DIRECTIONS, KINDS, VIEW, Animal, Tile
 from qwenvl_agent.formats import FORMATS, Format
-from qwenvl_agent.model import PatchProjection, build_tiny_model, build_tiny_tokenizer
+from qwenvl_agent.kernels import PatchProjection
+from qwenvl_agent.model import build_tiny_model, build_tiny_tokenizer
 from qwenvl_agent.prompt import render_row
 from qwenvl_agent.schema import Request, Tool, ToolCall, Turn
 from qwenvl_agent.training.pretraining import (

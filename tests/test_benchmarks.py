@@ -131,7 +131,7 @@ def test_commands_measure_real_steps(bench):
     planned = bench.plan(2)["steps"]
     assert [len(step) for step in planned] == [4, 4]
     before = [p.detach().clone() for p in bench.model.parameters() if p.requires_grad]
-    done = bench.steps(1)
+    done = bench.steps(planned)
     after = [p for p in bench.model.parameters() if p.requires_grad]
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     batch = bench.loader.collate_fn([bench.rows[i] for i in planned[1]])

@@ -12,7 +12,7 @@ from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_confi
 from torch import nn
 
 from qwenvl_agent.config import ModelConfig
-from qwenvl_agent.model import PatchProjection
+from qwenvl_agent.kernels import PatchProjection
 from qwenvl_agent.training.flops import step_flops, tower_flops
 from qwenvl_agent.vram import ARCHITECTURES, Architecture, RowShape
 

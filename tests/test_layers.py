@@ -12,7 +12,7 @@ import qwenvl_agent
 PACKAGE = Path(qwenvl_agent.__file__).parent
 LAYERS = (
     {"config", "schema", "coordinates"},
-    {"vision"},
+    {"vision", "kernels"},
     {"formats", "envs"},
     {"prompt"},
     {"data", "model", "vram"},
@@ -21,7 +21,7 @@ LAYERS = (
     {"sweep", "agent"},
     {"predict", "export"},
 )
-HEAVY_ROOMS = {"data", "model", "training", "export"}
+HEAVY_ROOMS = {"data", "kernels", "model", "training", "export"}
 # Inside these rooms, and outside of the others.
 LIGHT_FILES = {
     "data/annotation.py",

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
+from qwenvl_agent import kernels
 from qwenvl_agent import model as model_module
 from qwenvl_agent.config import Config, ModelConfig
 from qwenvl_agent.training.loss import token_losses
@@ -159,7 +160,8 @@ def meta_base(model_cfg: ModelConfig, hf_config) -> nn.Module:
     hf_config._attn_implementation = model_cfg.attention
     with torch.device("meta"), no_init_weights():
         model = Qwen3VLForConditionalGeneration._from_config(hf_config, dtype=dtype)
-        model.model.visual.patch_embed.proj.__class__ = model_module.PatchProjection
+        model.model.visual.patch_embed.proj.__class__ = kernels.PatchProjection
+        model.lm_head.__class__ = kernels.Head
         if model_cfg.method == "qlora":
             pack(model)
     model.tie_weights()
@@ -241,6 +243,7 @@ def as_on_cuda() -> Iterator[None]:
 
     with (
         unittest.mock.patch.object(nn.functional, "dropout", dropout),
+        unittest.mock.patch.object(kernels.Dropout, "forward", nn.Dropout.forward),
         unittest.mock.patch.object(torch, "is_autocast_enabled", lambda device="cpu": is_enabled(device)),
     ):
         yield

@@ -118,6 +118,8 @@ class _Copies:
         assert weights.shape == (num_rows,) and np.isfinite(weights).all() and (weights > 0).all(), weights
         self.num_rows = num_rows
         self.is_uniform = bool((weights == weights[0]).all())
+        if self.is_uniform:
+            return
         # Shuffled once, so that neighbours in a file do not share their luck.
         self.order = _permutation(num_rows, seed, -1)
         ends = np.cumsum(weights[self.order])

@@ -46,8 +46,52 @@ def _attend_pack(module: nn.Module, query, key, value, mask, sizes: list[int], *
         columns = masks[i].split(sizes, dim=3)
         mask = torch.cat([columns[j] for j in seen], dim=3)
         if size:
-            outputs.append(sdpa_attention_forward(module, queries[i], key, value, mask, **options)[0])
+            outputs.append(_attend_row(module, queries[i], key, value, mask, **options))
     return torch.cat([*outputs, torch.zeros_like(queries[-1]).transpose(1, 2)], dim=1)
+
+
+def _attend_row(module: nn.Module, query, key, value, mask, scaling: float | None = None, **options) -> torch.Tensor:
+    """(1, T, heads, head size)"""
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled():
+        return BatchedAttention.apply(query, key, value, mask, scaling).transpose(1, 2)
+    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)[0]
+
+
+class BatchedAttention(torch.autograd.Function):
+    """Attention as batched products, softmax in float32: on a CPU in bfloat16 torch's flash attention takes three times
+    as long for its backward (2.14). In float32 it does not, and generating needs no backward.
+
+    `query` is (1, heads, T, size), `key` and `value` are (1, groups, S, size), `mask` (1, 1, T, S) is added. Queries of a
+    group stand behind one another, so that keys and values are not repeated.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask, scaling: float) -> torch.Tensor:
+        num_groups, num_tokens, num_seen = key.shape[1], query.shape[2], key.shape[2]
+        # Scaled here and not as scores, of which there are many more.
+        queries, keys, values = (query * scaling).reshape(num_groups, -1, query.shape[3]), key[0], value[0]
+        scores = torch.bmm(queries, keys.transpose(1, 2))
+        scores.view(num_groups, -1, num_tokens, num_seen).add_(mask.to(scores.dtype))
+        weights = torch.softmax(scores, -1)
+        ctx.save_for_backward(queries, keys, values, weights)
+        ctx.scaling = scaling
+        return torch.bmm(weights, values).view(query.shape)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        queries, keys, values, weights = ctx.saved_tensors
+        outputs = gradient.reshape(queries.shape)
+        for_weights = torch.bmm(outputs, values.transpose(1, 2))
+        for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype)
+        for_query = torch.bmm(for_scores, keys).view(gradient.shape) * ctx.scaling
+        for_key = _product_of_transposed(for_scores, queries)
+        for_value = _product_of_transposed(weights, outputs)
+        return for_query, for_key[None], for_value[None], None, None
+
+
+def _product_of_transposed(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left^T @ right, batched, for a `left` of far more columns: the other way round it is right that is transposed."""
+    return torch.bmm(right.transpose(1, 2).contiguous(), left).transpose(1, 2)
 
 
 # Under its own name: layers that are computed again in backward look it up then.

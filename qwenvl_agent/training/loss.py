@@ -1,8 +1,8 @@
 """The loss: a mean over the weighted supervised tokens of a whole optimizer step, whatever its micro-batches and ranks.
 
-B rows, T tokens, N supervised positions, V vocabulary. Labels are not shifted: the logit at position t predicts
-labels[:, t + 1]. Logits are made at supervised positions only; the boolean mask goes through the wrapped forward, so
-that the language-model head stays inside DDP and ZeRO-3.
+B rows, T tokens, N supervised positions. Labels are not shifted: the logit at position t predicts labels[:, t + 1].
+Logits are made at supervised positions only, some at a time; the boolean mask and the targets go through the wrapped
+forward to the head (kernels.Head), so that it stays inside DDP and ZeRO-3.
 
 With w the weights, R ranks and A micro-batches a step, each micro-batch is given the loss
 
@@ -63,10 +63,9 @@ def token_losses(model: nn.Module, batch: dict) -> TokenLosses:
         inputs |= {"attention_mask": pack_mask(batch["segments"]), "pack_sizes": batch["pack_sizes"]}
     if "features" in batch:
         inputs["mm_encoder_outputs"] = {"image": batch["features"]}
-    logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits  # (N, V)
     targets = batch["labels"][:, 1:][keep[:, :-1]]
     return TokenLosses(
-        losses=nn.functional.cross_entropy(logits.float(), targets, reduction="none"),
+        losses=model(**inputs, logits_to_keep=keep, targets=targets, use_cache=False).logits,
         weights=batch["loss_weights"][:, 1:][keep[:, :-1]],
         parts=batch["parts"][:, 1:][keep[:, :-1]],
         rows=batch["row_index"][:, 1:][keep[:, :-1]],
