@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qwenvl_agent.config import MAX_LOGITS
+from qwenvl_agent.config import head_rows
 
 
 class PatchProjection(nn.Conv3d):
@@ -95,7 +95,7 @@ class HeadLoss(torch.autograd.Function):
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         gradients = torch.empty_like(low) if learns else None
         errors = low.new_empty(len(low), len(weight)) if trains_head else None
-        num_rows = max(1, MAX_LOGITS // len(weight))
+        num_rows = head_rows(len(hidden), len(weight))
         for start in range(0, len(hidden), num_rows):
             rows = slice(start, start + num_rows)
             ids = targets[rows, None]

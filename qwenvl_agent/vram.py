@@ -22,13 +22,13 @@ import numpy as np
 
 from qwenvl_agent.config import (
     LORA_PLACES,
-    MAX_LOGITS,
     SHIPPED_BASES,
     Config,
     ModelConfig,
     VisionConfig,
     apply_override,
     build_config,
+    head_rows,
     to_json,
 )
 from qwenvl_agent.formats import FORMATS
@@ -658,16 +658,11 @@ def first_layer_unsaved(cfg: ModelConfig, arch: Architecture, tokens: int) -> fl
 
 
 def loss_bytes(cfg: ModelConfig, arch: Architecture, num_supervised: int) -> float:
-    """Some rows of logits, in the compute type and twice in float32, and the head's weight in the compute type.
-
-    The rows are those that kernels.HeadLoss takes at once.
-    """
+    """Some rows of logits, in the compute type and twice in float32, and the head's weight in the compute type."""
     compute = Precision.of(cfg).compute
-    rows = min(num_supervised, max(1, MAX_LOGITS // arch.vocab))
+    logits = head_rows(num_supervised, arch.vocab) * arch.vocab * (compute + 4 + (4 if compute < 4 else 0))
     weight = compute * arch.embedding if cfg.method == "full" and compute < 4 else 0
-    return (
-        rows * arch.vocab * (compute + 4 + (4 if compute < 4 else 0)) + weight + head_saved(cfg, arch, num_supervised)
-    )
+    return logits + weight + head_saved(cfg, arch, num_supervised)
 
 
 def head_saved(cfg: ModelConfig, arch: Architecture, num_supervised: int) -> float:

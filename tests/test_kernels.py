@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from qwenvl_agent import kernels
+from qwenvl_agent import config
+from qwenvl_agent.config import head_rows
 from qwenvl_agent.kernels import Dropout, Head, draw_bits, dropout_mask
 from qwenvl_agent.training.attention import BatchedAttention, pack_mask
 
@@ -61,7 +62,7 @@ def head():
 
 @pytest.mark.parametrize("max_logits", [50, 120, 2**25])
 def test_the_heads_losses_and_gradients_are_those_of_all_logits_at_once(head, monkeypatch, max_logits):
-    monkeypatch.setattr(kernels, "MAX_LOGITS", max_logits)
+    monkeypatch.setattr(config, "MAX_LOGITS", max_logits)
     hidden = torch.randn(7, 8, requires_grad=True)
     targets, factors = torch.tensor([3, 0, 49, 3, 3, 11, 20]), torch.rand(7)
     expected = nn.functional.cross_entropy(head(hidden), targets, reduction="none")
@@ -70,6 +71,12 @@ def test_the_heads_losses_and_gradients_are_those_of_all_logits_at_once(head, mo
     losses = head(hidden[None])
     torch.testing.assert_close(losses, expected)
     torch.testing.assert_close(torch.autograd.grad((losses * factors).sum(), [hidden, head.weight]), wanted)
+
+
+def test_logits_are_made_in_even_parts_of_a_bounded_number():
+    assert head_rows(473, 151_936) == 158  # 3 parts: 220 of them would be 2**25
+    assert head_rows(220, 151_936) == 220
+    assert head_rows(5, 2**26) == 1 and head_rows(0, 151_936) == 1
 
 
 def test_a_frozen_head_keeps_no_logits_and_one_that_trains_keeps_them_once(head):
