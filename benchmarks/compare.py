@@ -522,7 +522,9 @@ def measure_ranks(bench: Bench) -> None:
 def train_ranks(bench: Bench, num_ranks: int, num_steps: int = 3) -> float:
     """Tokens a second of the wall clock in the steps after the first."""
     name, path = f"ranks_{num_ranks}", bench.args.out / "ranks.json"
+    # Not compiled, which would take longer than these steps.
     overrides = [*bench.args.set, f"name={name}", f"train.max_steps={num_steps}", "train.log_every=1"]
+    overrides.append("model.compile=false")
     path.write_text(json.dumps(to_json(bench_config(bench.args.out, overrides))), encoding="utf-8")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_ranks)]
     # Without --multi_gpu one process would start (accelerate 1.15 on a CPU).
