@@ -71,6 +71,8 @@ class ModelConfig:
         check_choice("model.method", self.method, ("full", "lora", "qlora"))
         check_choice("model.dtype", self.dtype, ("bfloat16", "float32"))
         check_choice("model.attention", self.attention, ("auto", "eager", "sdpa", "flash_attention_2"))
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"model.lora_dropout is {self.lora_dropout}: adapters would see nothing; use 0 to 0.9")
         if self.train_vision and self.method != "full":
             raise ValueError(
                 f"model.train_vision is true with model.method {self.method!r}: the vision tower would "

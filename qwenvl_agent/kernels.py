@@ -30,7 +30,7 @@ class Dropout(nn.Dropout):
 # Tagged, so that a compiler neither shares one mask between two layers nor draws a second time in backward.
 @torch.library.custom_op("qwenvl_agent::dropout_mask", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def dropout_mask(x: torch.Tensor, p: float) -> torch.Tensor:
-    """Like `x`: 0 with probability `p`, to 1/65,536, else 1 / (1 - p). Its seed is one draw from torch's generator."""
+    """Like `x`: 0 with probability `p`, to 1/65,536, else 1 / (1 - p) in its dtype. Seeded by a draw from torch's generator."""
     kept = draw_bits(x.numel(), 1 - p, seed=int(torch.randint(2**62, ())))
     # A float is written as the bits that it has: NumPy knows no bfloat16.
     bits_type, as_numpy = BITS_OF_SIZE[x.element_size()]

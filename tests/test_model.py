@@ -210,6 +210,27 @@ def test_checkpointing_changes_no_gradient(config, places):
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+def test_adapters_without_a_float32_copy_of_their_input_compute_the_same(config):
+    """The copy is peft's default; under autocast its product rounds it again."""
+    model = build_model(replace(config, autocast=True, dtype="bfloat16", lora_dropout=0.0)).train()
+    layers = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    outcomes = []
+    for is_copied in (False, True):
+        assert all(layer.cast_input_dtype_enabled == is_copied for layer in layers) and layers
+        logits = model(**probe(config), use_cache=False).logits
+        gradients = torch.autograd.grad(
+            logits.float().logsumexp(-1).sum(), [p for p in model.parameters() if p.requires_grad]
+        )
+        outcomes.append([logits, *gradients])
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
 def test_checkpointing_needs_no_gradient_at_the_embeddings(config):
     model = build_model(config)
     assert model.get_base_model().is_activation_checkpointing
