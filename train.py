@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
@@ -35,7 +35,6 @@ from qwenvl_agent.model import (
     base_of,
     build_model,
     build_processor,
-    check_gradients,
     describe_parameters,
     manifest,
     save_weights,
@@ -51,6 +50,7 @@ from qwenvl_agent.training.checkpoint import (
     write_training_state,
 )
 from qwenvl_agent.training.features import build_features
+from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loss import supervised_weight, token_losses
 from qwenvl_agent.training.metrics import Means, Reporter, flatten
 from qwenvl_agent.training.optim import build_optimizer, learning_rate_at, set_learning_rate
@@ -110,6 +110,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     batches = iter(build_loader(config, rows.train, collator, sampler, features and features.directory))
     set_seed(config.train.seed, device_specific=True)  # ranks draw different dropout masks
     profiler = StepProfiler(config, bare_model, accelerator.device, is_main=accelerator.is_main_process)
+    check_gradients = GradientCheck(accelerator, bare_model)
     means = Means()
     if checkpoint:
         means = Means(load_training_state(checkpoint, accelerator, model, optimizer).get("means"))
@@ -128,7 +129,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
                 micro_batches = [features.attach(batch) for batch in micro_batches]
             learning_rate = learning_rate_at(step, max_steps, config.train)
             set_learning_rate(optimizer, learning_rate)
-            train_step(accelerator, model, optimizer, micro_batches, means, step, config.train.max_grad_norm)
+            clip = config.train.max_grad_norm
+            train_step(accelerator, model, optimizer, micro_batches, means, step, clip, check_gradients)
         if step == state["step"] and torch.cuda.is_available():
             reporter.say(f"measured peak: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of tensors")
         step += 1
@@ -154,6 +156,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             save(step, best, means)
 
     stop.uninstall()
+    if untrained := check_gradients.untrained():
+        reporter.say(untrained)
     if stalled:
         reporter.say(f"no better evaluation since step {best.get('step')}: ended at step {step} of {max_steps}")
     reporter.say(f"stopped at step {step} of {max_steps}; --resume goes on" if stopped else f"done: {config.run_dir}")
@@ -170,10 +174,11 @@ def train_step(
     means: Means,
     step: int,
     max_grad_norm: float,
+    check_gradients: GradientCheck | None = None,
 ) -> None:
     """One optimizer step; its loss is the mean over the weighted supervised tokens of all micro-batches and ranks."""
-    local_weight = torch.tensor(supervised_weight(micro_batches), device=accelerator.device)
-    total_weight = accelerator.reduce(local_weight, "sum").item()
+    sums = [supervised_weight(micro_batches), sum(batch["num_pictures"] for batch in micro_batches)]
+    total_weight, num_pictures = accelerator.reduce(torch.tensor(sums, device=accelerator.device), "sum").tolist()
     if not total_weight > 0:
         raise ValueError(f"step {step + 1} has nothing to learn: every token's weight is 0\n{origin(micro_batches)}")
     # Backward divides by the number of micro-batches, the average of gradients by the number of ranks.
@@ -186,8 +191,8 @@ def train_step(
             with record_function("backward"):
                 accelerator.backward(loss)  # under ZeRO the last one also clips and steps
             means.add_losses(tokens, batch["tools"])
-    if step < 2 and accelerator.distributed_type != DistributedType.DEEPSPEED:
-        check_gradients(accelerator.unwrap_model(model), should_all_be_nonzero=step == 1)
+    if check_gradients:
+        check_gradients(num_pictures)
     with record_function("clip and optimizer"):
         gradient_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
         check_finite("gradient norm", gradient_norm, step, micro_batches)
@@ -247,7 +252,8 @@ def build_loader(
             collator,
             pack_tokens=config.train.pack_tokens,
             feature_dir=feature_dir,
-            has_other_ranks=sampler.world_size > 1,
+            # Ranks wait for each other there, and a step is the same on one rank as on several.
+            always_runs_tower=sampler.world_size > 1 or config.model.vision_has_gradient,
         ),
         num_workers=config.data.num_workers,
         pin_memory=torch.cuda.is_available(),

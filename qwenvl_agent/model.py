@@ -365,19 +365,6 @@ def check_manifest(model: nn.Module, model_cfg: ModelConfig) -> None:
         assert entry["dtype"] == dtype or entry["name"] in packed_weights, f"dtype is not {dtype}: {entry}"
 
 
-def check_gradients(model: nn.Module, should_all_be_nonzero: bool) -> None:
-    """Assert a gradient in every trainable parameter and none in a frozen one.
-
-    At the first step LoRA's A has a gradient of exactly zero, because B is zero; from the second on none should be.
-    """
-    for name, parameter in model.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, (
-            f"{name}: requires_grad {parameter.requires_grad}, gradient {'present' if parameter.requires_grad else ''}"
-        )
-        if should_all_be_nonzero and parameter.requires_grad:
-            assert parameter.grad.any(), f"{name}: the gradient is zero everywhere, so it does not train"
-
-
 def describe_parameters(model: nn.Module) -> str:
     """Trainable and total parameters by part, one line; 4-bit weights count as unpacked."""
     totals: dict[str, list[int]] = {}

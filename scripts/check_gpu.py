@@ -41,6 +41,7 @@ from qwenvl_agent.data.pixels import pixel_values
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import base_of, build_model, build_processor, describe_parameters, linear_4bit
 from qwenvl_agent.training.flops import batch_flops, picture_patches
+from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loss import supervised_positions
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.optim import build_optimizer
@@ -147,6 +148,7 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
     arch = read_architecture(base_of(bare_model).config.to_dict())
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
     batches = iter(train_py.build_loader(config, rows.train, collator, sampler))
+    check_gradients = GradientCheck(accelerator, bare_model)
     watch = Watch(device)
     steps: list[Step] = []
     shapes: list[RowShape] = []
@@ -158,7 +160,8 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
         watch.start()
         on_device = [train_py.move(batch, device) for batch in fetched]
         means = Means()
-        train_py.train_step(accelerator, model, optimizer, on_device, means, step, config.train.max_grad_norm)
+        clip = config.train.max_grad_norm
+        train_py.train_step(accelerator, model, optimizer, on_device, means, step, clip, check_gradients)
         seconds = watch.stop()
         steps.append(Step(seconds, num_tokens, flops, means.take([means.sums])["train/loss"]))
     memory = watch.memory()

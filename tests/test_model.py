@@ -18,7 +18,6 @@ from qwenvl_agent.model import (
     build_model,
     build_processor,
     build_tiny_tokenizer,
-    check_gradients,
     check_manifest,
     check_probe_pictures,
     linear_4bit,
@@ -26,6 +25,7 @@ from qwenvl_agent.model import (
     manifest,
     save_weights,
 )
+from qwenvl_agent.training.gradients import check_gradients
 from qwenvl_agent.vram import adapter_parameters, find_architecture
 
 VISION = VisionConfig(max_tokens_per_image=64, min_tokens_per_image=4)
@@ -58,13 +58,17 @@ def logits_of(model, inputs) -> torch.Tensor:
         return model.eval()(**inputs, use_cache=False).logits.float()
 
 
+def names_of(model) -> list[str]:
+    return [name for name, _ in model.named_parameters()]
+
+
 def train_steps(model, inputs, are_first: bool = True) -> None:
     """Two optimizer steps that check the gradients as the loop does."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     model.train()
     for step in range(2):
         model(**inputs, use_cache=False).logits.float().logsumexp(-1).sum().backward()
-        check_gradients(model, should_all_be_nonzero=step > 0 or not are_first)
+        check_gradients(model, names_of(model), should_be_nonzero=step > 0 or not are_first)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -156,13 +160,18 @@ def test_the_manifest_check_finds_what_is_wrong(config):
 
 def test_the_gradient_check_finds_what_does_not_train(config):
     model = build_model(config)
-    with pytest.raises(AssertionError, match="requires_grad True"):
-        check_gradients(model, should_all_be_nonzero=False)
+    names = names_of(model)
+    with pytest.raises(AssertionError, match=r"lora_A\.default\.weight has no gradient, and requires_grad is True"):
+        check_gradients(model, names, should_be_nonzero=False)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    check_gradients(model, should_all_be_nonzero=False)
+    check_gradients(model, names, should_be_nonzero=False)
     with pytest.raises(AssertionError, match="zero everywhere"):
-        check_gradients(model, should_all_be_nonzero=True)
+        check_gradients(model, names, should_be_nonzero=True)
+    frozen = model.get_input_embeddings().weight
+    frozen.grad = torch.zeros_like(frozen)
+    with pytest.raises(AssertionError, match=r"embed_tokens\.weight has a gradient, and requires_grad is False"):
+        check_gradients(model, names, should_be_nonzero=False)
 
 
 # how it computes

@@ -169,7 +169,7 @@ def test_packing_computes_fewer_tokens_and_loses_no_label(parts):
 def test_a_blank_picture_for_the_other_ranks_changes_nothing_and_touches_the_whole_tower(parts, pack_tokens):
     model, collator = parts
     rows = [row(i, pictures=0) for i in range(3)]
-    without, blank = collator(rows, pack_tokens), collator(rows, pack_tokens, has_other_ranks=True)
+    without, blank = collator(rows, pack_tokens), collator(rows, pack_tokens, always_runs_tower=True)
     assert "patches" not in without
     assert blank["patches"].shape[0] == 4 and blank["image_grid_thw"].tolist() == [[1, 2, 2]]
     assert (blank["input_ids"] == collator.image_pad_id).sum() == (blank["mm_token_type_ids"] == 1).sum() == 1
@@ -189,5 +189,5 @@ def test_a_blank_picture_for_the_other_ranks_changes_nothing_and_touches_the_who
 
 def test_a_batch_with_a_picture_gets_no_blank_one(parts):
     _, collator = parts
-    batch = collator(ROWS, has_other_ranks=True)
+    batch = collator(ROWS, always_runs_tower=True)
     assert all(torch.equal(batch[key], value) for key, value in collator(ROWS).items() if torch.is_tensor(value))

@@ -1,6 +1,7 @@
 """A random tiny checkpoint, a small dataset and a config, for tests that train."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,24 @@ def save_dataset(directory: Path, num_rows: int = 24) -> Path:
             },
         ]
         lines.append(json.dumps({"id": f"row{i}", "messages": messages, "images": [f"{i}.png"], "tools": TOOLS}))
+    (directory / "dataset.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return directory / "dataset.jsonl"
+
+
+def save_mixed_dataset(directory: Path, num_rows: int, with_picture: Collection[int] = ()) -> Path:
+    """A chat-style JSONL of questions, those of `with_picture` about a picture."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i in range(num_rows):
+        pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(directory / f"{i}.png")
+        place = "<image>" if i in with_picture else ""
+        messages = [
+            {"role": "user", "content": f"{place}What of {i}?"},
+            {"role": "assistant", "content": "It is there. " * (1 + i % 3)},
+        ]
+        row = {"id": f"row{i}", "messages": messages, "images": [f"{i}.png"] if place else []}
+        lines.append(json.dumps(row))
     (directory / "dataset.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return directory / "dataset.jsonl"
 

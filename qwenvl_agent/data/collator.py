@@ -90,12 +90,16 @@ class Collator:
         self.reductions: Counter = Counter()
 
     def __call__(
-        self, rows: Sequence[Row], pack_tokens: int = 0, feature_dir: Path | None = None, has_other_ranks: bool = False
+        self,
+        rows: Sequence[Row],
+        pack_tokens: int = 0,
+        feature_dir: Path | None = None,
+        always_runs_tower: bool = False,
     ) -> dict:
         """A training batch, padded on the right; with `pack_tokens`, in packs of about so many tokens (data/packing.py).
 
-        With `has_other_ranks` a batch without pictures gets a blank one, where no token sees it: DDP and ZeRO wait for
-        all ranks to run the vision tower.
+        With `always_runs_tower` a batch without pictures gets a blank one, where no token sees it: DDP and ZeRO wait
+        for all ranks to run the vision tower, and a tower that trains gets a gradient of zero and not none.
 
         input_ids, attention_mask, mm_token_type_ids (0 text, 1 image) (B, T); position_ids (4, B, T): text, t, h, w;
         labels (B, T), IGNORE_INDEX outside the turns to learn; loss_weights (B, T); parts (B, T), indices of PARTS;
@@ -103,6 +107,7 @@ class Collator:
         a list for each pack of the tokens in every segment;
         patches, patch_scale and image_grid_thw (`patchify`), absent without pictures; with `feature_dir` only of
         pictures whose features are not there, and picture_keys of all, encoded_keys of those; row_ids, a string a row;
+        num_pictures, of the rows that teach something, the blank one left out;
         reductions, what this batch lost: {"images": n, "turns": n} (a worker's own count never leaves the worker).
         """
         reductions_before = self.reductions.copy()
@@ -113,7 +118,7 @@ class Collator:
             columns = [join([columns[i] for i in members], num_shared) for members, num_shared in packs]
             samples = [samples[i] for members, _ in packs for i in members]
         encoded = [sample.encoded for sample in samples]
-        if has_other_ranks and not any(e.pictures for e in encoded):
+        if always_runs_tower and not any(e.pictures for e in encoded):
             columns = [self._with_blank_token(columns[0]), *columns[1:]]
             pixels = self._patches([torch.zeros(3, self.geometry.token_px, self.geometry.token_px, dtype=torch.uint8)])
         else:
@@ -122,6 +127,7 @@ class Collator:
         if pack_tokens:
             batch["pack_sizes"] = [s[s != PADDING].bincount().tolist() for s in batch["segments"]]
         batch["row_ids"] = [row.id for row in rows]
+        batch["num_pictures"] = sum(len(s.encoded.pictures) for s in samples if s.weights.any())
         batch["reductions"] = dict(self.reductions - reductions_before)
         return batch
 
