@@ -22,6 +22,7 @@ from torch import nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
 
+from qwenvl_agent.command import command
 from qwenvl_agent.config import Config, TrainConfig, load_config, to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import RowDataset, build_rows
@@ -55,7 +56,8 @@ from qwenvl_agent.training.loss import supervised_weight, token_losses
 from qwenvl_agent.training.metrics import Means, Reporter, flatten
 from qwenvl_agent.training.optim import build_optimizer, learning_rate_at, set_learning_rate
 from qwenvl_agent.training.profile import StepProfiler
-from qwenvl_agent.training.stop import StopRequest, ignore_signals
+from qwenvl_agent.training.stop import StopRequest
+from qwenvl_agent.training.workers import ignore_signals, workers_ended
 from qwenvl_agent.training.zero import build_accelerator
 from qwenvl_agent.vram import data_row, describe_plan, read_architecture
 
@@ -63,6 +65,7 @@ NUM_SHOWN = 4
 """Answers and rollouts that an evaluation writes to TensorBoard."""
 
 
+@command("what came after the last checkpoint is lost; --resume goes on from there")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a JSON file of configs/")
@@ -72,15 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
-    try:
-        train(load_config(args.config, args.set), resume=args.resume, overwrite=args.overwrite)
-    except ValueError as error:
-        # A data worker's error arrives as text, its traceback before it.
-        print(f"error: {str(error).strip().rpartition('ValueError: ')[2]}", file=sys.stderr)
-        return 2
+    train(load_config(args.config, args.set), resume=args.resume, overwrite=args.overwrite)
     return 0
 
 
+@workers_ended()
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, float]:
     """Run the whole training; the metrics of the last evaluation."""
     accelerator = build_accelerator(config.train)
@@ -155,7 +154,6 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         if should_save:
             save(step, best, means)
 
-    stop.uninstall()
     if untrained := check_gradients.untrained():
         reporter.say(untrained)
     if stalled:

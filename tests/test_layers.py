@@ -11,7 +11,7 @@ import qwenvl_agent
 
 PACKAGE = Path(qwenvl_agent.__file__).parent
 LAYERS = (
-    {"config", "schema", "coordinates"},
+    {"config", "schema", "coordinates", "command"},
     {"vision", "kernels"},
     {"formats", "envs"},
     {"prompt"},

@@ -20,11 +20,8 @@ class StopRequest:
 
     def install(self) -> None:
         """Turn SIGTERM and SIGINT into the file; a second SIGINT interrupts at once."""
-        self.previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def uninstall(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame) -> None:
         if os.getpid() != self.owner:
@@ -38,9 +35,3 @@ class StopRequest:
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)
-
-
-def ignore_signals(_worker: int) -> None:
-    """For data workers: a signal to the process group is the trainer's to answer; workers end when it ends."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

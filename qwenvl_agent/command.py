@@ -1,0 +1,166 @@
+"""How every command ends: with a status, and its reason on stderr.
+
+    0    done
+    2    what a user can change: one line, `error: value, consequence, remedy`
+    1    a fault of this code: its traceback
+    130  Ctrl-C; 143 SIGTERM
+
+    @command("no result was written")
+    def main(argv=None) -> int: ...
+
+The rest of the code raises ValueError for what its own users cause; this module knows what any command can meet: disk,
+memory, ports, packages that are not installed, data workers and other ranks that are gone. No torch here.
+"""
+
+import errno
+import functools
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+
+LONGEST_END_S = 20
+"""After an error SIGALRM ends the process, if threads or servers still hold it after that time."""
+
+REMEDIES = {
+    errno.ENOSPC: "the disk is full, so what was being written is not whole; make room or write elsewhere",
+    errno.EDQUOT: "the quota is used up, so what was being written is not whole; make room or write elsewhere",
+    errno.EROFS: "nothing can be written there; name a folder on another file system",
+    errno.EACCES: "this user may not do that; correct the permissions or name another place",
+    errno.EPERM: "this user may not do that; correct the permissions or name another place",
+    errno.ENOENT: "there is nothing of that name; correct the path",
+    errno.ENOTDIR: "part of that path is a file; correct the path",
+    errno.EISDIR: "a folder is where a file is needed; correct the path",
+    errno.EEXIST: "what is there would be lost; name another place",
+    errno.ENAMETOOLONG: "no file can have that name; give a shorter one",
+    errno.EADDRINUSE: "another process listens on that port; end it or choose another port",
+    errno.EMFILE: "this process has too many files open; raise the limit (ulimit -n)",
+    errno.EIO: "the disk fails, so what was read or written is not whole; look into the system's log",
+}
+OUT_OF_MEMORY = (
+    "out of memory ({}): this process cannot go on; lower train.batch_size or eval.batch_size, "
+    "vision.max_tokens_per_image or data.num_workers (scripts/plan_vram.py says what a configuration needs)"
+)
+MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED")
+FULL_DISK = re.compile(r"No space left on device|\bcode: 28\b|PytorchStreamWriter failed writing")
+DEAD_WORKER = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by|exited unexpectedly)")
+LOST_RANK = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset) by peer|Broken pipe|Socket Timeout")
+WORKERS_ERROR = re.compile(r"Caught (\w+) in DataLoader worker process")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever cleans up after Ctrl-C cleans up after it too."""
+
+
+def command(interrupted: str) -> Callable[[Callable[..., int | None]], Callable[..., int]]:
+    """Decorator of a command's `main(argv)`; `interrupted`: what Ctrl-C has cost, unless the exception says it."""
+
+    def decorate(main: Callable[..., int | None]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def framed(*args, **kwargs) -> int:
+            is_process = main.__module__ == "__main__"  # and not a test that calls it
+            if is_process:
+                signal.signal(signal.SIGTERM, _terminate)
+            try:
+                return main(*args, **kwargs) or 0
+            except KeyboardInterrupt as error:
+                if is_process:
+                    limit_the_end()
+                status = 143 if isinstance(error, Terminated) else 130
+                say(f"{'ended by SIGTERM' if status == 143 else 'interrupted'}: {error if error.args else interrupted}")
+            except Exception as error:
+                if is_process:
+                    limit_the_end()
+                status, text = 2, reason(error)
+                if text is None:
+                    raise
+                say(f"error: {rank()}{text}")
+            return status
+
+        return framed
+
+    return decorate
+
+
+def reason(error: Exception) -> str | None:
+    """What a user can change, in one line; None for a fault of this code."""
+    text = in_one_line(error)
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or MEMORY.search(text):
+        return OUT_OF_MEMORY.format(text[:200] or "MemoryError")
+    if FULL_DISK.search(text):
+        return f"{place(error)}{REMEDIES[errno.ENOSPC]}"
+    if DEAD_WORKER.search(text):
+        return (
+            f"{text.rstrip('. ')}: its rows are lost, so training cannot go on; if the kernel was short of memory (see "
+            "dmesg), lower data.num_workers or train.batch_size; --resume goes on from the last checkpoint"
+        )
+    if isinstance(error, OSError):
+        return of_the_system(error, text)
+    if isinstance(error, ValueError):
+        return text
+    if isinstance(error, ImportError) and not (error.name or "").startswith("qwenvl_agent"):
+        return f"{text}: a package is missing or broken; install it, or leave out what asks for it"
+    if is_of(error, "playwright"):
+        return f"the browser failed ({text}): nothing more can be shown in it; start again"
+    if is_of(error, "safetensors"):
+        return f"a .safetensors file is damaged or cut off ({text}): its weights cannot be used; copy it again"
+    if is_of(error, "subprocess"):
+        return f"{text}: what it was to do is not done; its own output says why"
+    if isinstance(error, RuntimeError) and int(os.environ.get("WORLD_SIZE", "1")) > 1 and LOST_RANK.search(text):
+        return (
+            f"another rank is gone ({text[:200]}): no step can be taken without it; its own message says why it ended"
+        )
+    return None
+
+
+def in_one_line(error: Exception) -> str:
+    """The error's text; of one that a data worker raised, without the worker's traceback."""
+    text = str(error)
+    found = WORKERS_ERROR.search(text)
+    if found:
+        head = re.compile(rf"^(?:[\w.]+\.)?{found[1]}: ", re.MULTILINE)
+        text = text[[*head.finditer(text)][-1].end() :] if head.search(text) else text
+    if is_of(error, "playwright"):
+        text = text.strip().partition("\n")[0]  # then comes a drawing
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def of_the_system(error: OSError, text: str) -> str:
+    if isinstance(error, BrokenPipeError):
+        # Python would try once more at its end to write what no one reads.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return "what reads this output has ended: the rest of it is not shown; leave it open"
+    if error.errno is None:
+        return text
+    remedy = REMEDIES.get(error.errno, "the system refuses it; correct what it names")
+    return f"{place(error)}{error.strerror}: {remedy}"
+
+
+def place(error: Exception) -> str:
+    name = getattr(error, "filename", None)
+    return f"{name}: " if isinstance(name, str) else ""
+
+
+def is_of(error: Exception, package: str) -> bool:
+    return any(kind.__module__.partition(".")[0] == package for kind in type(error).__mro__)
+
+
+def rank() -> str:
+    """`rank 1: ` where there are several."""
+    return f"rank {os.environ.get('RANK', '0')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+
+
+def limit_the_end() -> None:
+    """From here on signals end the process at once, and time does too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.alarm(LONGEST_END_S)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _terminate(number: int, frame) -> None:
+    raise Terminated

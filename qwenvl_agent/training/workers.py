@@ -1,0 +1,41 @@
+"""The processes that read data ahead of the training loop, from their start to their certain end.
+
+They ignore SIGTERM and SIGINT, which a terminal or Slurm sends to the whole process group and which are the trainer's
+to answer: it finishes its step and saves, and needs them until then. So nothing but the trainer ends them, and it has
+to, or it waits for them at its own end for ever. (Torch's workers look every 5 s whether the trainer still lives.)
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def workers_ended() -> Iterator[None]:
+    """On every way out the workers that were started inside are gone, and signals are answered as before."""
+    before = set(multiprocessing.active_children())
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        kill(set(multiprocessing.active_children()) - before)
+
+
+def kill(workers: set) -> None:
+    """End what an error has left running; torch would take each death for another error."""
+    if not workers:
+        return
+    answer = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(timeout=5)
+    signal.signal(signal.SIGCHLD, answer)
+
+
+def ignore_signals(_worker: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,240 @@
+"""Every way out of a training: a status, the reason on stderr, and nothing left running; in real processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
+
+REPOSITORY = Path(__file__).parent.parent
+LONGEST_END_S = 30
+
+
+@dataclass
+class Command:
+    """A process in a group of its own, so that what it leaves behind can be found."""
+
+    process: subprocess.Popen
+    log: Path
+    status: int | None = None
+    seen: set[int] = field(default_factory=set)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def members(self) -> set[int]:
+        """Living processes of the group."""
+        found = set()
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[2]) == self.process.pid and fields[0] != "Z":
+                found.add(int(stat.parent.name))
+        return found
+
+    def wait_for(self, condition, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline and self.process.poll() is None, self.text()[-3000:]
+            time.sleep(0.05)
+
+    def ended(self, text: str, seconds: float = 120) -> int:
+        """The status; the process and all that it started are gone within 30 s of `text` in the log."""
+        deadline = time.monotonic() + seconds
+        while text not in self.text() and self.process.poll() is None:
+            assert time.monotonic() < deadline, self.text()[-3000:]
+            time.sleep(0.05)
+        status = self.process.wait(timeout=LONGEST_END_S)
+        assert text in self.text(), self.text()[-3000:]
+        deadline = time.monotonic() + 10
+        while self.members() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not self.members()
+        return status
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Function from a command's words to the running Command."""
+    started = []
+
+    def begin(*words, **environment) -> Command:
+        variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
+        log = tmp_path / f"log_{len(started)}"
+        with open(log, "w") as file:
+            process = subprocess.Popen(
+                [sys.executable, *map(str, words)],
+                cwd=REPOSITORY,
+                env=variables,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        started.append(Command(process, log))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        for pid in command.members():
+            os.kill(pid, signal.SIGKILL)
+        command.process.wait()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def training(base, tmp_path):
+    """Function from config groups to the words of a training with one data worker."""
+    dataset = save_dataset(tmp_path / "data")
+
+    def words(**groups) -> list:
+        groups["data"] = {"num_workers": 1} | groups.get("data", {})
+        config = tiny_config(tmp_path, base, dataset, **groups)
+        return ["train.py", "--config", save_config(config, tmp_path / "config.json")]
+
+    return words
+
+
+def test_an_error_in_a_data_worker_ends_it_all(start, training):
+    command = start(*training(vision={"max_row_tokens": 50}))
+    assert command.ended("error: ") == 2
+    assert "dataset.jsonl:" in command.text() and "Traceback" not in command.text()
+
+
+def test_an_error_in_a_step_ends_it_all(start, training):
+    command = start(*training(train={"weight_thought": 0.0, "weight_call": 0.0}))
+    assert command.ended("error: ") == 2
+    assert "nothing to learn" in command.text() and "Traceback" not in command.text()
+
+
+def has_logged(run_dir: Path) -> bool:
+    path = run_dir / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
+def processes_of(command: Command, word: str) -> list[int]:
+    """Those of the group whose command line has the word, oldest first; data workers share their trainer's."""
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in command.members()}
+    return sorted(pid for pid, line in lines.items() if word.encode() in line)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+LONG = {"max_steps": 100_000, "log_every": 1}
+
+
+@pytest.mark.slow
+def test_a_deleted_picture_ends_it_all(start, training, tmp_path):
+    command = start(*training(train=LONG))
+    command.wait_for(lambda: has_logged(tmp_path / "runs" / "run"))
+    for picture in (tmp_path / "data").glob("*.png"):
+        picture.unlink()
+    assert command.ended("error: ") == 2
+    assert "dataset.jsonl:" in command.text() and "Traceback" not in command.text()
+
+
+@pytest.mark.slow
+def test_an_error_in_an_evaluation_ends_it_all(start, training, tmp_path):
+    """The second step is long enough to take the held-out pictures away."""
+    from qwenvl_agent.config import load_config
+    from qwenvl_agent.data.dataset import build_rows
+
+    words = training(train={"max_steps": 2, "accumulation": 40})
+    config = load_config(words[-1])
+    held_out = [row.id.partition("#")[0].removeprefix("row") for row in build_rows(config.data, config.prompt).held_out]
+    command = start(*words)
+    command.wait_for(lambda: has_logged(tmp_path / "runs" / "run"))
+    for number in held_out:
+        (tmp_path / "data" / f"{number}.png").unlink()
+    assert command.ended("error: ") == 2
+    assert "step_000002" not in command.text() and "Traceback" not in command.text()
+    assert any(f"/{number}.png" in command.text() for number in held_out)
+
+
+@pytest.mark.slow
+def test_a_worker_that_the_kernel_kills_ends_it_all(start, training, tmp_path):
+    command = start(*training(train=LONG))
+    command.wait_for(lambda: has_logged(tmp_path / "runs" / "run"))
+    os.kill(children_of(command.process.pid)[-1], signal.SIGKILL)
+    assert command.ended("error: ") == 2
+    assert "lower data.num_workers" in command.text() and "Traceback" not in command.text()
+
+
+@pytest.mark.slow
+def test_no_memory_is_one_line(start, training, tmp_path):
+    import resource
+
+    command = start(*training(train=LONG))
+    command.wait_for(lambda: has_logged(tmp_path / "runs" / "run"))
+    resource.prlimit(command.process.pid, resource.RLIMIT_AS, (1, 1))
+    assert command.ended("error: ") == 2
+    assert "out of memory" in command.text() and "Traceback" not in command.text()
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_it_at_once(start, training, tmp_path):
+    command = start(*training(train=LONG | {"accumulation": 500}))
+    command.wait_for(lambda: len(children_of(command.process.pid)) > 0 and "plan" in command.text())
+    time.sleep(1)
+    for _ in range(2):
+        os.killpg(command.process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    assert command.ended("interrupted: ") == 130
+
+
+@pytest.mark.slow
+def test_sigterm_while_an_error_is_handled(start, training, tmp_path):
+    command = start(*training(train=LONG))
+    command.wait_for(lambda: has_logged(tmp_path / "runs" / "run"))
+    os.kill(children_of(command.process.pid)[-1], signal.SIGKILL)
+    command.wait_for(lambda: "error: " in command.text())
+    os.killpg(command.process.pid, signal.SIGTERM)
+    assert command.ended("error: ") in (2, -signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_killed_trainer_leaves_no_worker(start, training, tmp_path):
+    command = start(*training(train=LONG))
+    command.wait_for(lambda: has_logged(tmp_path / "runs" / "run"))
+    assert children_of(command.process.pid)
+    os.kill(command.process.pid, signal.SIGKILL)
+    assert command.ended("") == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [True, False], ids=["accelerate launch", "two processes"])
+def test_an_error_in_one_rank_ends_the_other(start, training, tmp_path, launcher):
+    words = training(train=LONG)
+    if launcher:
+        launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
+        commands = [start(*launch, *words)]
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        commands = [start(*words, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
+    commands[0].wait_for(lambda: has_logged(tmp_path / "runs" / "run"))
+    trainer = children_of(commands[0].process.pid)[1] if launcher else commands[1].process.pid
+    os.kill(children_of(trainer)[-1], signal.SIGKILL)
+    statuses = [command.ended("error: ") for command in commands]
+    assert statuses == ([1] if launcher else [2, 2])
+    text = "".join(command.text() for command in commands)
+    assert "error: rank 1: DataLoader worker" in text
