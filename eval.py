@@ -33,6 +33,7 @@ from qwenvl_agent.agent import (
     local_policy,
     with_format,
 )
+from qwenvl_agent.command import command
 from qwenvl_agent.config import FORMAT_NAMES, Config, ModelConfig, apply_override, build_config, load_config, to_json
 from qwenvl_agent.envs import browser, make_env, make_oracle
 from qwenvl_agent.envs.safari import NoisyOracle, RandomAgent, SafariRules
@@ -63,19 +64,10 @@ class Subject:
     about: dict
 
 
+@command("no result was written")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    messages = Console(stderr=True)
-    try:
-        if args.compare:
-            return show_comparison(args)
-        return evaluate(args, messages)
-    except ValueError as error:
-        messages.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        messages.print("interrupted: no result was written")
-        return 130
+    return show_comparison(args) if args.compare else evaluate(args, Console(stderr=True))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

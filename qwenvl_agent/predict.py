@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from qwenvl_agent.agent import TEMPERATURE, load_agent
+from qwenvl_agent.command import command
 from qwenvl_agent.config import FORMAT_NAMES
 from qwenvl_agent.data.pictures import decode
 from qwenvl_agent.envs.computer import KINDS
@@ -25,18 +26,12 @@ MARK_SHARE = 0.015
 """Radius of the drawn mark, of the picture's longer side."""
 
 
+@command("there is no answer")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        result = predict(args)
-        if args.draw:
-            draw_action(decode(args.image, str(args.image)), result).save(args.draw)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: there is no answer", file=sys.stderr)
-        return 130
+    result = predict(args)
+    if args.draw:
+        draw_action(decode(args.image, str(args.image)), result).save(args.draw)
     print(json.dumps(result, ensure_ascii=False))
     return 1 if result["action"] is None else 0
 

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from qwenvl_agent.command import command
 from qwenvl_agent.config import FORMAT_NAMES
 from qwenvl_agent.evaluation.ablation import Study, read_cell
 from qwenvl_agent.evaluation.ablation_report import write_study
@@ -48,16 +49,10 @@ exec {command}
 """
 
 
+@command("start it again, it goes on with what is missing")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        return run(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: start it again, it goes on with what is missing", file=sys.stderr)
-        return 130
+    return run(args)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -140,13 +135,13 @@ def run_here(ablation: Ablation, args: argparse.Namespace) -> int:
 
 def prepare(ablation: Ablation) -> None:
     """Run the commands whose files are missing, in the order of the file."""
-    for file, command in ablation.prepare.items():
+    for file, words in ablation.prepare.items():
         if Path(file).exists():
             continue
-        print(shlex.join(command), flush=True)
-        done = subprocess.run([find_program(command[0]), *command[1:]])
+        print(shlex.join(words), flush=True)
+        done = subprocess.run([find_program(words[0]), *words[1:]])
         if done.returncode != 0 or not Path(file).exists():
-            raise ValueError(f"{file} was not made: the cells cannot be trained; look at what {command[1]} said above")
+            raise ValueError(f"{file} was not made: the cells cannot be trained; look at what {words[1]} said above")
 
 
 def find_program(name: str) -> str:
@@ -256,9 +251,9 @@ def report(ablation: Ablation, args: argparse.Namespace) -> None:
 def show_missing(ablation: Ablation, args: argparse.Namespace) -> None:
     """The commands of all that is missing on stdout, a summary on stderr."""
     states = states_of(ablation)
-    for file, command in ablation.prepare.items():
+    for file, words in ablation.prepare.items():
         if not Path(file).exists():
-            print(shlex.join(command))
+            print(shlex.join(words))
     untrained = [cell for cell in ablation.sweep.cells if states[cell.name] in STARTABLE]
     for cell in untrained:
         settings = [part for setting in cell.settings for part in ("--set", setting)]

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 import qwenvl_agent
+from qwenvl_agent.command import command
 from qwenvl_agent.data.annotation import Annotation, find_pictures, look_at
 from qwenvl_agent.data.sample_folder import SampleFolder
 
@@ -164,16 +165,13 @@ def serve(server: AnnotationServer, should_open: bool) -> None:
         server.server_close()
 
 
+@command("what was saved is kept; start it again with the same --out")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        with SampleFolder(args.out) as folder:
-            annotation = open_annotation(args, folder)
-            serve(AnnotationServer(annotation, args.port), not args.no_open)
-            counts = annotation.counts()
-    except (ValueError, OSError, OverflowError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with SampleFolder(args.out) as folder:
+        annotation = open_annotation(args, folder)
+        serve(AnnotationServer(annotation, args.port), not args.no_open)
+        counts = annotation.counts()
     print(f"{args.out}: " + ", ".join(f"{number} {name}" for name, number in counts.items()))
     return 0
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from qwenvl_agent.command import command
 from qwenvl_agent.data.augment import WAYS, Policy, augment
 from qwenvl_agent.data.computer import TEST, Sample, SampleWriter, read_samples, summary
 
@@ -83,15 +84,12 @@ def write_dataset(args: argparse.Namespace, policy: Policy) -> dict:
     return {"data": args.data.name, **numbers, "rejects": rejects, "notes": notes, **settings, "sha256": digest}
 
 
+@command("the data set is not whole; start again")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        manifest = write_dataset(args, check(args))
-        if not manifest["samples"]:
-            raise ValueError(f"{args.data}: no row gave a sample: see {args.out}/rejects.jsonl")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    manifest = write_dataset(args, check(args))
+    if not manifest["samples"]:
+        raise ValueError(f"{args.data}: no row gave a sample: see {args.out}/rejects.jsonl")
     (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     if args.json:
         print(json.dumps(manifest))

@@ -7,10 +7,12 @@ bitmaps at one size only, so every picture is drawn at that size and cropped; th
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from qwenvl_agent.command import command
 from qwenvl_agent.envs.safari.render import CELL_PX, SHEET_PATH
 from qwenvl_agent.envs.safari.world import SPRITES
 
@@ -30,7 +32,8 @@ def draw_emoji(emoji: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     return cell
 
 
-def main():
+@command("no sheet was written")
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--font", type=Path, default=Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"))
     parser.add_argument("--out", type=Path, default=SHEET_PATH)
@@ -41,7 +44,8 @@ def main():
         sheet.paste(draw_emoji(emoji, font), (index * CELL_PX, 0))
     sheet.save(args.out, optimize=True)
     print(f"{args.out}: {len(SPRITES)} sprites, {args.out.stat().st_size} bytes")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -34,6 +34,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
+from qwenvl_agent.command import command
 from qwenvl_agent.config import Config, load_config, to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import build_rows
@@ -89,6 +90,7 @@ PEAK_TFLOPS = {
 }
 
 
+@command("nothing was measured")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="a JSON file of configs/")
@@ -97,19 +99,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the JSON, and nothing else on stdout")
     args = parser.parse_args(argv)
-    try:
-        if args.steps <= WARMUP_STEPS:
-            raise ValueError(f"--steps {args.steps}: the first {WARMUP_STEPS} are not measured; give more")
-        if not torch.cuda.is_available():
-            raise ValueError(
-                "no CUDA device here: nothing was measured; run it on a machine with an NVIDIA GPU "
-                "(scripts/plan_vram.py plans without one)"
-            )
-        config = with_data(load_config(args.config, args.set))
-        report = measure(config, args.steps, torch.device("cuda"))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.steps <= WARMUP_STEPS:
+        raise ValueError(f"--steps {args.steps}: the first {WARMUP_STEPS} are not measured; give more")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "no CUDA device here: nothing was measured; run it on a machine with an NVIDIA GPU "
+            "(scripts/plan_vram.py plans without one)"
+        )
+    config = with_data(load_config(args.config, args.set))
+    report = measure(config, args.steps, torch.device("cuda"))
     text = json.dumps(report, indent=1)
     args.out.write_text(text + "\n", encoding="utf-8")
     if args.json:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from qwenvl_agent.command import command
 from qwenvl_agent.data.computer import Sample, SampleWriter, summary
 from qwenvl_agent.data.convert import LAYOUTS, convert, known_pictures
 
@@ -84,30 +85,22 @@ def layout_table() -> Table:
     return table
 
 
+@command("the data set is not whole; start again with --overwrite")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.layouts:
         Console().print(layout_table())
         return 0
     if (args.out / "dataset.jsonl").exists() and not args.overwrite:
-        print(
-            f"error: {args.out}/dataset.jsonl exists and would be lost: give another --out or --overwrite",
-            file=sys.stderr,
-        )
-        return 2
-    try:
-        manifest = write_dataset(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise ValueError(f"{args.out}/dataset.jsonl exists and would be lost: give another --out or --overwrite")
+    manifest = write_dataset(args)
     (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     if args.json:
         print(json.dumps(manifest))
     else:
         print(summary(manifest["samples"], manifest["rejects"], manifest["notes"]))
     if not manifest["samples"]:
-        print(f"error: {args.data}: no row gave a sample: see {args.out}/rejects.jsonl", file=sys.stderr)
-        return 2
+        raise ValueError(f"{args.data}: no row gave a sample: see {args.out}/rejects.jsonl")
     return 0
 
 

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from qwenvl_agent.command import command
 from qwenvl_agent.config import apply_override, load_config
 from qwenvl_agent.envs.safari import SafariEnv, SafariOracle, SafariRules
 from qwenvl_agent.envs.safari.baselines import random_move
@@ -125,10 +127,11 @@ def write_episodes(out: Path, seeds: range, record: Callable[[int], Recorded], w
     return counts
 
 
-def main():
+@command("the data set is not whole; start again with --overwrite")
+def main() -> int:
     args = parse_args()
     if (args.out / "dataset.jsonl").exists() and not args.overwrite:
-        raise SystemExit(f"{args.out}/dataset.jsonl exists and would be lost; give another --out or --overwrite")
+        raise ValueError(f"{args.out}/dataset.jsonl exists and would be lost; give another --out or --overwrite")
     rules = rules_of(args)
     seeds = range(args.seed_start, args.seed_start + args.episodes)
     about = {"world": "safari", "task": args.task, "rules": asdict(rules), "seed_set": seed_set(seeds)}
@@ -153,7 +156,8 @@ def main():
         print(json.dumps(manifest))
     else:
         Console().print(f"{dict(counts)} in {seconds:.0f} s, {counts['rows'] / seconds:.0f} rows/s")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -32,6 +32,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import Progress
 
+from qwenvl_agent.command import command
 from qwenvl_agent.envs.browser.camera import Camera, Shot
 from qwenvl_agent.envs.browser.chromium import open_browser
 from qwenvl_agent.envs.browser.pages import FAMILIES, REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, draw_page
@@ -178,13 +179,10 @@ def generate(args: argparse.Namespace) -> tuple[dict, float]:
     return manifest, seconds
 
 
+@command("the data set is not whole; start again with --overwrite")
 def main() -> int:
     args = parse_args()
-    try:
-        manifest, seconds = generate(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    manifest, seconds = generate(args)
     if args.json:
         print(json.dumps(manifest))
     else:

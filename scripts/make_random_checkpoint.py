@@ -23,6 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from qwenvl_agent.command import command
 from qwenvl_agent.vram import ARCHITECTURES, Architecture, find_architecture
 
 SIZES: dict[str, Architecture] = {
@@ -54,6 +55,7 @@ class Written:
     peak_rss: int
 
 
+@command("no checkpoint was made")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", required=True, choices=SIZES)
@@ -63,11 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shard-gb", type=float, default=1.0, help="most in one file, and in memory (default: 1)")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON, and nothing else")
     args = parser.parse_args(argv)
-    try:
-        written = make_checkpoint(args.size, args.processor, args.out, args.seed, args.shard_gb, quiet=args.json)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    written = make_checkpoint(args.size, args.processor, args.out, args.seed, args.shard_gb, quiet=args.json)
     if args.json:
         print(json.dumps(asdict(written)))
     else:

@@ -16,9 +16,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from qwenvl_agent.command import command
 from qwenvl_agent.export import BASES, Export, export_run
 
 
+@command("nothing was exported")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run (its best, else last checkpoint), or of a checkpoint")
@@ -39,19 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the comparison on stdout, and nothing else there")
     args = parser.parse_args(argv)
     messages = Console(stderr=True)
-    try:
-        with messages.status("starting") as status:
-            export = export_run(
-                args.run,
-                args.out,
-                base=args.base,
-                parse_on_server=args.parse_on_server,
-                device=args.device or default_device(),
-                say=status.update,
-            )
-    except ValueError as error:
-        messages.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+    with messages.status("starting") as status:
+        export = export_run(
+            args.run,
+            args.out,
+            base=args.base,
+            parse_on_server=args.parse_on_server,
+            device=args.device or default_device(),
+            say=status.update,
+        )
     print(json.dumps(as_json(export), indent=1) if args.json else summary(export))
     return 0
 

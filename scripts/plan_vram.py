@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from qwenvl_agent.command import command
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.model import build_processor, checkpoint_path
 from qwenvl_agent.vram import (
@@ -33,6 +34,7 @@ from qwenvl_agent.vram import (
 )
 
 
+@command("there is no plan")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a JSON file of configs/")
@@ -45,16 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--supervised", type=int, help="supervised tokens among them (default: a typical turn)")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     args = parser.parse_args(argv)
-    try:
-        config = load_config(args.config, args.set)
-        arch = find_architecture(config.model.path, args.model_config)
-        row_of = choose_rows(args, config, arch)
-        plan = plan_memory(config, arch, row_of(config), args.gpus)
-        fits = plan.fits(args.gpu)
-        fix = None if fits else cheapest_fit(config, arch, row_of, args.gpus, args.gpu)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config = load_config(args.config, args.set)
+    arch = find_architecture(config.model.path, args.model_config)
+    row_of = choose_rows(args, config, arch)
+    plan = plan_memory(config, arch, row_of(config), args.gpus)
+    fits = plan.fits(args.gpu)
+    fix = None if fits else cheapest_fit(config, arch, row_of, args.gpus, args.gpu)
     if args.json:
         print(json.dumps(report(config, plan, fix, args.gpu)))
     else:

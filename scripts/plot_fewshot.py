@@ -17,6 +17,8 @@ import matplotlib
 matplotlib.use("Agg")  # no display: before pyplot
 from matplotlib import pyplot
 
+from qwenvl_agent.command import command
+
 
 def read_point(directory: Path, metric: str) -> tuple[int, dict]:
     """(rows trained on, interval) of a result; ValueError if the result or its run is not there."""
@@ -48,6 +50,7 @@ def plot(path: Path, points: Sequence[tuple[int, dict]], base: dict | None, metr
     pyplot.close(figure)
 
 
+@command("no picture was written")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", metavar="DIR", help="results of eval.py, one a run")
@@ -55,12 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--metric", default="box_hit_rate")
     parser.add_argument("--out", type=Path, required=True, help="picture to write")
     args = parser.parse_args(argv)
-    try:
-        points = [read_point(directory, args.metric) for directory in args.results]
-        base = json.loads((args.base / "metrics.json").read_text(encoding="utf-8")) if args.base else {}
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    points = [read_point(directory, args.metric) for directory in args.results]
+    base = json.loads((args.base / "metrics.json").read_text(encoding="utf-8")) if args.base else {}
     plot(args.out, points, base.get(args.metric), args.metric)
     for rows, interval in sorted(points, key=lambda point: point[0]):
         print(f"{rows:>6} rows: {interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})")

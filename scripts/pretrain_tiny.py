@@ -16,6 +16,7 @@ the random choice of what to ask or to do.
 import argparse
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.nn import functional
 
+from qwenvl_agent.command import command
 from qwenvl_agent.envs import make_env
 from qwenvl_agent.envs.safari.missions import KIND_WORDS, write_mission
 from qwenvl_agent.envs.safari.notepad import Notes, tile_name, write_notes
@@ -415,7 +417,8 @@ def statement_figures(tokenizer, before, targets, is_right, groups) -> dict:
     return {name: round(is_right[group].float().mean().item(), 3) for name, group in groups.items()}
 
 
-def main() -> None:
+@command("the stages before this one are kept; --start goes on from them")
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write; a checkpoint after every stage")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
@@ -438,6 +441,7 @@ def main() -> None:
         save_half(model, tokenizer, args.out)
         (args.out / f"{stage}.json").write_text(json.dumps(figures[stage], indent=2) + "\n", encoding="utf-8")
     console.print(figures)
+    return 0
 
 
 def run_stage(stage: str, model, tokenizer, args) -> dict:
@@ -498,4 +502,4 @@ def new_base(args):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,6 +20,7 @@ import itertools
 import json
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -32,6 +33,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.nn import functional
 
+from qwenvl_agent.command import command
 from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.envs.browser.boards import Sprites, draw_board, layout_of, paint, take_sprites
 from qwenvl_agent.envs.browser.camera import Camera
@@ -449,7 +451,8 @@ def questions_row(layout: Layout, rng: random.Random, row: int) -> list[Piece]:
     return statements(layout, rng) if row % 3 == 0 else questions(layout, rng)
 
 
-def main() -> None:
+@command("the stages before this one are kept; --start goes on from them")
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write; a checkpoint after every stage")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
@@ -476,6 +479,7 @@ def main() -> None:
         save_half(model, tokenizer, args.out)
         (args.out / f"{stage}.json").write_text(json.dumps(figures[stage], indent=2) + "\n", encoding="utf-8")
     console.print(figures)
+    return 0
 
 
 def run_stage(stage: str, model, tokenizer, sprites: Sprites, args) -> dict:
@@ -521,4 +525,4 @@ def new_base(args):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -32,6 +32,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from qwenvl_agent.command import command
 from qwenvl_agent.data.sample_folder import SampleFolder
 from qwenvl_agent.envs.browser.chromium import FLAGS, is_local, open_browser, open_context
 from qwenvl_agent.envs.browser.recorder import Recorder, Step
@@ -280,13 +281,10 @@ def record(args: argparse.Namespace, act: Callable[[Recorder], None] = Recorder.
         return writer.summary()
 
 
+@command("the steps so far are kept")
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        summary = record(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    summary = record(args)
     if args.json:
         print(json.dumps(summary, ensure_ascii=False))
     else:

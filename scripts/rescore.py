@@ -8,20 +8,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qwenvl_agent.command import command
 from qwenvl_agent.evaluation.report import write_report
 from qwenvl_agent.evaluation.suites import metrics_of, read_result, write_metrics
 
 
+@command("results not yet named are as they were")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", metavar="DIR", help="results of eval.py")
     args = parser.parse_args(argv)
-    try:
-        for directory in args.results:
-            rescore(directory)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for directory in args.results:
+        rescore(directory)
     return 0
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from qwenvl_agent.command import command
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.data.collator import Collator, Sample
 from qwenvl_agent.data.dataset import Rows, build_rows
@@ -26,6 +27,7 @@ from qwenvl_agent.schema import Row
 MAX_SHOWN_ERRORS = 10
 
 
+@command("not every row was looked at")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a JSON file of configs/")
@@ -35,21 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of colours")
     parser.add_argument("--html", default="samples.html", help="where the page goes (default: samples.html)")
     args = parser.parse_args(argv)
-    try:
-        config = load_config(args.config, args.set)
-        rows = build_rows(config.data, config.prompt)
-        collator = build_collator(config)
-        if args.audit:
-            return audit(config, rows, collator, as_json=args.json)
-        samples = map(collator.sample, pick(rows, args.rows or (0 if args.json else 4)))
-        if args.json:
-            for sample in samples:
-                print(json.dumps(to_json(sample, collator), ensure_ascii=False))
-        else:
-            show(list(samples), config, rows, args.html)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config = load_config(args.config, args.set)
+    rows = build_rows(config.data, config.prompt)
+    collator = build_collator(config)
+    if args.audit:
+        return audit(config, rows, collator, as_json=args.json)
+    samples = map(collator.sample, pick(rows, args.rows or (0 if args.json else 4)))
+    if args.json:
+        for sample in samples:
+            print(json.dumps(to_json(sample, collator), ensure_ascii=False))
+    else:
+        show(list(samples), config, rows, args.html)
     return 0
 
 

@@ -31,6 +31,7 @@ import psutil
 from PIL import Image, ImageDraw
 from rich.console import Console
 
+from qwenvl_agent.command import command
 from qwenvl_agent.config import Config, ModelConfig, load_config, to_json
 from qwenvl_agent.vram import Architecture, find_architecture, trainable_parameters
 
@@ -54,6 +55,7 @@ class Stage:
     step_times: dict[int, float] = field(default_factory=dict)
 
 
+@command("the stages so far prove nothing; start again")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="a JSON file of configs/")
@@ -68,11 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print smoke.json, and nothing else on stdout")
     args = parser.parse_args(argv)
     messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    try:
-        report = smoke(args, messages)
-    except ValueError as error:
-        messages.print(f"error: {error}")
-        return 2
+    report = smoke(args, messages)
     text = json.dumps(report, indent=1)
     (args.out / "smoke.json").write_text(text + "\n", encoding="utf-8")
     print(text if args.json else summary(report))

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qwenvl_agent.command import command
 from qwenvl_agent.sweep.cells import Cell, Sweep, load_sweep
 from qwenvl_agent.sweep.local import local_log, run_cells, running_cells
 from qwenvl_agent.sweep.progress import (
@@ -43,16 +44,10 @@ from qwenvl_agent.sweep.slurm import log_path, queued_cells, submit
 COLOURS = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", FAILED: "red"}
 
 
+@command("what still runs saves a checkpoint and ends")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        return run(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: what still runs saves a checkpoint and ends", file=sys.stderr)
-        return 130
+    return run(args)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -55,7 +55,10 @@ def write_to_a_full_disk():
     ("action", "said"),
     [
         (raising(ValueError("a: b;\n   c")), "error: a: b; c\n"),
-        (lambda: Path("no/such").open(), "error: no/such: No such file or directory: there is nothing of that name; "),
+        (
+            lambda: Path("no/such").read_text(),
+            "error: no/such: No such file or directory: there is nothing of that name; ",
+        ),
         (write_to_a_full_disk, "error: the disk is full, so what was being written is not whole; "),
         (
             raising(OSError(errno.EROFS, "Read-only file system", "/x/y")),
