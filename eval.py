@@ -251,24 +251,30 @@ def build_endpoint(args: argparse.Namespace) -> Subject:
 def build_run(args: argparse.Namespace) -> Subject:
     from qwenvl_agent.model import load_run
 
-    if args.config or args.format or any(not override.startswith("eval.") for override in args.set):
+    overrides = [override for override in args.set if not override.startswith("model.autocast=")]
+    if args.config or args.format or any(not override.startswith("eval.") for override in overrides):
         raise ValueError(
-            "--config, --format and --set of anything but eval.* do not go with --run: a run is evaluated as it was "
-            "trained; override how it is played, as in --set eval.temperature=0.7"
+            "--config, --format and --set of anything but eval.* and model.autocast do not go with --run: a run is "
+            "evaluated as it was trained; override how it is played, as in --set eval.temperature=0.7"
         )
     path = args.run / "checkpoints" / args.checkpoint if args.checkpoint else args.run
-    config, model, processor = load_run(path, default_device())
-    config = build_config(with_overrides(to_json(config), args.set))
+    autocast = with_overrides({}, args.set).get("model", {}).get("autocast", "auto")
+    config, model, processor = load_run(path, default_device(), autocast=autocast)
+    config = build_config(with_overrides(to_json(config), overrides))
     subject = model_subject(args, args.run.name, LoadedModel(config, model, processor), args.run)
+    precision = subject.about["precision"] | {"trained": config.model.precision}
     data = args.run / "data.json"
     dataset_hash = json.loads(data.read_text(encoding="utf-8"))["dataset_hash"] if data.exists() else None
-    about = {"checkpoint": args.checkpoint or "best", "dataset_hash": dataset_hash}
+    about = {"checkpoint": args.checkpoint or "best", "dataset_hash": dataset_hash, "precision": precision}
     return replace(subject, about=subject.about | about)
 
 
 def model_subject(args: argparse.Namespace, name: str, loaded: LoadedModel, directory: Path) -> Subject:
+    from qwenvl_agent.model import base_of
+
     policy = local_policy(loaded, blank_pictures=args.blank_pictures)
-    return describe_subject(args, name, policy, loaded.config, loaded.processor, directory)
+    subject = describe_subject(args, name, policy, loaded.config, loaded.processor, directory)
+    return replace(subject, about=subject.about | {"precision": {"evaluated": base_of(loaded.model).precision}})
 
 
 def describe_subject(args, name: str, policy: Policy, config: Config, processor, directory: Path) -> Subject:

@@ -40,6 +40,7 @@ from qwenvl_agent.model import (
     manifest,
     save_weights,
 )
+from qwenvl_agent.precision import choose_together
 from qwenvl_agent.schema import Row
 from qwenvl_agent.training.checkpoint import (
     load_training_state,
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, float]:
     """Run the whole training; the metrics of the last evaluation."""
     accelerator = build_accelerator(config.train)
+    config = choose_together(config, accelerator, resume=resume)
     checkpoint = prepare_run_dir(config, accelerator, resume, overwrite)
     state = read_json(checkpoint / "state.json") if checkpoint else {"step": 0, "best": {}}
     set_seed(config.train.seed)

@@ -6,6 +6,7 @@ python benchmarks/ours.py --out generated/bench --set model.dtype=float32    # t
 import argparse
 import random
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,7 @@ from qwenvl_agent.evaluation.policy import ModelPolicy
 from qwenvl_agent.evaluation.rollout import rollout
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import build_model, build_processor
+from qwenvl_agent.precision import announce, choose
 from qwenvl_agent.training.features import build_features
 from qwenvl_agent.training.loss import supervised_positions, supervised_weight, token_losses
 from qwenvl_agent.training.metrics import Means
@@ -56,8 +58,10 @@ class Bench:
     """One run's objects; every public method is a command."""
 
     def __init__(self, config: Config):
-        self.config = config
         self.accelerator: Accelerator = build_accelerator(config.train)
+        precision = choose(config.model, self.accelerator.device)
+        announce(precision.line)
+        self.config = config = replace(config, model=precision.model)
         self.processor = build_processor(config.model, config.vision)
         self.rows = build_rows(config.data, config.prompt).train
         self.fmt = FORMATS[config.prompt.format]

@@ -209,11 +209,14 @@ def with_sampling(config: Config, temperature: float, max_new_tokens: int) -> Co
 def load_untrained(path: str, config: Config, device: str) -> tuple[object, "Processor"]:
     """(model, processor) of published or merged weights, or of an adapter on its base, in the config's precision."""
     from qwenvl_agent.model import bind_precision, build_processor, load_base
+    from qwenvl_agent.precision import announce, choose
 
     base = base_of_adapter(path)
     # Nothing trains, so the weights need no float32 masters.
     method = "lora" if config.model.method == "full" else config.model.method
-    model_config = replace(config.model, path=base or path, method=method)
+    precision = choose(replace(config.model, path=base or path, method=method), device)
+    announce(precision.line)
+    model_config = precision.model
     processor = build_processor(model_config, config.vision)
     model = load_base(model_config, device, None)
     if base:

@@ -57,10 +57,12 @@ class ModelConfig:
     """Where adapters are: language | merger (of patches into tokens, deepstack's too) | vision (the tower's blocks)."""
     train_vision: bool = False
     """Train the vision tower and its mergers too (method full only). Frozen without adapters, they run without autograd."""
-    dtype: str = "bfloat16"
-    """Of the frozen weights: bfloat16 | float32. Trained weights are float32 masters under autocast."""
-    autocast: bool = True
-    """bfloat16 autocast in forward and backward."""
+    dtype: str = "auto"
+    """Of the frozen weights: bfloat16 | float32 | auto: bfloat16 under autocast, else float32. Trained weights are
+    float32 masters."""
+    autocast: bool | str = "auto"
+    """bfloat16 autocast in forward and backward: true | false | auto: where the device multiplies bfloat16 fast
+    (precision.py). A run's config.json has what was chosen."""
     attention: str = "auto"
     """auto: flash_attention_2 if installed on CUDA, else sdpa on CUDA, eager on a CPU; or one of those names."""
     gradient_checkpointing: bool = True
@@ -69,7 +71,11 @@ class ModelConfig:
 
     def __post_init__(self):
         check_choice("model.method", self.method, ("full", "lora", "qlora"))
-        check_choice("model.dtype", self.dtype, ("bfloat16", "float32"))
+        check_choice("model.dtype", self.dtype, ("auto", "bfloat16", "float32"))
+        if not isinstance(self.autocast, bool) and self.autocast != "auto":
+            raise ValueError(
+                f'model.autocast is {self.autocast!r}, which means nothing here; use true, false or "auto"'
+            )
         check_choice("model.attention", self.attention, ("auto", "eager", "sdpa", "flash_attention_2"))
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"model.lora_dropout is {self.lora_dropout}: adapters would see nothing; use 0 to 0.9")
@@ -90,6 +96,27 @@ class ModelConfig:
                 f"model.lora_places is {list(self.lora_places)} with model.method 'full', which has no adapters: it "
                 "would change nothing; use model.train_vision=true"
             )
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the device has a say in the precision."""
+        return "auto" in (self.autocast, self.dtype)
+
+    def resolved(self, is_fast: bool) -> "ModelConfig":
+        """Without an "auto", on a device that multiplies bfloat16 fast or does not."""
+        autocast = is_fast if self.autocast == "auto" else self.autocast
+        following = "bfloat16" if autocast else "float32"
+        return dataclasses.replace(self, autocast=autocast, dtype=following if self.dtype == "auto" else self.dtype)
+
+    @property
+    def precision(self) -> str:
+        """In words, of resolved settings."""
+        assert not self.is_automatic, f"not resolved: autocast {self.autocast}, dtype {self.dtype}"
+        if self.autocast:
+            return f"bfloat16 autocast, frozen weights in {self.dtype}"
+        if self.method == "full" and self.dtype == "bfloat16" and not self.train_vision:
+            return "float32, the frozen vision tower in bfloat16"
+        return "float32" if self.method == "full" else self.dtype
 
     @property
     def vision_has_gradient(self) -> bool:
@@ -355,7 +382,8 @@ def _convert(value: object, hint: object, path: str) -> object:
             return tuple(_convert(v, k, f"{path}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint in (bool, int, float, str, dict) and type(value) is hint:
+    kinds = args if isinstance(hint, types.UnionType) else (hint,)
+    if type(value) in kinds and type(value) in (bool, int, float, str, dict):
         return value
     name = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else str(hint)
     raise ValueError(f"{path} is {value!r}, which is not of type {name}; correct the value")

@@ -38,6 +38,7 @@ from qwenvl_agent.model import (
     find_checkpoint,
     load_model_config,
 )
+from qwenvl_agent.precision import bfloat16_is_fast, choose_for_evaluation
 from qwenvl_agent.prompt import ASSISTANT, END
 from qwenvl_agent.schema import Observation, Picture, Request, Tool
 from qwenvl_agent.training.loss import model_inputs
@@ -128,8 +129,9 @@ def export_run(
     processor = build_processor(config.model, config.vision)
     inputs = probe_inputs(config, processor)
 
+    precision = choose_for_evaluation(without_training(config.model), device)
     say("loading the run's model")
-    model = build_model(without_training(config.model), device, checkpoint / "model").requires_grad_(False)
+    model = build_model(precision.model, device, checkpoint / "model").requires_grad_(False)
     live = source = probe_logits(model, inputs)
     bare = None
     if hasattr(model, "disable_adapter"):
@@ -137,7 +139,7 @@ def export_run(
             bare = probe_logits(model, inputs)
     if base == "original":
         del model
-        unpacked = replace(without_training(config.model), method="lora", dtype="bfloat16")
+        unpacked = replace(precision.model, method="lora")
         model = build_model(unpacked, device, checkpoint / "model").requires_grad_(False)
         source = probe_logits(model, inputs)
 
@@ -148,7 +150,7 @@ def export_run(
         save_model(temporary, config, merged_weights(model), processor)
         del model
         save_processor(temporary, config.model, processor, parse_on_server)
-        write_json(temporary / AGENT_CONFIG, to_json(config))
+        write_json(temporary / AGENT_CONFIG, to_json(for_any_device(config)))
         say("reading back and comparing")
         written = probe_logits(load_plain(temporary, config.model, device), inputs)
         export = Export(
@@ -172,6 +174,12 @@ def export_run(
 
 def without_training(model_cfg: ModelConfig) -> ModelConfig:
     return replace(model_cfg, gradient_checkpointing=False)
+
+
+def for_any_device(config: Config) -> Config:
+    """A run under autocast leaves to the device that plays it whether that pays; one in float32 stays in float32."""
+    changes = {"autocast": "auto", "dtype": "auto"} if config.model.autocast else {}
+    return replace(config, model=replace(config.model, **changes))
 
 
 # weights
@@ -226,7 +234,7 @@ def load_plain(directory: Path, model_cfg: ModelConfig, device) -> nn.Module:
 
     model = AutoModelForImageTextToText.from_pretrained(
         directory,
-        dtype=torch.bfloat16,
+        dtype=torch.bfloat16 if bfloat16_is_fast(device)[0] else torch.float32,
         attn_implementation=choose_attention(model_cfg.attention, device),
         device_map=None if device is None else {"": torch.device(device)},
     )

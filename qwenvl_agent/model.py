@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from torch import nn
 
 from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, VisionConfig, build_config
 from qwenvl_agent.kernels import Dropout, Head, PatchProjection
+from qwenvl_agent.precision import announce, choose, choose_for_evaluation
 from qwenvl_agent.vision import Geometry, num_image_tokens
 
 ASSETS_DIR = Path(__file__).parent / "assets"
@@ -164,6 +165,7 @@ def build_model(
     model_cfg: ModelConfig, device: torch.device | str | None = None, weights_dir: Path | None = None
 ) -> nn.Module:
     """The model that `model_cfg` asks for, on `device`, in eval mode; with `weights_dir`, as `save_weights` left it."""
+    model_cfg = choose(model_cfg, device).model
     model = load_base(model_cfg, device, weights_dir)
     if model_cfg.method != "full":
         model = attach_adapters(model, model_cfg, weights_dir)
@@ -318,7 +320,7 @@ def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
     base = base_of(model)
     if not model_cfg.vision_has_gradient:
         base.model.visual.forward = torch.no_grad()(base.model.visual.forward)
-    base.computes_in_bfloat16 = model_cfg.autocast
+    base.computes_in_bfloat16, base.precision = model_cfg.autocast, model_cfg.precision
     if model_cfg.autocast:
         # Uncached: autocast would hold a bfloat16 copy of every trained weight until the forward ends, 13 GiB for 8B.
         base.forward = torch.autocast(device_type(device), torch.bfloat16, cache_enabled=False)(base.forward)
@@ -385,13 +387,25 @@ def save_weights(model: nn.Module, directory: Path, state_dict: dict | None = No
     model.save_pretrained(directory, state_dict=state_dict, **options)
 
 
-def load_run(path: str | Path, device: torch.device | str | None = None) -> tuple[Config, nn.Module, Processor]:
-    """Config, model (eval mode) and processor of a checkpoint, or of a run's `best` (else `last`) one."""
+def load_run(
+    path: str | Path,
+    device: torch.device | str | None = None,
+    *,
+    autocast: bool | str = "auto",
+    say: Callable[[str], None] = announce,
+) -> tuple[Config, nn.Module, Processor]:
+    """Config, model (eval mode) and processor of a checkpoint, or of a run's `best` (else `last`) one.
+
+    The config is that of the training; the model computes in what it was trained in, unless that is slow here or
+    `autocast` is true or false, and one line tells `say`.
+    """
     directory = find_checkpoint(Path(path))
     config = build_config(json.loads((directory / "config.json").read_text(encoding="utf-8")))
     processor = build_processor(config.model, config.vision)
+    precision = choose_for_evaluation(config.model, device, autocast)
+    say(precision.line)
     # Evaluation recomputes nothing, and adapters need no gradient.
-    model = build_model(replace(config.model, gradient_checkpointing=False), device, directory / "model")
+    model = build_model(replace(precision.model, gradient_checkpointing=False), device, directory / "model")
     return config, model.requires_grad_(False), processor
 
 

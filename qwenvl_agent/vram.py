@@ -14,7 +14,7 @@ What no trace shows (the CUDA context, fragmentation) is the category `slack`, a
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -405,6 +405,7 @@ class Plan:
 def plan_memory(config: Config, arch: Architecture, row: RowShape, num_gpus: int = 1) -> Plan:
     """The peak of one training step on one of `num_gpus` GPUs, with the rows as long as `row`."""
     check_shape(config, row, num_gpus)
+    config = replace(config, model=planned_precision(config.model))
     persistent, zero, host = _persistent(config, arch, num_gpus)
     persistent["inputs"] = _input_bytes(config, arch, row)
     temporary = _temporary(config, arch, row)
@@ -632,6 +633,11 @@ def _attention_saved(cfg: ModelConfig, arch: Architecture, batch: int, length: i
     if kind == "eager":
         return expanded + (4 + (p.compute if p.compute < 4 else 0)) * batch * arch.heads * length**2
     return expanded + 4 * arch.heads * tokens + p.compute * batch * length**2
+
+
+def planned_precision(cfg: ModelConfig) -> ModelConfig:
+    """`auto` is planned as on a GPU that multiplies bfloat16 fast; a run plans with what it has chosen."""
+    return cfg.resolved(True)
 
 
 def planned_attention(cfg: ModelConfig) -> str:
@@ -879,6 +885,7 @@ def describe_plan(
         f"planned peak: {plan.total / GIB:.1f} GiB a GPU on {num_gpus}, at the {plan.moment} ({parts})",
         f"  for {config.train.batch_size} rows of {plan.row.tokens} tokens, {plan.row.image_tokens} of them vision, "
         f"{plan.row.supervised} supervised" + (f" ({plan.row.source})" if plan.row.source else ""),
+        f"  in {planned_precision(config.model).precision}",
     ]
     if plan.host_bytes:
         lines.append(f"  and {plan.host_bytes / GIB:.1f} GiB of the host's memory a rank")

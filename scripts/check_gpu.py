@@ -41,6 +41,7 @@ from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.pixels import pixel_values
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import base_of, build_model, build_processor, describe_parameters, linear_4bit
+from qwenvl_agent.precision import choose_together
 from qwenvl_agent.training.flops import batch_flops, picture_patches
 from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loss import supervised_positions
@@ -138,6 +139,7 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
     train_py = load_train()
     torch.manual_seed(config.train.seed)
     accelerator = build_accelerator(config.train)
+    config = choose_together(config, accelerator, resume=False)
     processor = build_processor(config.model, config.vision)
     rows = build_rows(config.data, config.prompt)
     collator = Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
@@ -178,7 +180,7 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
         "speed": speed(steps[min(WARMUP_STEPS, num_steps - 1) :], device),
         "losses": [step.loss for step in steps],
         "step_seconds": [step.seconds for step in steps],
-        "vision": check_vision(base_of(bare_model).model.visual, on_device[0], watch),
+        "vision": check_vision(base_of(bare_model), on_device[0], watch),
         "kernels": find_kernels(one_step, bare_model, device),
     }
     accelerator.end_training()
@@ -323,14 +325,14 @@ def compare_memory(plan: Plan, measured: dict) -> dict:
 # vision tower
 
 
-def check_vision(tower: nn.Module, batch: dict, watch: Watch) -> dict:
+def check_vision(base: nn.Module, batch: dict, watch: Watch) -> dict:
     """Milliseconds of the tower on one micro-batch's pictures, with both forms of its patch embedding, and their equality."""
     if "patches" not in batch:
         return {"pictures": 0}
-    pixels, grids = pixel_values(batch), batch["image_grid_thw"]
+    pixels, grids, tower = pixel_values(batch), batch["image_grid_thw"], base.model.visual
     embed, projection = tower.patch_embed, tower.patch_embed.proj
     taken, product = {}, type(projection)
-    with torch.no_grad(), torch.autocast(watch.device.type, torch.bfloat16):
+    with torch.no_grad(), torch.autocast(watch.device.type, torch.bfloat16, enabled=base.computes_in_bfloat16):
         for name, form in (("matrix_product", product), ("conv3d", nn.Conv3d)):
             projection.__class__ = form
             try:

@@ -31,6 +31,7 @@ from qwenvl_agent.vram import (
     data_row,
     find_architecture,
     plan_memory,
+    planned_precision,
 )
 
 
@@ -103,6 +104,7 @@ def report(config: Config, plan: Plan, fix, gpu_gb: float) -> dict:
         "fits": plan.fits(gpu_gb),
         "peak_bytes": plan.total,
         "moment": plan.moment,
+        "precision": planned_precision(config.model).precision,
         "parts": plan.parts,
         "moments": plan.moments,
         "host_bytes": plan.host_bytes,
@@ -125,6 +127,7 @@ def show(config: Config, plan: Plan, fix, gpu_gb: float) -> None:
         f"{train.batch_size} rows of {row.tokens} tokens ({row.image_tokens} vision, {row.supervised} supervised)"
     )
     console.print(f"rows: {row.source}", style="dim")
+    console.print(f"precision: {planned_precision(config.model).precision}", style="dim")
     table = Table("category", "GiB")
     table.columns[1].justify = "right"
     for name, size in plan.parts.items():

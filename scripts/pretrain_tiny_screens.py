@@ -54,6 +54,7 @@ from qwenvl_agent.envs.computer import Action, build_tool, to_turn
 from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT, observation
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import build_tiny_model, build_tiny_tokenizer
+from qwenvl_agent.precision import fast_autocast
 from qwenvl_agent.prompt import render_row
 from qwenvl_agent.schema import Picture, Request
 from qwenvl_agent.training.pretraining import (
@@ -374,7 +375,7 @@ def train_vision(model, tokenizer, sprites: Sprites, args) -> dict:
     started, figures = time.time(), {}
     for step, (pixels, targets) in enumerate(itertools.islice(loader, args.vision_steps)):
         patches = patches_of(pixels)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast("cpu"):
             output, deep = see(patches + 0.05 * torch.randn_like(patches))
         output, deep = output.float(), deep.float()
         losses, accuracy = {}, {}
@@ -500,7 +501,7 @@ def run_stage(stage: str, model, tokenizer, sprites: Sprites, args) -> dict:
 
     tower = batched_tower(model.model.visual)
 
-    @torch.autocast("cpu", torch.bfloat16)
+    @fast_autocast("cpu")
     def see(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return tower(patches_of(pixels))
 

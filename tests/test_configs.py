@@ -30,7 +30,7 @@ def test_a_config_states_only_what_it_needs_once(path):
 def test_safari_2b_is_the_promised_qlora():
     config = load_config(CONFIGS[0].parent / "safari_2b.json")
     model, train = config.model, config.train
-    assert (model.path, model.method, model.dtype) == ("Qwen/Qwen3-VL-2B-Instruct", "qlora", "bfloat16")
+    assert (model.path, model.method, model.autocast) == ("Qwen/Qwen3-VL-2B-Instruct", "qlora", "auto")
     assert (model.lora_rank, model.lora_alpha, model.lora_dropout) == (16, 32, 0.05)
     assert model.lora_targets == LANGUAGE_PROJECTIONS and model.gradient_checkpointing
     assert (train.batch_size, train.accumulation, train.learning_rate, train.epochs) == (2, 4, 2e-4, 3)

@@ -112,7 +112,10 @@ def test_the_folder_is_a_whole_model_in_bfloat16(exported):
     assert not [name for name in tensors if "lora" in name or "base_layer" in name or "absmax" in name]
     assert json.loads((made.directory / "config.json").read_text())["dtype"] == "bfloat16"
     assert "quantization_config" not in (made.directory / "config.json").read_text()
-    assert load_config(made.directory / "qwenvl_agent.json") == load_run(run, "cpu")[0]
+    config = load_run(run, "cpu")[0]
+    # What was trained under autocast is played in what the device does fast.
+    free = {"autocast": "auto", "dtype": "auto"} if config.model.autocast else {}
+    assert load_config(made.directory / "qwenvl_agent.json") == replace(config, model=replace(config.model, **free))
     assert not list(made.directory.parent.glob(".*"))
 
 

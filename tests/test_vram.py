@@ -46,7 +46,7 @@ def config_of(path: str = "Qwen/Qwen3-VL-2B-Instruct", method: str = "qlora", ba
 
     values = {
         "name": "planned",
-        "model": {"path": path, "method": method, "attention": "sdpa"} | groups.pop("model", {}),
+        "model": {"path": path, "method": method, "attention": "sdpa", "autocast": True} | groups.pop("model", {}),
         "train": {"batch_size": batch_size, "accumulation": 1} | groups.pop("train", {}),
     }
     return build_config(values | groups)

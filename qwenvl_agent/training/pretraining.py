@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from qwenvl_agent.model import save_tiny
+from qwenvl_agent.precision import fast_autocast
 
 console = Console()
 
@@ -131,7 +132,7 @@ def train_language(
     for step, (pictures, ids, groups) in enumerate(itertools.islice(loader, num_steps)):
         with torch.no_grad():
             output, deep = see(pictures)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast("cpu"):
             embeds = language.embed_tokens(ids)
             embeds, deepstack = (
                 start.masked_scatter(is_picture[..., None], features.to(embeds.dtype))
