@@ -99,7 +99,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     bare_model = build_model(config.model, device, checkpoint and checkpoint / "model").train()
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
 
-    reporter = Reporter(config.run_dir, state["step"], max_steps, is_main=accelerator.is_main_process)
+    options = {"is_main": accelerator.is_main_process, "compiles": config.model.compile}
+    reporter = Reporter(config.run_dir, state["step"], max_steps, **options)
     reporter.say(f"{rows.summary()}\ntrainable parameters: {describe_parameters(bare_model)}")
     reporter.say(plan_of(config, rows.train, bare_model, processor, accelerator.num_processes))
     if accelerator.is_main_process:
@@ -146,6 +147,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         if should_log:
             logged = means.take(gather_object([means.sums]))
             reporter.log(step, logged | {"train/learning_rate": learning_rate, "train/epoch": sampler.epoch_of(step)})
+        elif step == state["step"] + 1:
+            reporter.show(step, means.peek())  # a sign of life, long before the first log line
         if should_evaluate:
             metrics = evaluate_now(step)
             if metrics:

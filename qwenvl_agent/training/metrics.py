@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from qwenvl_agent.data.masks import PARTS
 from qwenvl_agent.training.loss import TokenLosses
@@ -24,6 +24,10 @@ SHOWN = (
     "eval/argument_accuracy",
     "rollout/success_rate",
 )
+
+
+START_UP_STEPS = 3
+"""Of a process, slower than the others: kernels are chosen, memory grows, blocks are compiled. No estimate rests on them."""
 
 
 class Means:
@@ -64,6 +68,10 @@ class Means:
             for what in ("images", "turns"):
                 self.add(f"train/reduced_{what}", batch["reductions"].get(what, 0), len(batch["row_ids"]))
 
+    def peek(self) -> dict[str, float]:
+        """This rank's means so far, which stay."""
+        return Means().take([self.sums])
+
     def take(self, all_ranks: Sequence[dict[str, list[float]]]) -> dict[str, float]:
         """The means over `all_ranks`' sums (this one's included); starts anew."""
         merged = Means()
@@ -80,7 +88,7 @@ class Means:
 class Reporter:
     """metrics.jsonl, TensorBoard and the terminal of one run. On ranks other than 0 every method does nothing."""
 
-    def __init__(self, run_dir: Path, first_step: int, max_steps: int, *, is_main: bool):
+    def __init__(self, run_dir: Path, first_step: int, max_steps: int, *, is_main: bool, compiles: bool = False):
         self.is_main, self.max_steps = is_main, max_steps
         if not is_main:
             return
@@ -90,18 +98,30 @@ class Reporter:
         forget_steps_after(self.path, first_step)
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
         self.console = Console()
-        self.start, self.first_step = time.monotonic(), first_step
+        self.first_step, self.compiles = first_step, compiles
+        self.steady_step, self.steady_since = 0, None
         self.progress = None
         if self.console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
             self.progress = Progress(TextColumn("{task.description}"), *columns, console=self.console)
-            self.task = self.progress.add_task("training", total=max_steps, completed=first_step)
+            self.task = self.progress.add_task("training", total=max_steps, completed=first_step, left="")
             self.progress.start()
             atexit.register(self.progress.stop)  # after an error too, or the terminal stays without a cursor
 
     def advance(self, step: int) -> None:
-        if self.is_main and self.progress:
-            self.progress.update(self.task, completed=step)
+        """`step` has been taken."""
+        if not self.is_main:
+            return
+        if step == self.first_step + START_UP_STEPS:
+            self.steady_step, self.steady_since = step, time.monotonic()
+        if self.progress:
+            self.progress.update(self.task, completed=step, left=self.time_left(step))
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """A line on the terminal alone."""
+        if self.is_main:
+            time_left = self.time_left(step) if "train/loss" in values else ""
+            self.say("  ".join(filter(None, (f"step {step}/{self.max_steps}", self._summary(values), time_left))))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """One line in metrics.jsonl, one scalar each in TensorBoard, and a short line on the terminal."""
@@ -111,8 +131,7 @@ class Reporter:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
-        time_left = self._time_left(step) if "train/loss" in values else ""
-        self.say(f"step {step}/{self.max_steps}  {self._summary(values)}{time_left}")
+        self.show(step, values)
 
     def say(self, text: str) -> None:
         if self.is_main:
@@ -145,9 +164,14 @@ class Reporter:
     def _summary(self, values: dict[str, float]) -> str:
         return "  ".join(f"{name.partition('/')[2]} {values[name]:.4g}" for name in SHOWN if name in values)
 
-    def _time_left(self, step: int) -> str:
-        seconds = (time.monotonic() - self.start) / max(1, step - self.first_step) * (self.max_steps - step)
-        return f"  left {int(seconds) // 60}:{int(seconds) % 60:02d}"
+    def time_left(self, step: int) -> str:
+        """By the mean of the steps after start-up, evaluations and checkpoints between them included."""
+        if self.steady_since is None or step <= self.steady_step:
+            return "(start-up: model.compile compiles)" if self.compiles else "(start-up)"
+        seconds = (time.monotonic() - self.steady_since) / (step - self.steady_step) * (self.max_steps - step)
+        minutes, seconds = divmod(int(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"left {hours}:{minutes:02d}:{seconds:02d}" if hours else f"left {minutes}:{seconds:02d}"
 
 
 def forget_steps_after(path: Path, step: int) -> None:
