@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from qwenvl_agent.config import FORMAT_NAMES, Config, build_config, check_choice, load_config
 from qwenvl_agent.coordinates import Screen
-from qwenvl_agent.data.pictures import decode
 from qwenvl_agent.envs.computer import KINDS
 from qwenvl_agent.envs.computer.context import describe
 from qwenvl_agent.envs.computer.dialects import read, read_turn, to_seed
 from qwenvl_agent.evaluation.screens import screen_request
 from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.images import read_rgb
 from qwenvl_agent.schema import Answer, Picture, Policy
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Agent:
 def open_picture(image: "str | Path | Image.Image") -> Picture:
     """The picture decoded, so that what is broken shows before a model runs."""
     if isinstance(image, str | Path):
-        image = decode(Path(image), f"picture {str(image)!r}")
+        image = read_rgb(Path(image), f"picture {str(image)!r}")
     return Picture.from_image(image)
 
 

@@ -331,11 +331,22 @@ def model_card(export: Export, config: Config, checkpoint: Path) -> str:
             metrics_text(run_dir, checkpoint, step),
             "## Use",
             use_text(export.directory.name),
+            "## Pictures",
+            PICTURES_TEXT,
             "## Config",
             f"```json\n{json.dumps(to_json(config), indent=1, ensure_ascii=False)}\n```\n",
         )
         if part
     )
+
+
+PICTURES_TEXT = (
+    "It was trained on upright RGB pixels: EXIF orientation applied (coordinates are those of the turned picture), alpha "
+    "composited over white, of 16 bits the upper 8, colour profiles ignored, of an animation the first picture. Servers "
+    "differ in this: many drop alpha, leave a photo lying on its side, or cut 16 bits off at 255. Send 8-bit RGB PNGs, as "
+    "`qwenvl_agent.images.read_rgb` makes them (the agent's `endpoint` does), and there is nothing left to differ in."
+)
+"""What a server must do with pictures, or be spared."""
 
 
 def front_matter(path: str) -> str:

@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw
 from qwenvl_agent.agent import TEMPERATURE, load_agent
 from qwenvl_agent.command import command
 from qwenvl_agent.config import FORMAT_NAMES
-from qwenvl_agent.data.pictures import decode
 from qwenvl_agent.envs.computer import KINDS
+from qwenvl_agent.images import read_rgb
 
 MARK_SHARE = 0.015
 """Radius of the drawn mark, of the picture's longer side."""
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     result = predict(args)
     if args.draw:
-        draw_action(decode(args.image, str(args.image)), result).save(args.draw)
+        draw_action(read_rgb(args.image, str(args.image)), result).save(args.draw)
     print(json.dumps(result, ensure_ascii=False))
     return 1 if result["action"] is None else 0
 
@@ -61,7 +61,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def predict(args: argparse.Namespace) -> dict:
-    decode(args.image, f"picture {str(args.image)!r}")  # before a model is loaded for nothing
+    read_rgb(args.image, f"picture {str(args.image)!r}")  # before a model is loaded for nothing
     check_out(args.draw)
     if args.endpoint and not args.model:
         raise ValueError("--endpoint without --model: a server may have several models; give --model as it names it")

@@ -9,15 +9,13 @@ the model is to write (`check_written`), because there an escaped spelling would
 import math
 import os
 import re
-import struct
 import unicodedata
-import warnings
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from qwenvl_agent.images import picture_errors, read_rgb, read_size, to_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,11 +27,6 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # A line that starts like this is structure in the plain and hybrid formats.
 MARKER_LINE = re.compile(r"(?m)^[ \t]*(?:Thought|Action):")
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-PNG_HEADER = struct.Struct(">8s I4s II BBBBB I I4s")
-"""Signature; length and name of the first chunk; width, height; depth, colours, compression, filter, interlace; CRC;
-length and name of the second chunk (PNG specification, section 11.2.1)."""
-PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 4: (8, 16), 6: (8, 16)}
-"""Bits a channel by kind of colour; 3, a palette, is left to Pillow."""
 
 
 def clean(text: str) -> str:
@@ -162,29 +155,12 @@ class Turn:
             raise ValueError(f"thought {self.thought!r} has no call after it: give it as the turn's text")
 
 
-@contextmanager
-def picture_errors(name: str) -> Iterator[None]:
-    """Inside, a picture that is missing, broken or too large to decode raises ValueError, which calls it `name`."""
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns between its limit and twice its limit; here both are refused.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except FileNotFoundError:
-        raise ValueError(f"{name} does not exist: there is nothing to look at; add the file") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(
-            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels: decoding it could fill the memory; make it smaller"
-        ) from None
-    except (OSError, SyntaxError) as error:  # among them Pillow's UnidentifiedImageError
-        raise ValueError(f"{name} is not a readable picture ({error}): save it again") from None
-
-
 @dataclass(frozen=True)
 class Picture:
-    """A picture whose size is known before its pixels are: a file, or an image in memory."""
+    """A picture whose size is known before its pixels are: a file, or an image in memory.
+
+    The size is that of the upright picture, and its pixels are RGB by the rules of images.py.
+    """
 
     width: int
     height: int
@@ -193,50 +169,26 @@ class Picture:
 
     @classmethod
     def from_image(cls, image: "Image.Image") -> "Picture":
+        with picture_errors("the picture"):
+            image = to_rgb(image)
         return cls(image.width, image.height, image=image)
 
     @classmethod
     def from_file(cls, path: Path | str, name: str) -> "Picture":
         """The picture with its size from the file's header; no pixel is decoded. `name` is what errors call it."""
-        from PIL import Image
-
-        size = _plain_png_size(path)
-        if size and (Image.MAX_IMAGE_PIXELS is None or size[0] * size[1] <= Image.MAX_IMAGE_PIXELS):
-            return cls(*size, path=str(path))
-        with picture_errors(name), Image.open(path) as image:
-            return cls(*image.size, path=str(path))
+        return cls(*read_size(path, name), path=str(path))
 
     def open(self) -> "Image.Image":
         """RGB image of exactly (width, height); ValueError if the file has another size than was recorded."""
         if self.image is not None:
-            return self.image.convert("RGB")
-        from PIL import Image
-
-        with picture_errors(self.path), Image.open(self.path) as image:
-            if image.size != (self.width, self.height):
-                raise ValueError(
-                    f"{self.path} is {image.size}, recorded as {(self.width, self.height)}: token counts would be "
-                    "wrong; read the dataset again"
-                )
-            return image.convert("RGB")
-
-
-def _plain_png_size(path: Path | str) -> tuple[int, int] | None:
-    """(width, height) of a PNG whose pixels follow its header at once; None for all else, to ask Pillow.
-
-    Pillow would read no further either, but takes five times as long.
-    """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(PNG_HEADER.size)
-    except OSError:
-        return None
-    if len(head) < PNG_HEADER.size:
-        return None
-    signature, length, chunk, width, height, depth, colours, *methods, crc, _, next_chunk = PNG_HEADER.unpack(head)
-    is_plain = (signature, length, chunk, next_chunk) == (b"\x89PNG\r\n\x1a\n", 13, b"IHDR", b"IDAT")
-    is_valid = depth in PNG_DEPTHS.get(colours, ()) and methods[:2] == [0, 0] and zlib.crc32(head[12:29]) == crc
-    return (width, height) if is_plain and is_valid and width and height else None
+            return self.image.copy()
+        image = read_rgb(self.path, self.path)
+        if image.size != (self.width, self.height):
+            raise ValueError(
+                f"{self.path} is {image.size}, recorded as {(self.width, self.height)}: token counts and positions "
+                "would be wrong; read the dataset again (delete its folder in data.cache_dir)"
+            )
+        return image
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from qwenvl_agent.config import VisionConfig
+from qwenvl_agent.images import check_aspect_ratio
 from qwenvl_agent.schema import Observation, Picture, Request, Step
-
-MAX_ASPECT_RATIO = 200
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,7 @@ class Geometry:
 
 def resized_size(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
     """(height, width) after the processor's resize: whole tokens, area within the limits, ratio nearly kept."""
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(
-            f"a picture of {width}x{height} px has an aspect ratio above {MAX_ASPECT_RATIO}: the model cannot take "
-            "it; crop or split it"
-        )
+    check_aspect_ratio(width, height, "a picture")
     side = geometry.token_px
     rows, columns = round(height / side), round(width / side)
     if rows * columns * side * side > geometry.max_pixels:

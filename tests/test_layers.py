@@ -11,6 +11,8 @@ import qwenvl_agent
 
 PACKAGE = Path(qwenvl_agent.__file__).parent
 LAYERS = (
+    {"png"},
+    {"images"},
     {"config", "schema", "coordinates", "command"},
     {"vision", "kernels"},
     {"formats", "envs"},

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from qwenvl_agent.images import check_aspect_ratio, picture_errors
 from qwenvl_agent.schema import (
     ConfinedFolder,
     Episode,
@@ -25,7 +26,6 @@ from qwenvl_agent.schema import (
     check_written,
     clean,
     confined_path,
-    picture_errors,
     tool_named,
 )
 
@@ -138,7 +138,9 @@ def test_a_file_gives_its_size_without_being_decoded(tmp_path):
     Image.effect_noise((64, 48), 99).save(path)
     path.write_bytes(path.read_bytes()[:999])
     assert Picture.from_file(path, "screenshot") == Picture(64, 48, str(path))
-    with pytest.raises(ValueError, match=r"a.png is not a readable picture \(.*truncated.*\): save it again"):
+    with pytest.raises(
+        ValueError, match=r"a.png is not a readable picture \(the file ends at byte 999.*\): save it again"
+    ):
         Picture.from_file(path, "screenshot").open()
 
 
@@ -186,7 +188,9 @@ def test_a_header_means_what_it_means_to_pillow(tmp_path):
 
     def pillow_size() -> tuple:
         with picture_errors("it"), Image.open(path) as image:
-            return image.size
+            size = image.size
+        check_aspect_ratio(*size, "it")
+        return size
 
     def size() -> tuple:
         picture = Picture.from_file(path, "it")

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenvl_agent.data.pictures import decode, see
+from qwenvl_agent.data.pictures import see
 from qwenvl_agent.data.sample_folder import SampleFolder, write_text
 from qwenvl_agent.envs.computer import KINDS
+from qwenvl_agent.images import read_rgb
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ORIGIN = "annotated"
@@ -54,7 +55,7 @@ def look_at(files: Iterable[tuple[str, Path]]) -> Iterator[Listed]:
     names: dict[str, str] = {}
     for name, path in files:
         try:
-            seen = see(decode(path, name))
+            seen = see(read_rgb(path, name))
         except ValueError as error:
             yield Listed(name, path, fault=str(error))
             continue
@@ -114,10 +115,10 @@ class Annotation:
         }
 
     def picture(self, key: str) -> bytes:
-        """The picture as PNG, pixel for pixel as readers decode it; a browser would turn and colour some files."""
+        """The picture as PNG, pixel for pixel as readers decode it; a browser would colour some files by their profile."""
         file = io.BytesIO()
         item = self._item(key)
-        decode(item.path, item.name).save(file, "PNG", compress_level=1)
+        read_rgb(item.path, item.name).save(file, "PNG", compress_level=1)
         return file.getvalue()
 
     def _item(self, key: object) -> Listed:
@@ -130,7 +131,7 @@ class Annotation:
         """Save a sample; `id` is that of the one it replaces, if any. Returns its record."""
         with self._lock:
             item = self._item(asked.get("key"))
-            image = decode(item.path, item.name)
+            image = read_rgb(item.path, item.name)
             if see(image).pixels != item.key:
                 raise ValueError(f"{item.name} has changed since it was shown: marks would be wrong; start again")
             screenshot = screenshot_of(item.key)

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qwenvl_agent.coordinates import Screen
-from qwenvl_agent.data.pictures import Seen, decode, see
+from qwenvl_agent.data.pictures import Seen, see
 from qwenvl_agent.data.source import Reject, SourceRow
 from qwenvl_agent.envs.computer import KINDS, Action, build_tool, to_turn
 from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT, observation
 from qwenvl_agent.envs.computer.dialects import read, to_seed
+from qwenvl_agent.images import check_aspect_ratio, read_rgb
 from qwenvl_agent.schema import Picture, Step, Turn, confined_path
 
 Box = tuple[float, float, float, float]
@@ -229,10 +230,11 @@ class PictureFiles:
         try:
             path = confined_path(self.folder, name)
             if str(path) not in self._seen:
-                self._seen[str(path)] = see(decode(path, f"screenshot {name!r}"))
+                self._seen[str(path)] = see(read_rgb(path, f"screenshot {name!r}"))
+            seen = self._seen[str(path)]
+            check_aspect_ratio(seen.width, seen.height, f"screenshot {name!r}")
         except ValueError as error:
             raise RecordError("bad_picture", str(error)) from None
-        seen = self._seen[str(path)]
         return Picture(seen.width, seen.height, str(path)), seen
 
 

@@ -28,10 +28,11 @@ from qwenvl_agent.data.computer import (
     read_box,
     read_records,
 )
-from qwenvl_agent.data.pictures import KnownPictures, decode, see
+from qwenvl_agent.data.pictures import KnownPictures, see
 from qwenvl_agent.envs.computer import Action
 from qwenvl_agent.envs.computer.context import describe
 from qwenvl_agent.envs.computer.dialects import read
+from qwenvl_agent.images import read_rgb
 from qwenvl_agent.schema import Picture
 
 POINT_SLACK_PX = 1.0
@@ -556,7 +557,7 @@ def _read_parquet(path: Path, pictures: Path, column: str) -> Iterator[tuple[str
 
 def _saved(content: bytes, pictures: Path) -> str:
     """The name below `pictures` under which a cell's picture now lies: as it was if PNG or JPEG, else as PNG."""
-    image = decode(content, "the picture in the table")
+    image = read_rgb(content, "the picture in the table")
     suffix = next((suffix for start, suffix in KEPT_FORMATS.items() if content.startswith(start)), "")
     path = pictures / "images" / f"{see(image).pixels}{suffix or '.png'}"
     if suffix:

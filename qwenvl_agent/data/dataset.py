@@ -436,6 +436,8 @@ def _code_digest() -> str:
     """Of the code that decides what a row holds, so that a changed reader never meets rows of the old one."""
     package = Path(qwenvl_agent.__file__).parent
     names = (
+        "png.py",
+        "images.py",
         "schema.py",
         "coordinates.py",
         "data/source.py",

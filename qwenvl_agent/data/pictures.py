@@ -1,18 +1,14 @@
-"""Pictures told apart by what they show: broken ones found, copies and near copies known again. No torch.
+"""Pictures told apart by what they show: copies and near copies known again. No torch.
 
 A file's name and bytes say nothing: the same screenshot is published as PNG and JPEG, in several sizes, under several
 names. Equal pixels have equal hashes; a near copy (compressed, scaled) has nearly the same thumbnail.
 """
 
 import hashlib
-import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-from qwenvl_agent.schema import picture_errors
 
 THUMBNAIL_SIDE = 64
 MAX_DIFFERENCE = 24
@@ -27,13 +23,6 @@ class Seen:
     width: int
     height: int
     pixels: str
-
-
-def decode(content: bytes | Path, name: str) -> Image.Image:
-    """The whole picture as RGB; ValueError, with `name`, for what is broken, too large or no picture."""
-    source = io.BytesIO(content) if isinstance(content, bytes) else content
-    with picture_errors(name), Image.open(source) as image:
-        return image.convert("RGB")
 
 
 def see(image: Image.Image) -> Seen:

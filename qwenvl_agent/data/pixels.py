@@ -7,31 +7,23 @@ Legend: C channels, H height, W width, P patches of all M pictures.
 """
 
 import hashlib
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.io import decode_png, read_file
+from torchvision.io import decode_png
 from torchvision.transforms.v2 import functional
 
+from qwenvl_agent import png
 from qwenvl_agent.schema import Picture
-
-PNG_HEADER = struct.Struct(">8sI4sII5B")
-"""Signature; length and name of the first chunk; width, height; depth, colour, compression, filter, interlace."""
-PLAIN_RGB = (8, 2, 0, 0, 0)
 
 
 def load_pixels(picture: Picture, height: int, width: int) -> torch.Tensor:
     """(C, H, W) uint8 of the picture at the size that the model sees; ValueError if it cannot be read."""
-    pixels = _read_rgb_png(picture)
+    pixels = _read_plain_png(picture)
     if pixels is None:
-        try:
-            image = picture.open()
-        except OSError as error:
-            raise ValueError(f"picture {picture.path}: {error}: its row cannot be used; restore the file") from None
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(picture.open())).permute(2, 0, 1)
     if pixels.shape[1:] == (height, width):
         return pixels
     return functional.resize(
@@ -39,16 +31,16 @@ def load_pixels(picture: Picture, height: int, width: int) -> torch.Tensor:
     )
 
 
-def _read_rgb_png(picture: Picture) -> torch.Tensor | None:
-    """(C, H, W) of a plain RGB PNG of the recorded size, in half of Pillow's time; None for all that Pillow judges."""
+def _read_plain_png(picture: Picture) -> torch.Tensor | None:
+    """(C, H, W) of a plain RGB PNG of the recorded size, in less than Pillow's time; None for all that Pillow judges."""
     if picture.image is not None:
         return None
-    header = PNG_HEADER.pack(b"\x89PNG\r\n\x1a\n", 13, b"IHDR", picture.width, picture.height, *PLAIN_RGB)
     try:
-        content = read_file(picture.path)
-        return decode_png(content) if content[: len(header)].numpy().tobytes() == header else None
-    except RuntimeError:  # missing or broken
+        content = Path(picture.path).read_bytes()
+    except OSError:
         return None
+    whole = png.restored(content, picture.width, picture.height)
+    return None if whole is None else decode_png(torch.frombuffer(whole, dtype=torch.uint8))
 
 
 def picture_key(picture: Picture, height: int, width: int) -> str:

@@ -5,11 +5,11 @@ import io
 from collections.abc import Sequence
 
 from qwenvl_agent.coordinates import Screen
-from qwenvl_agent.data.pictures import decode
 from qwenvl_agent.envs.computer import Action
 from qwenvl_agent.envs.computer.dialects import to_seed
 from qwenvl_agent.evaluation.clicks import ClickRecord, judge
 from qwenvl_agent.evaluation.elements import ElementsRecord, matches
+from qwenvl_agent.images import read_rgb
 
 SHOWN_PX = 960
 """Longer side of a screenshot on the page."""
@@ -89,7 +89,7 @@ def written(actions: Sequence[Action], screen: Screen) -> list[str]:
 def shown_picture(path: str) -> dict:
     """{"picture": JPEG in base64}; empty with the reason if the file is gone since."""
     try:
-        image = decode(path, path)
+        image = read_rgb(path, path)
     except ValueError as error:
         return {"picture": "", "missing": str(error)}
     image.thumbnail((SHOWN_PX, SHOWN_PX))
