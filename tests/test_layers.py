@@ -14,7 +14,7 @@ LAYERS = (
     {"png"},
     {"images"},
     {"config", "schema", "coordinates", "command"},
-    {"vision", "kernels"},
+    {"vision", "kernels", "precision"},
     {"formats", "envs"},
     {"prompt"},
     {"data", "model", "vram"},
@@ -23,7 +23,7 @@ LAYERS = (
     {"sweep", "agent"},
     {"predict", "export"},
 )
-HEAVY_ROOMS = {"data", "kernels", "model", "training", "export"}
+HEAVY_ROOMS = {"data", "kernels", "model", "precision", "training", "export"}
 # Inside these rooms, and outside of the others.
 LIGHT_FILES = {
     "data/annotation.py",
