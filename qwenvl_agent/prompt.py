@@ -38,6 +38,8 @@ class Rendered:
 
     spans: tuple[Span, ...]
     pictures: tuple[Picture, ...]
+    num_turns: int
+    """Of the messages that were rendered, results that share a user's turn counted once: as many turns the text has."""
 
     @property
     def text(self) -> str:
@@ -55,20 +57,24 @@ def render_row(request: Request, turn: Turn, fmt: Format, supervise_history: boo
     The turns of the history are prompt, unless `supervise_history`.
     """
     prompt = _render(request, fmt, supervise_history)
-    return Rendered(prompt.spans + (*fmt.render(turn), Span("end", END), Span("prompt", "\n")), prompt.pictures)
+    answer = (*fmt.render(turn), Span("end", END), Span("prompt", "\n"))
+    return Rendered(prompt.spans + answer, prompt.pictures, prompt.num_turns)
 
 
 def _render(request: Request, fmt: Format, supervise_history: bool) -> Rendered:
     spans = [Span("prompt", _system(request, fmt))]
     pictures: list[Picture] = []
+    num_turns = 2 + bool(spans[0].text)
     for step in request.history:
+        results = fmt.render_results(step.results)
+        num_turns += 2 + _num_turns(results)
         spans.append(Span("prompt", _user(step.observation) + ASSISTANT))
         spans += [*fmt.render(step.turn), Span("end", END)] if supervise_history else _as_prompt(step.turn, fmt)
-        spans.append(Span("prompt", "\n" + _results(fmt.render_results(step.results))))
+        spans.append(Span("prompt", "\n" + _results(results)))
         pictures += step.observation.pictures
     spans.append(Span("prompt", _user(request.observation) + ASSISTANT))
     pictures += request.observation.pictures
-    return Rendered(tuple(spans), tuple(pictures))
+    return Rendered(tuple(spans), tuple(pictures), num_turns)
 
 
 def _as_prompt(turn: Turn, fmt: Format) -> list[Span]:
@@ -100,6 +106,11 @@ def _results(messages: Sequence[dict]) -> str:
     responses = [f"\n<tool_response>\n{m['content']}\n</tool_response>" for m in messages if m["role"] == "tool"]
     users = [f"<|im_start|>user\n{m['content']}{END}\n" for m in messages if m["role"] == "user"]
     return (f"<|im_start|>user{''.join(responses)}{END}\n" if responses else "") + "".join(users)
+
+
+def _num_turns(messages: Sequence[dict]) -> int:
+    roles = [message["role"] for message in messages]
+    return ("tool" in roles) + roles.count("user")
 
 
 def to_messages(request: Request, turn: Turn | None, fmt: Format) -> tuple[list[dict], list[dict] | None]:

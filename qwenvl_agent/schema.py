@@ -6,12 +6,13 @@ anyway), escapes the spellings of control tokens in text that the model reads (`
 the model is to write (`check_written`), because there an escaped spelling would be taught.
 """
 
+import json
 import math
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,6 +28,8 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # A line that starts like this is structure in the plain and hybrid formats.
 MARKER_LINE = re.compile(r"(?m)^[ \t]*(?:Thought|Action):")
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+MAX_NESTING = 64
+"""Of lists and objects in one another: what is deeper, the parsers could not mend and Python's recursion not walk."""
 
 
 def clean(text: str) -> str:
@@ -38,15 +41,25 @@ def clean(text: str) -> str:
     return CONTROL_SPELLING.sub(r"<\\", text) if "<" in text else text
 
 
-def clean_json(value: object) -> object:
-    """`clean` applied to every string in a JSON value, keys included."""
+def clean_json(value: object, depth: int = 0) -> object:
+    """`clean` applied to every string in a JSON value, keys included; ValueError for one nested too deep."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, (list, tuple)):
-        return [clean_json(item) for item in value]
+        check_nesting(depth)
+        return [clean_json(item, depth + 1) for item in value]
     if isinstance(value, Mapping):
-        return {clean(str(key)): clean_json(item) for key, item in value.items()}
+        check_nesting(depth)
+        return {clean(str(key)): clean_json(item, depth + 1) for key, item in value.items()}
     return value
+
+
+def check_nesting(depth: int) -> None:
+    if depth >= MAX_NESTING:
+        raise ValueError(
+            f"a value with more than {MAX_NESTING} lists and objects in one another: no format could be sure to read "
+            "it back; flatten it"
+        )
 
 
 def check_written(text: str, what: str) -> str:
@@ -68,29 +81,63 @@ def check_written(text: str, what: str) -> str:
     return text
 
 
-def check_written_json(value: object, what: str) -> object:
+def check_written_json(value: object, what: str, depth: int = 0) -> object:
     """`check_written` applied to every string in a JSON value; ValueError for what JSON cannot hold."""
     if isinstance(value, str):
         return check_written(value, what)
     if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, (list, tuple)):
-        return [check_written_json(item, f"{what}[{i}]") for i, item in enumerate(value)]
+        check_nesting(depth)
+        return [check_written_json(item, f"{what}[{i}]", depth + 1) for i, item in enumerate(value)]
     if isinstance(value, Mapping):
-        return {check_written(key, what): check_written_json(item, f"{what}.{key}") for key, item in value.items()}
+        check_nesting(depth)
+        return {
+            check_written(key, what): check_written_json(item, f"{what}.{key}", depth + 1)
+            for key, item in value.items()
+        }
     raise ValueError(f"{what} is {value!r}: JSON has no such value, so no format could write it; use a finite number")
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the agent may call; `parameters` is a JSON schema of type object."""
+    """A function that the agent may call; `parameters` is a JSON schema of type object.
+
+    Its name is refused with a control token in it, because the model is to write it; all else is cleaned.
+    """
 
     name: str
     description: str
     parameters: dict
+    entry: dict | None = None
+    """The entry of `tools` as its author wrote it (cleaned), None for the usual form: see `from_json`."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "name", check_written(self.name, "tool name"))
+        object.__setattr__(self, "description", clean(self.description))
+        object.__setattr__(self, "parameters", clean_json(self.parameters))
+
+    @classmethod
+    def from_json(cls, entry: Mapping) -> "Tool":
+        """The tool of one entry of `tools`, OpenAI's form or the flat one; prompts show the entry with its own keys.
+
+        A server that is given the same `tools` writes them as they stand: another order of keys is another prompt.
+        """
+        name = entry.get("function", entry)["name"]
+        entry = clean_json(entry)
+        function = entry.get("function", entry)
+        tool = cls(
+            name,
+            str(function.get("description") or ""),
+            function.get("parameters") or {"type": "object", "properties": {}},
+        )
+        # As text: dicts of another order are equal.
+        return tool if json.dumps(entry) == json.dumps(tool.to_json()) else replace(tool, entry=entry)
 
     def to_json(self) -> dict:
         """The form that chat templates take as one entry of `tools`."""
+        if self.entry is not None:
+            return self.entry
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": function}
 
@@ -124,6 +171,7 @@ class ToolResult:
     content: dict
 
     def __post_init__(self):
+        object.__setattr__(self, "name", clean(self.name))
         object.__setattr__(self, "content", clean_json(self.content))
 
 
@@ -317,6 +365,8 @@ class ConfinedFolder:
 
     def path(self, relative: str) -> str:
         """`root / relative`, resolved; ValueError if that leaves `root` (by `..`, an absolute path or a link)."""
+        if "\0" in relative:
+            raise ValueError(f"path {relative[:80]!r} holds a NUL character: no file has such a name; correct it")
         folder, name = os.path.split(os.path.join(self.root, relative))
         path = os.path.join(self._resolve(folder), name)
         if name in ("", "..", ".") or os.path.islink(path):

@@ -95,7 +95,7 @@ def audit(config: Config, rows: Rows, collator: Collator, as_json: bool) -> int:
 
 def check(sample: Sample, mask_audit: MaskAudit) -> Counter:
     encoded = sample.encoded
-    counts = mask_audit.check(encoded.input_ids, sample.labels, sample.parts, encoded.spans)
+    counts = mask_audit.check(encoded.input_ids, sample.labels, sample.parts, encoded.spans, encoded.num_turns)
     counts["tokens"] = len(encoded.input_ids)
     return counts
 

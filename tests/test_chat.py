@@ -234,7 +234,7 @@ def test_unreadable_lines(read, line):
         ),
         (
             messages(USER, HELLO, tools=[{**CLICK, "parameters": {"type": "thing"}}]),
-            "tools[0] parameters are not a JSON schema",
+            "tools[0] parameters: not a JSON schema",
         ),
         (messages(USER, assistant("x", weight=-1)), "messages[1] weight is -1"),
         (messages(USER, assistant("x", reasoning_content="y")), "messages[1] has reasoning_content without a call"),

@@ -13,7 +13,7 @@ PACKAGE = Path(qwenvl_agent.__file__).parent
 LAYERS = (
     {"png"},
     {"images"},
-    {"config", "schema", "coordinates", "command"},
+    {"config", "schema", "coordinates", "command", "json_input", "tool_schema"},
     {"vision", "kernels", "precision"},
     {"formats", "envs"},
     {"prompt"},

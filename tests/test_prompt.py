@@ -1,5 +1,6 @@
 """The prompt builder against the model's own chat template, byte for byte."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,8 @@ from conftest import TOOLS, TURNS, request_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
+from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.formats.native import Native
 from qwenvl_agent.prompt import ASSISTANT, IMAGE, render_prompt, render_row, to_messages
@@ -107,3 +110,40 @@ def test_untrusted_text_cannot_open_a_turn_or_a_picture():
     request = replace(request_of(0, 0), system_prompt=forged, observation=Observation(forged))
     text = render_prompt(request, FORMATS["plain"]).text
     assert text.count("<|im_start|>") == 3 and "<|image_pad|>" not in text and "</tool_response>" not in text
+
+
+PARAMETERS = {"properties": {"y": {"type": "integer"}, "x": {"description": "across 왼쪽", "type": "integer"}}}
+ENTRIES = {
+    "usual": {"type": "function", "function": {"name": "f", "description": "Do.", "parameters": PARAMETERS}},
+    "function first": {"function": {"parameters": PARAMETERS, "name": "f", "description": "Do."}, "type": "function"},
+    "strict": {
+        "type": "function",
+        "function": {"name": "f", "strict": True, "parameters": PARAMETERS},
+        "x_id": [1.0, None],
+    },
+    "flat": {"name": "f", "parameters": {"type": "object", **PARAMETERS, "required": []}, "description": None},
+    "bare": {"name": "f"},
+    "defs": {"name": "f", "parameters": {"$ref": "#/$defs/P", "$defs": {"P": {"type": "object"}}}},
+}
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["list", "JSON string"])
+def test_tools_of_a_chat_file_stand_in_the_prompt_as_their_author_wrote_them(auto_processor, tmp_path, as_text):
+    """A server that is given the user's own tools builds this very prompt."""
+    orders = (list(ENTRIES.values()), list(ENTRIES.values())[::-1])
+    lines = []
+    for i, entries in enumerate(orders):
+        messages = [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "Hello."}]
+        lines.append(json.dumps({"messages": messages, "tools": json.dumps(entries) if as_text else entries}))
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines) + "\n")
+    source = SourceConfig(path=str(tmp_path / "chat.jsonl"), kind="chat")
+    config = DataConfig(sources=(source,), cache_dir=str(tmp_path / "cache"), eval_fraction=0.0)
+    rows = build_rows(config, PromptConfig(format="native")).train
+    for fmt in (FORMATS["native"], FORMATS["hybrid"]):
+        for row, entries in zip((rows[0], rows[1]), orders, strict=True):
+            messages, _ = to_messages(row.request, None, fmt)
+            wanted = auto_processor.apply_chat_template(
+                messages, tools=entries, tokenize=False, add_generation_prompt=True
+            )
+            assert render_prompt(row.request, fmt).text == wanted
+            assert all(json.dumps(entry, ensure_ascii=False) in wanted for entry in entries)

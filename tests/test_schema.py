@@ -228,3 +228,13 @@ def test_tools():
 def test_half_a_character_is_refused_in_what_is_written():
     with pytest.raises(ValueError, match="half a character"):
         Turn(text="a\ud83d")
+
+
+def test_a_tool_keeps_its_authors_entry_only_where_it_is_another_form():
+    usual = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "object"}}}
+    assert Tool.from_json(usual) == Tool("look", "Look.", {"type": "object"})
+    flat = Tool.from_json(usual["function"])
+    assert (flat.name, flat.description, flat.parameters) == ("look", "Look.", {"type": "object"})
+    assert flat.to_json() == usual["function"] and flat != Tool("look", "Look.", {"type": "object"})
+    assert Tool(**vars(flat)) == flat
+    assert Tool.from_json({"name": "look"}).parameters == {"type": "object", "properties": {}}

@@ -164,5 +164,5 @@ def test_the_audit_is_fast(processor):
     start = time.process_time()
     for _ in range(100):
         made = collator.sample(row)
-        audit.check(made.encoded.input_ids, made.labels, made.parts, made.encoded.spans)
+        audit.check(made.encoded.input_ids, made.labels, made.parts, made.encoded.spans, made.encoded.num_turns)
     assert time.process_time() - start < 2

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from jsonschema import Draft202012Validator, SchemaError
-from jsonschema.exceptions import best_match
-
 from qwenvl_agent.data.source import Reject, SourceRow
+from qwenvl_agent.formats.calls import CLOSE, OPEN
+from qwenvl_agent.json_input import fault_of_line, read_json, read_line
 from qwenvl_agent.schema import (
     Observation,
     Picture,
@@ -23,11 +22,10 @@ from qwenvl_agent.schema import (
     ToolCall,
     ToolResult,
     Turn,
-    clean,
-    clean_json,
     confined_path,
     tool_named,
 )
+from qwenvl_agent.tool_schema import argument_error, check_schema
 
 ROLES = {
     "system": "system",
@@ -41,8 +39,9 @@ ROLES = {
     "observation": "tool",
     "function": "tool",
 }
-TOOL_CALL_TEXT = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 PLACEHOLDER = re.compile(r" ?<image>")
+MIN_WEIGHT, MAX_WEIGHT = 1e-4, 1e4
+"""Of a turn's loss: beyond, float32 or all the other rows of a step would be lost."""
 IMAGE_PART_KEYS = ("image", "image_url", "path", "url")
 
 
@@ -56,8 +55,8 @@ def read_rows(path: Path) -> Iterator[SourceRow | Reject]:
             try:
                 # A list, not a generator: rows of a conversation that turns out bad must not have been yielded.
                 rows = list(read_conversation(line, path.parent, source))
-            except (ValueError, RecursionError) as error:
-                yield Reject(source, str(error))
+            except Exception as error:
+                yield Reject(source, fault_of_line(error))
             else:
                 yield from rows
 
@@ -70,7 +69,7 @@ def read_conversation(line: bytes, root: Path, source: str) -> Iterator[SourceRo
             raise ValueError(f"{key} is given: only text and pictures can be shown; take the row out or give frames")
     messages = _normal_messages(record)
     system_prompt, messages = _split_system(record, messages)
-    tools = build_tools(json.dumps(_decoded(record.get("tools") or [], "tools"), sort_keys=True))
+    tools = build_tools(json.dumps(_decoded(record.get("tools") or [], "tools")))
     pictures = _Pictures(root, record.get("images") or record.get("image") or [])
     steps = _build_steps(messages, tools, pictures)
     pictures.check_all_used()
@@ -83,16 +82,7 @@ def read_conversation(line: bytes, root: Path, source: str) -> Iterator[SourceRo
 
 def parse_line(line: bytes) -> dict:
     """The JSON object on one line; ValueError if there is none."""
-    try:
-        record = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"byte {error.start} is not UTF-8: the line cannot be read; convert the file to UTF-8"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg}, column {error.colno}): the line is skipped; correct it") from None
-    except RecursionError:
-        raise ValueError("JSON is nested too deep: the line is skipped; flatten it") from None
+    record = read_line(line)
     if not isinstance(record, dict):
         raise ValueError(f"a {type(record).__name__}, not an object: nothing to read; write one {{...}} a line")
     return record
@@ -147,9 +137,9 @@ def _decoded(value: object, place: str) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is a string but not JSON ({error.msg}): it cannot be read; correct it") from None
+        return read_json(value)
+    except ValueError as error:
+        raise ValueError(f"{place} is a string but {error}") from None
 
 
 @lru_cache(maxsize=64)
@@ -165,14 +155,12 @@ def _build_tool(entry: object, place: str) -> Tool:
     function = entry.get("function", entry) if isinstance(entry, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{place} is {entry!r}: a tool without a name cannot be called; give name and parameters")
-    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    tool = Tool.from_json(entry)
     try:
-        Draft202012Validator.check_schema(parameters)
-    except SchemaError as error:
-        raise ValueError(
-            f"{place} parameters are not a JSON schema ({error.message}): no arguments could be checked; correct them"
-        ) from None
-    return Tool(function["name"], clean(str(function.get("description") or "")), clean_json(parameters))
+        check_schema(tool.parameters)
+    except ValueError as error:
+        raise ValueError(f"{place} parameters: {error}") from None
+    return tool
 
 
 class _Pictures:
@@ -310,9 +298,7 @@ def _build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str 
     text = content if isinstance(content, str) else _text_only(message)
     listed = message.get("tool_calls") or message.get("function_call") or []
     calls = [_build_call(call, f"{place} tool_calls[{i}]") for i, call in enumerate(_as_list(listed))]
-    # Split by a pattern with one group: text, call, text, call, text.
-    pieces = TOOL_CALL_TEXT.split(text)
-    (text, *after), written = pieces[::2], pieces[1::2]
+    (text, *after), written = _split_calls(text)
     if written and calls:
         raise ValueError(f"{place} has both tool_calls and <tool_call> text: the calls would double; keep one")
     if any(piece.strip() for piece in after):
@@ -320,14 +306,27 @@ def _build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str 
     calls += [_build_call(_decoded(call, f"{place} <tool_call>"), f"{place} <tool_call>") for call in written]
     for call, _ in calls:
         _check_call(call, tools, place)
-    thought = "\n".join(part.strip() for part in (message.get("reasoning_content") or "", text) if part.strip())
+    reasoning = message.get("reasoning_content") or ""
+    if not isinstance(reasoning, str):
+        raise ValueError(f"{place} reasoning_content is {str(reasoning)[:80]}: it cannot be read; give text")
+    thought = "\n".join(part.strip() for part in (reasoning, text) if part.strip())
     if calls:
         return Turn(thought=thought, tool_calls=tuple(call for call, _ in calls)), [call_id for _, call_id in calls]
     if not text.strip():
         raise ValueError(f"{place} says nothing: there is nothing to learn; remove the message or write the answer")
-    if message.get("reasoning_content"):
+    if reasoning:
         raise ValueError(f"{place} has reasoning_content without a call: no format writes it; put it into content")
     return Turn(text=text), []
+
+
+def _split_calls(text: str) -> tuple[list[str], list[str]]:
+    """What stands around the <tool_call> blocks, and what in them; an open one is text."""
+    around, inside, at = [], [], 0
+    while (start := text.find(OPEN, at)) >= 0 and (end := text.find(CLOSE, start)) >= 0:
+        around.append(text[at:start])
+        inside.append(text[start + len(OPEN) : end].strip())
+        at = end + len(CLOSE)
+    return [*around, text[at:]], inside
 
 
 def _as_list(value: object) -> list:
@@ -350,10 +349,10 @@ def _check_call(call: ToolCall, tools: tuple[Tool, ...], place: str) -> None:
     if tool is None:
         names = ", ".join(tool.name for tool in tools)
         raise ValueError(f"{place} calls {call.name!r}, which is not one of the row's tools: use one of {names}")
-    error = best_match(Draft202012Validator(tool.parameters).iter_errors(call.arguments))
+    error = argument_error(tool.parameters, call.arguments)
     if error:
         raise ValueError(
-            f"{place} arguments of {call.name} do not fit its schema ({error.message}): the agent would learn calls "
+            f"{place} arguments of {call.name} do not fit its schema ({error}): the agent would learn calls "
             "that fail; correct them"
         )
 
@@ -382,8 +381,8 @@ def _result_content(message: dict) -> dict:
     """A JSON object as it is, anything else as {"result": value}."""
     text = "".join(value for kind, value in _parts(message) if kind == "text").strip()
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+        value = read_json(text)
+    except ValueError:
         value = text
     return value if isinstance(value, dict) else {"result": value}
 
@@ -393,6 +392,10 @@ def _weight(message: dict) -> float:
     weight = message.get("weight", message.get("loss"))
     if weight is None:
         return 1.0
-    if not isinstance(weight, bool | int | float) or not 0 <= weight < float("inf"):
-        raise ValueError(f"{message['place']} weight is {weight!r}: a loss cannot be scaled by it; give a number >= 0")
+    is_number = isinstance(weight, bool | int | float) and (weight == 0 or MIN_WEIGHT <= weight <= MAX_WEIGHT)
+    if not is_number:
+        raise ValueError(
+            f"{message['place']} weight is {str(weight)[:80]}: a loss cannot be scaled by it; give 0, or a number from "
+            f"{MIN_WEIGHT} to {MAX_WEIGHT}"
+        )
     return float(weight)

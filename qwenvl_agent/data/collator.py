@@ -40,6 +40,8 @@ class Encoded:
     """(height, width) of each picture as the model sees it."""
     source: str
     """For error messages."""
+    num_turns: int
+    """Of the messages in it, the one to learn included: `prompt.Rendered`."""
 
     def load_pixels(self) -> list[torch.Tensor]:
         """The pictures at their sizes; ValueError names the row's source."""
@@ -176,7 +178,7 @@ class Collator:
         input_ids, offsets = self.pieces.encode("".join(span.text for span in spans))
         num_pads = int((input_ids == self.image_pad_id).sum())
         assert num_pads == sum(num_tokens), f"{num_pads} image tokens in the ids, {sum(num_tokens)} in the pictures"
-        return Encoded(input_ids, offsets, spans, rendered.pictures, sizes, source)
+        return Encoded(input_ids, offsets, spans, rendered.pictures, sizes, source, rendered.num_turns)
 
     def _columns(self, encoded: Encoded) -> Columns:
         ids = encoded.input_ids

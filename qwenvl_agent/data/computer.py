@@ -21,12 +21,14 @@ from qwenvl_agent.envs.computer import KINDS, Action, build_tool, to_turn
 from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT, observation
 from qwenvl_agent.envs.computer.dialects import read, to_seed
 from qwenvl_agent.images import check_aspect_ratio, read_rgb
+from qwenvl_agent.json_input import end_of_json, fault_of_line, read_json_at, read_line
 from qwenvl_agent.schema import Picture, Step, Turn, confined_path
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the picture."""
 BOX_SLACK_PX = 1.0
 """A box may reach this far over the picture's edge (annotators round); it is cut back, and counted."""
+MAX_STEP = 10**9
 OWN_NAMES = (*KINDS, "click")
 OWN_SPELLINGS = {"renamed_action", "renamed_action_key", "xy_keys", "several_actions"}
 """What `dialects` calls repairs and these two forms have by design."""
@@ -129,18 +131,13 @@ def read_records(path: Path) -> Iterator[tuple[str, object]]:
 
 def _load(line: bytes) -> object:
     try:
-        return json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        message = f"byte {error.start} is not UTF-8: the line is skipped; save the file as UTF-8"
-    except json.JSONDecodeError as error:
-        message = f"not JSON ({error.msg}, column {error.colno}): the line is skipped; correct it"
-    except RecursionError:
-        message = "JSON nested too deep: the line is skipped; correct it"
-    return RecordError("not_json", message)
+        return read_line(line)
+    except ValueError as error:
+        return RecordError("not_json", str(error))
 
 
 def _read_list(path: Path) -> Iterator[tuple[str, object]]:
-    """The items one at a time, each with the line that it starts on; a fault ends the file there."""
+    """The items one at a time, each with the line that it starts on; brackets that do not close end the file there."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -149,16 +146,17 @@ def _read_list(path: Path) -> Iterator[tuple[str, object]]:
             RecordError("not_json", f"byte {error.start} is not UTF-8: nothing is read; save it as UTF-8"),
         )
         return
-    decoder, at, line = json.JSONDecoder(), 0, 1
+    at, line = 0, 1
     while (start := _skip(text, at)) < len(text):
         line += text.count("\n", at, start)
         place = f"{path}:{line}"
         try:
-            value, at = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError) as error:
-            message = f"not JSON ({str(error)[:80]}): the rest of the file is not read; correct it"
-            yield place, RecordError("not_json", message)
-            return
+            value, at = read_json_at(text, start)
+        except ValueError as error:
+            end = end_of_json(text, start)
+            rest = "" if end else "; the rest of the file is not read"
+            value = RecordError("not_json", f"{error}{rest}")
+            at = end or len(text)
         line += text.count("\n", start, at)
         yield place, value
 
@@ -179,10 +177,13 @@ def read_samples(path: Path) -> Iterator[Sample | Rejected]:
         try:
             sample = read_sample(record, pictures, source)
             yield duplicates.check(sample)
-        except RecordError as error:
-            yield Rejected(source, str(error), error.reason)
-        except ValueError as error:
-            yield Rejected(source, str(error), "bad_record")
+        except Exception as error:
+            yield rejected(source, error)
+
+
+def rejected(source: str, error: Exception) -> Rejected:
+    """The reject of a record, whatever went wrong with it."""
+    return Rejected(source, fault_of_line(error), getattr(error, "reason", "bad_record"))
 
 
 def read_rows(path: Path) -> Iterator[SourceRow | Reject]:
@@ -200,8 +201,8 @@ def to_row(sample: Sample) -> SourceRow | Reject:
     """The training row; a Reject for words that must not be taught."""
     try:
         turn = sample.turn
-    except ValueError as error:
-        return Rejected(sample.source, str(error), "bad_text")
+    except Exception as error:
+        return Rejected(sample.source, fault_of_line(error), "bad_text")
     number = sample.source.rpartition(":")[2]
     return SourceRow(
         episode_id=sample.episode_id or f"{sample.id or sample.seen.pixels}#{number}",
@@ -382,7 +383,7 @@ def read_box(value: object, unit: str, order: str, picture: Picture) -> tuple[Bo
 def _read_place(record: dict) -> dict:
     """Episode, step, history, group and split of a record."""
     episode, step = record.get("episode_id"), record.get("step", 0)
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= MAX_STEP:
         raise RecordError("bad_record", f"step is {step!r}: it has no place in its episode; write its index from 0")
     past = record.get("history") or []
     if not isinstance(past, list) or not all(isinstance(line, str) for line in past):

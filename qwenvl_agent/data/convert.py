@@ -8,7 +8,6 @@ Paths are keys joined by dots; `item.` starts at an element of the list that `it
 A path with braces is a text to fill in.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,12 +26,14 @@ from qwenvl_agent.data.computer import (
     check_size,
     read_box,
     read_records,
+    rejected,
 )
 from qwenvl_agent.data.pictures import KnownPictures, see
 from qwenvl_agent.envs.computer import Action
 from qwenvl_agent.envs.computer.context import describe
 from qwenvl_agent.envs.computer.dialects import read
 from qwenvl_agent.images import read_rgb
+from qwenvl_agent.json_input import read_json
 from qwenvl_agent.schema import Picture
 
 POINT_SLACK_PX = 1.0
@@ -40,6 +41,9 @@ THOUGHT_LABEL = re.compile(r"(?mi)^[ \t]*(?:thought|action|observation|low-level
 """Of a line in a thought; in our formats these words are structure and cannot be taught."""
 KEPT_FORMATS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
 """How a file of each format starts."""
+INSTRUCTION = re.compile(r"(?i)\binstruction:\s*")
+END_OF_TASK = re.compile(r"(?im)^[^\S\n]*(?:\n|previous actions:)")
+REFERENCE_END = re.compile(r"</ref>\s*<box>\[\[([^]<]*)\]\]</box>")
 CODE = re.compile(r"\b(?:pyautogui|mobile|browser|computer)\.\w+\(|^terminate\(|^answer\(")
 
 
@@ -94,11 +98,14 @@ def _conversation_turns(row: dict) -> dict:
 
 def _task_of(text: str) -> dict:
     """`asked` and `before` of a user's message: the text after "Instruction:" and the lines after "Previous actions:"."""
-    task = re.search(r"(?is)\binstruction:\s*(.+?)\s*(?:\n\s*\n|\n\s*previous actions:|\Z)", text)
+    asked, task = "", INSTRUCTION.search(text)
+    if task:
+        end = END_OF_TASK.search(text, task.end() + 1)
+        asked = text[task.end() : end.start() if end else len(text)].strip()
     before = re.search(r"(?is)\bprevious actions:\s*(.*)\Z", text)
     lines = [line.strip() for line in before.group(1).splitlines()] if before else []
     return {
-        "asked": task.group(1) if task else text,
+        "asked": asked or text,
         "before": [re.sub(r"^step\s*\d+\s*:\s*", "", line, flags=re.I) for line in lines if line and line != "None"],
     }
 
@@ -108,8 +115,13 @@ def _reference_boxes(row: dict) -> dict:
     elements = []
     for message in _listed(row, "conversations"):
         text = str(message.get("value") or "")
-        for name, numbers in re.findall(r"<ref>(.*?)</ref>\s*<box>\[\[([^]]*)\]\]</box>", text, re.DOTALL):
-            elements.append({"instruction": name.strip(), "bbox": [_number(n) for n in numbers.split(",")]})
+        at = 0
+        for end in REFERENCE_END.finditer(text):
+            start = text.find("<ref>", at, end.start())
+            if start >= 0:
+                name = text[start + len("<ref>") : end.start()].strip()
+                elements.append({"instruction": name, "bbox": [_number(n) for n in end.group(1).split(",")]})
+                at = end.end()
     return {**row, "elements": elements}
 
 
@@ -383,8 +395,8 @@ class _Converter:
             items = _listed(row, self.layout.items) if self.layout.items else [{}]
             if not items:
                 raise RecordError("no_items", f"{self.layout.items} is empty: the row holds no sample")
-        except RecordError as error:
-            yield Rejected(source, str(error), error.reason)
+        except Exception as error:
+            yield rejected(source, error)
             return
         past: list[str] = []
         for index, item in enumerate(items):
@@ -394,9 +406,9 @@ class _Converter:
                 yield self.duplicates.check(sample)
                 said = _text_at({**row, "item": item}, self.layout.past)
                 past.append(said or "; ".join(describe(action, sample.screen) for action in sample.actions))
-            except RecordError as error:
+            except Exception as error:
                 past.append(_text_at({"item": item}, self.layout.past) or "(unknown)")
-                yield Rejected(place, str(error), error.reason)
+                yield rejected(place, error)
 
     def _sample(self, row: dict, source: str, index: int, past: tuple[str, ...]) -> Sample:
         layout = self.layout
@@ -526,9 +538,9 @@ def _decoded(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise RecordError("bad_record", f"{value[:80]!r} is not JSON: the row cannot be read; correct it") from None
+        return read_json(value)
+    except ValueError as error:
+        raise RecordError("bad_record", f"{value[:80]!r}: {error}") from None
 
 
 def _number(text: str) -> float:

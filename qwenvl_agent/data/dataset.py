@@ -439,6 +439,8 @@ def _code_digest() -> str:
         "png.py",
         "images.py",
         "schema.py",
+        "json_input.py",
+        "tool_schema.py",
         "coordinates.py",
         "data/source.py",
         "data/chat.py",
@@ -587,7 +589,9 @@ class _Prompts(_Table):
 
 
 def _encode_prompt(row: SourceRow) -> dict:
-    tools = _to_json([vars(tool) for tool in row.tools])
+    # An entry of its own form only where there is one, so that the dataset's hash stays what it was for all others.
+    fields = [{key: value for key, value in vars(tool).items() if value is not None} for tool in row.tools]
+    tools = _to_json(fields)
     length = (len(row.system_prompt) + len(tools)) / CHARS_PER_TOKEN
     return {"system_prompt": row.system_prompt, "tools": tools, "length": length}
 

@@ -1,7 +1,7 @@
 """From labelled text to labels and weights; and the audit that proves them from the ids alone.
 
 Both ways lead to the same answer by different roads: `label_tokens` goes by the span in which a token starts,
-`audit_row` by the control tokens in the final ids. Neither tokenises a message by itself.
+`MaskAudit` by the control tokens in the final ids. Neither tokenises a message by itself.
 """
 
 from collections import Counter
@@ -64,8 +64,22 @@ class MaskAudit:
     def _vision(self) -> list[int]:
         return [self._ids[text] for text in VISION_TOKENS]
 
-    def check(self, input_ids: np.ndarray, labels: np.ndarray, parts: np.ndarray, spans: Sequence[Span]) -> Counter:
-        """Counts of the row's tokens by part; AssertionError names the first token that breaks the rule."""
+    def check(
+        self,
+        input_ids: np.ndarray,
+        labels: np.ndarray,
+        parts: np.ndarray,
+        spans: Sequence[Span],
+        num_turns: int,
+    ) -> Counter:
+        """Counts of the row's tokens by part; AssertionError names the first token that breaks the rule.
+
+        `num_turns` messages were rendered, so as many begin and end in the ids: text that spelled a turn of its own
+        would be one more.
+        """
+        for token in ("<|im_start|>", "<|im_end|>"):
+            found = int((input_ids == self._ids[token]).sum())
+            assert found == num_turns, f"{found} times {token} in the ids, {num_turns} messages were rendered"
         supervised = labels != IGNORE_INDEX
         expected = self._expected(input_ids)
         if (supervised != expected).any():
@@ -96,15 +110,3 @@ class MaskAudit:
         opened = np.cumsum(ids == self._ids["<tool_response>"])
         closed = np.cumsum(ids == self._ids["</tool_response>"])
         return opened > closed
-
-
-def audit_row(
-    input_ids: np.ndarray,
-    labels: np.ndarray,
-    parts: np.ndarray,
-    spans: Sequence[Span],
-    tokenizer: object,
-    supervise_history: bool = False,
-) -> Counter:
-    """`MaskAudit.check` for a single row."""
-    return MaskAudit(tokenizer, supervise_history).check(input_ids, labels, parts, spans)

@@ -26,7 +26,7 @@ MIN_IOU = 0.5
 QUESTION = "List every element that can be clicked, as JSON."
 """Where the data has no question of its own."""
 BOX_KEYS = ("bbox_2d", "bbox", "box")
-OPEN_OBJECT = re.compile(r"\{")
+OPEN_OBJECT = re.compile(r"""\{(?=\s*["}])""")
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,9 @@ def objects_in(text: str) -> Iterator[dict]:
     while match := OPEN_OBJECT.search(text, at):
         try:
             value, at = decoder.raw_decode(text, match.start())
-        except (ValueError, RecursionError):
+        except RecursionError:
+            return  # a thousand objects in one another are no list of elements, and each would be tried
+        except ValueError:
             at = match.end()
         else:
             yield value

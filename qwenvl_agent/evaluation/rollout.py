@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jsonschema
 from PIL import Image
 
 from qwenvl_agent.schema import Answer, Env, Observation, Policy, Request, Step, Tool, ToolCall, Turn, tool_named
+from qwenvl_agent.tool_schema import argument_error
 
 
 @dataclass(kw_only=True)
@@ -192,11 +192,14 @@ def step_record(observation: Observation, answer: Answer, tools: Sequence[Tool],
 
 
 def check_call(call: ToolCall, tools: Sequence[Tool]) -> tuple[bool, bool]:
-    """(the tool exists, its schema allows the arguments)."""
+    """(the tool exists, its schema allows the arguments); ValueError if its schema cannot be checked."""
     tool = tool_named(tools, call.name)
     if tool is None:
         return False, False
-    return True, jsonschema.Draft202012Validator(tool.parameters).is_valid(call.arguments)
+    try:
+        return True, not argument_error(tool.parameters, call.arguments)
+    except ValueError as error:
+        raise ValueError(f"tool {tool.name}: {error}") from None
 
 
 class _RunningEpisode:

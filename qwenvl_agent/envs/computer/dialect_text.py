@@ -15,18 +15,22 @@ import re
 
 MAX_CHARS = 20_000
 """Longer texts are not searched: no action is that long, and parsers are slow on nonsense."""
-THOUGHT = re.compile(r"(?is)\A\s*(?:thoughts?|reasoning)\s*:\s*(.*?)\s*(?:\n\s*actions?\s*:|\Z)")
+# No two neighbours below can take the same characters: an engine that tries all the ways to share them takes for ever.
+THOUGHT = re.compile(r"(?i)\s*(?:thoughts?|reasoning)\s*:")
+ACTION_LINE = re.compile(r"(?im)^[^\S\n]*actions?\s*:")
 PREFIX = re.compile(r"(?i)^\s*(?:[-*]\s+|\d+[.)]\s+)?(?:(?:next\s+)?actions?\s*:\s*)?")
-FENCE = re.compile(r"(?s)```[a-z]*\s*\n?(.*?)```")
+FENCE = "```"
+LANGUAGE = re.compile(r"[a-z]*")
 CALL_LINE = re.compile(r"[A-Za-z_][\w.]*\s*\(.*\)", re.DOTALL)
 POINT_TAG = re.compile(
     r"<(?:point|box)>([^<]*)</(?:point|box)>|<\|(?:point|box)_start\|>([^<]*)<\|(?:point|box)_end\|>"
 )
 OBJECT = re.compile(r"\[\s*(?=\{)|\{")
 ATLAS_NAMES = "CLICK|DOUBLE_CLICK|RIGHT_CLICK|LONG_PRESS|TYPE|SCROLL|DRAG|OPEN_APP|PRESS_[A-Z]+|ENTER|WAIT|COMPLETE"
-UPPER_CALL = re.compile(rf"(?m)^\s*({ATLAS_NAMES})\b[ \t]*(.*)$")
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-NUMBERS = re.compile(rf"[(\[]\s*({NUMBER}(?:\s*[, ]\s*{NUMBER}){{1,3}})\s*[)\]]")
+UPPER_CALL = re.compile(rf"(?m)^[^\S\n]*({ATLAS_NAMES})\b[ \t]*(.*)$")
+NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+BETWEEN_NUMBERS = r"(?:\s*,\s*|[^\S ]* \s*)"
+NUMBERS = re.compile(rf"[(\[]\s*({NUMBER}(?:{BETWEEN_NUMBERS}{NUMBER}){{1,3}})\s*[)\]]")
 
 # The names of what stands without one, by function; the rest of a signature is of no use here.
 POINT = ("x", "y")
@@ -57,8 +61,13 @@ class NotLiteralError(Exception):
 
 def split_thought(text: str) -> tuple[str, str]:
     """(thought, rest) of a text that starts with "Thought:"."""
-    match = THOUGHT.match(text)
-    return (match.group(1), text[match.end() :]) if match else ("", text)
+    head = THOUGHT.match(text)
+    if not head:
+        return "", text
+    action = ACTION_LINE.search(text, head.end())
+    if not action:
+        return text[head.end() :].strip(), ""
+    return text[head.end() : action.start()].strip(), text[action.end() :]
 
 
 def values_of(text: str) -> tuple[list, str]:
@@ -66,8 +75,7 @@ def values_of(text: str) -> tuple[list, str]:
     text = text.strip()
     if len(text) > MAX_CHARS:
         return [], ""
-    fenced = FENCE.search(text)
-    text = fenced.group(1).strip() if fenced else text
+    text = _unfenced(text)
     for name, find in (
         ("json_text", _json),
         ("python_literal", _literal),
@@ -79,6 +87,13 @@ def values_of(text: str) -> tuple[list, str]:
         if values:
             return values, name
     return [], ""
+
+
+def _unfenced(text: str) -> str:
+    """What stands in the first code fence, or the text."""
+    _, opening, rest = text.partition(FENCE)
+    inside, closing, _ = rest.partition(FENCE)
+    return inside[LANGUAGE.match(inside).end() :].strip() if opening and closing else text
 
 
 def _json(text: str) -> list:
@@ -152,13 +167,14 @@ def _upper_case(text: str) -> list:
     values = []
     for name, rest in UPPER_CALL.findall(text):
         tag = POINT_TAG.search(rest)
-        inside = re.search(r"\[(.*)\]", rest)
+        start, end = rest.find("["), rest.rfind("]")
+        inside = rest[start + 1 : end] if 0 <= start < end else None
         if tag:
-            values.append({"action": name, "coordinate": tag.group(1) or tag.group(2)})
-        elif inside and name.startswith("SCROLL"):
-            values.append({"action": name, "direction": inside.group(1)})
-        elif inside:
-            values.append({"action": name, "text": inside.group(1)})
+            values.append({"action": name, "coordinate": _inside(tag)})
+        elif inside is not None and name.startswith("SCROLL"):
+            values.append({"action": name, "direction": inside})
+        elif inside is not None:
+            values.append({"action": name, "text": inside})
         elif not rest.strip():
             values.append({"action": name})
     return values
@@ -167,9 +183,13 @@ def _upper_case(text: str) -> list:
 def _coordinates(text: str) -> list:
     tag = POINT_TAG.search(text)
     if tag:
-        return [numbers_of(tag.group(1) or tag.group(2))]
+        return [numbers_of(_inside(tag))]
     match = NUMBERS.search(text)
     return [numbers_of(match.group(1))] if match else []
+
+
+def _inside(tag: re.Match) -> str:
+    return tag.group(1) if tag.group(1) is not None else tag.group(2)
 
 
 def numbers_of(text: str) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from qwenvl_agent.envs.safari.thoughts import Plan
 from qwenvl_agent.envs.safari.world import DIRECTIONS
 
-PLAN = re.compile(r"\bPlan ([^.]*)\.?\s*$")
+PLAN = re.compile(r"\bPlan ")
 _MOVE = rf"(?:{'|'.join(DIRECTIONS)}) [0-9]{{1,3}}"
 MOVES = re.compile(rf"{_MOVE}(?: {_MOVE})*")
 
@@ -45,11 +45,12 @@ def move_actions(call: dict) -> list[tuple[str, int]]:
 
 def planned(thought: str) -> Plan | None:
     """The plan that a thought ends with, None if it has none in the fixed form: `Plan RIGHT 2 UP 1, found, done.`"""
-    match = PLAN.search(thought)
+    sentence = thought.rstrip().removesuffix(".").rpartition(".")[2]
+    match = PLAN.search(sentence)
     if match is None:
         return None
     moves, catch, others = (), "", []
-    for part in match.group(1).split(", "):
+    for part in sentence[match.end() :].split(", "):
         if MOVES.fullmatch(part):
             words = part.split()
             moves = tuple(zip(words[::2], map(int, words[1::2]), strict=True))

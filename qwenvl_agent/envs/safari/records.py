@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qwenvl_agent.envs.safari.thoughts import generate_thought
 from qwenvl_agent.envs.safari.tools import TOOLS, argument_error
+from qwenvl_agent.json_input import fault_of_line, read_json, read_line
 from qwenvl_agent.schema import (
     ConfinedFolder,
     Observation,
@@ -70,10 +71,8 @@ def read_rows(
             is_catch = _text(values, "episode_id") in catching or _speaks_of_catch(_text(values, "system_prompt"))
             row_tools = tools or TOOLS["catch" if is_catch else "reach"]
             yield _read_row(values, folder, source, row_tools, max_thought_chars)
-        except ValueError as error:
-            yield Reject(source, str(error))
-        except RecursionError:
-            yield Reject(source, "JSON nested too deep: the line is skipped; correct it")
+        except Exception as error:
+            yield Reject(source, fault_of_line(error))
 
 
 @lru_cache(maxsize=64)  # a dataset has few, and long ones
@@ -90,7 +89,7 @@ def episodes_that_catch(path: Path) -> frozenset[str]:
                 values = _load(line)
                 if any(call["name"] == "catch" for call in _list_of(values, "tool_calls")):
                     found.add(str(values.get("episode_id")))
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except Exception:
                 continue  # the reading pass reports it
     return frozenset(found)
 
@@ -100,16 +99,11 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield f"{path}:{number}", line.removeprefix(b"\xef\xbb\xbf")
+                yield f"{path}:{number}", line
 
 
 def _load(line: bytes) -> dict:
-    try:
-        values = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not UTF-8: the line is skipped; save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg}, column {error.colno}): the line is skipped; correct it") from None
+    values = read_line(line)
     if not isinstance(values, dict):
         raise ValueError(f"{type(values).__name__} instead of an object: the line is skipped; write one object a line")
     return values
@@ -154,9 +148,9 @@ def _list_of(values: dict, key: str) -> list:
     value = values.get(key)
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{key} is a string that is not JSON ({error.msg}): correct it") from None
+            value = read_json(value)
+        except ValueError as error:
+            raise ValueError(f"{key} is a string that is {error}") from None
     if not isinstance(value or [], list):
         raise ValueError(f"{key} is {str(value)[:80]!r}: not a list; write a list of objects")
     return value or []

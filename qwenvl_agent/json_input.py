@@ -1,0 +1,82 @@
+"""JSON that others wrote: what it holds, or a ValueError that says what is wrong with it. Torch-free.
+
+Stricter than Python's reader, which takes a key that is there twice (the last one wins, unseen).
+"""
+
+import json
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"key {twice[:80]!r} is there twice in one object: which holds is unknown; keep one")
+    return value
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+LENIENT = json.JSONDecoder(parse_int=len)
+
+
+def read_json(text: str) -> object:
+    """The value that is all of the text; ValueError says value, consequence and remedy."""
+    return _named_errors(DECODER.decode, text)
+
+
+def read_json_at(text: str, at: int) -> tuple[object, int]:
+    """The value that begins at a place, and where it ends."""
+    return _named_errors(DECODER.raw_decode, text, at)
+
+
+def _named_errors(decode, *arguments):
+    try:
+        return decode(*arguments)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg}, column {error.colno}): the line is skipped; correct it") from None
+    except RecursionError:
+        raise ValueError("JSON nested too deep: the line is skipped; flatten it") from None
+    except ValueError as error:
+        if "integer string" not in str(error):
+            raise
+        raise ValueError("a number has thousands of digits: nothing could compute with it; correct it") from None
+
+
+def end_of_json(text: str, at: int) -> int | None:
+    """Where the value at a place ends, though it may be none that is taken; None if its brackets do not close."""
+    try:
+        return LENIENT.raw_decode(text, at)[1]
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_line(line: bytes) -> object:
+    """The value on one line of a file, a byte order mark before it left out."""
+    try:
+        text = line.removeprefix(b"\xef\xbb\xbf").decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"byte {error.start} is not UTF-8: the line cannot be read; convert the file to UTF-8"
+        ) from None
+    return read_json(text)
+
+
+def fault_of_line(error: Exception) -> str:
+    """What the reject of a line says. An error that nobody foresaw is named, so that its line is counted and found.
+
+    Not the line's fault, and raised again: what the machine lacks (memory, a disk that can be read).
+    """
+    if isinstance(error, OSError | MemoryError):
+        raise error
+    if isinstance(error, UnicodeEncodeError):
+        return (
+            f"{error.object[error.start]!r} is half a character: no file and no tokenizer can hold it; correct the text"
+        )
+    if isinstance(error, RecursionError):
+        return "nested too deep: the line is skipped; flatten it"
+    if isinstance(error, ValueError):
+        return str(error)
+    return (
+        f"{type(error).__name__} ({str(error)[:200]}): nothing here reads a line like this one; compare it with the "
+        "form that docs/DATA.md describes"
+    )
