@@ -315,11 +315,15 @@ class Row:
     weight: float = 1.0
 
 
+NO_ANSWER = "no_answer"
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a policy returned: the turn, and for a model its raw text and how that was read.
 
-    `error` names why no turn could be read (then `turn` is empty); `repairs` names what had to be mended, in order.
+    `error` names why no turn could be read (then `turn` is empty); `repairs` names what had to be mended, in order. The
+    error NO_ANSWER is none of the model's doing: nothing came from its server, and `text` says why.
     """
 
     turn: Turn

@@ -65,7 +65,8 @@ class ClickRecord:
     text: str = ""
     """As the model wrote it."""
     error: str = ""
-    """Why no action could be read: one of the format's errors or the dialects', or cannot_be_shown."""
+    """Why no action could be read: one of the format's errors or the dialects', cannot_be_shown or no_answer (`text` says
+    why)."""
     repairs: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict:

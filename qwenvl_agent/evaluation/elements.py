@@ -19,13 +19,14 @@ from qwenvl_agent.data.computer import PictureFiles, RecordError, Rejected, chec
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.evaluation.screens import file_hash, refusal
 from qwenvl_agent.evaluation.statistics import Interval, clustered_share, wilson
-from qwenvl_agent.schema import Answer, Observation, Picture, Policy, Request, Turn
+from qwenvl_agent.schema import NO_ANSWER, Answer, Observation, Picture, Policy, Request, Turn
 
 MIN_IOU = 0.5
 """Of the boxes of an element that counts as found: intersection over union."""
 QUESTION = "List every element that can be clicked, as JSON."
 """Where the data has no question of its own."""
 BOX_KEYS = ("bbox_2d", "bbox", "box")
+UNASKED = ("cannot_be_shown", NO_ANSWER)
 OPEN_OBJECT = re.compile(r"""\{(?=\s*["}])""")
 
 
@@ -52,7 +53,7 @@ class ElementsRecord:
     found: list[dict] = field(default_factory=list)
     text: str = ""
     error: str = ""
-    """no_list: nothing was read; or cannot_be_shown."""
+    """no_list: nothing was read; or one of UNASKED, and `text` says why."""
     repairs: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict:
@@ -149,7 +150,7 @@ def to_record(task: ElementsTask, answer: Answer) -> ElementsRecord:
         expected=list(task.elements),
         found=found,
         text=text,
-        error=answer.error if answer.error == "cannot_be_shown" else "" if is_read(text, found) else "no_list",
+        error=answer.error if answer.error in UNASKED else "" if is_read(text, found) else "no_list",
         repairs=list(repairs),
     )
 

@@ -4,14 +4,20 @@ The prompt's text, tools included, is cut at its own control tokens into plain s
 which the server's chat template makes the same text again; pictures go at the size that the model sees, so that the
 server has nothing to resize. (`/completions` would take the text as it is, but no pictures.) A server says with every
 answer how many prompt tokens it counted: one that counts others than we do evaluates something else and is refused.
+
+Once a server has shown what it is (`check`), a request that it leaves without an answer costs that request alone:
+whatever it sends, however slowly and however much of it, the request is over in time and its Answer says why.
 """
 
 import base64
 import io
+import json
 import re
+import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import httpx2
@@ -21,22 +27,29 @@ from qwenvl_agent.config import EvalConfig
 from qwenvl_agent.formats import Format
 from qwenvl_agent.formats.calls import CLOSE, OPEN
 from qwenvl_agent.prompt import ASSISTANT, END
-from qwenvl_agent.schema import Answer, Observation, Picture, Request, Turn
+from qwenvl_agent.schema import NO_ANSWER, Answer, Observation, Picture, Request, Turn
 
 MESSAGE = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
 PICTURE = re.compile(r"<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>")
 BUSY = {408, 429, 502, 503, 504}
 """Answers of a server, or of a proxy before it, that may be another one a moment later."""
 FAILED = 500
+MAX_BYTES = 8 * 2**20
+"""Of the body of an answer: an endless one would fill the memory."""
+
+
+class NoAnswerError(ValueError):
+    """One request has no answer that can be read."""
 
 
 class EndpointPolicy:
     """The model called `model` at `url` (which ends in /v1), with up to `cfg.batch_size` requests under way at once.
 
-    Answers are those of `ModelPolicy`, with two names more: the error `server_error` if the server fails on one
-    request twice (one that parses tool calls does so on a malformed one), and the repair `parsed_by_server` if it
-    gives calls in place of the text, which is then put together again from them. A server out of reach or busy is
-    asked `max_tries` times, with pauses that double from `first_pause_s` on. `fields` go into every request, such as
+    Answers are those of `ModelPolicy`, with three names more: the error `server_error` if the server fails on one
+    request twice (one that parses tool calls does so on a malformed one), the error `no_answer` if nothing comes that
+    can be read (then `text` says why), and the repair `parsed_by_server` if it gives calls in place of the text, which
+    is then put together again from them. A server out of reach or busy is asked `max_tries` times, with pauses that
+    double from `first_pause_s` on, and all of that within `timeout_s`. `fields` go into every request, such as
     {"skip_special_tokens": False} for vLLM, which otherwise hides control tokens in an answer.
     """
 
@@ -66,15 +79,18 @@ class EndpointPolicy:
         self.blank_pictures, self.sampling_seed, self.fields = blank_pictures, seed, fields or {}
         self.max_tries, self.first_pause_s = max_tries, first_pause_s
         self.client = httpx2.Client(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx2.Timeout(timeout_s, connect=10.0),
-            limits=httpx2.Limits(max_connections=cfg.batch_size),
+            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+            timeout=httpx2.Timeout(timeout_s, connect=min(10.0, timeout_s)),
+            # A connection for each request, so that it can be cut when its time is up.
+            limits=httpx2.Limits(max_connections=cfg.batch_size, max_keepalive_connections=0),
             trust_env=False,  # a proxy of the environment would be asked for loopback addresses too
         )
+        self.timeout_s = timeout_s
         self.is_stopped = threading.Event()
+        self.under_way: set[Call] = set()
 
     def act(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answers in the order of the requests; ValueError if the server cannot be evaluated."""
+        """Answers in the order of the requests; ValueError if the server evaluates something else."""
         if self.blank_pictures:
             from qwenvl_agent.evaluation.policy import blank
 
@@ -85,17 +101,19 @@ class EndpointPolicy:
         try:
             return list(pool.map(self._answer, prompts, requests))
         finally:
-            self.is_stopped.set()  # after an error the others pause no more
+            self.is_stopped.set()  # after an error the others pause no more, and wait no more
+            for call in list(self.under_way):
+                call.cut()
             pool.shutdown(cancel_futures=True)
 
     def check(self) -> None:
         """Ask for one token; ValueError if the server is out of reach, has no such model, or has another prompt."""
         picture = Picture.from_image(Image.new("RGB", (self.collator.geometry.token_px,) * 2, "white"))
         body, num_tokens = self._prompt(Request("Answer.", (), (), Observation("What is it?", (picture,))))
-        response = self._post(body | {"max_tokens": 1})
-        if response.status_code == FAILED:
-            raise ValueError(f"{self.url} fails on its first request ({said(response)}): see the server's log")
-        self._read(response, num_tokens)
+        status, content = self._post(body | {"max_tokens": 1})
+        if status == FAILED:
+            raise ValueError(f"{self.url} fails on its first request ({said(status, content)}): see the server's log")
+        self._read(content, num_tokens)
 
     def _prompt(self, request: Request) -> tuple[dict, int]:
         """The body of a request, and the number of its prompt's tokens."""
@@ -115,53 +133,70 @@ class EndpointPolicy:
 
     def _answer(self, prompt: tuple[dict, int], request: Request) -> Answer:
         body, num_tokens = prompt
-        response = self._post(body)
-        if response.status_code == FAILED:
-            return Answer(Turn(), text="", error="server_error")
-        text, ended, is_parsed = self._read(response, num_tokens)
+        try:
+            status, content = self._post(body)
+            if status == FAILED:
+                return Answer(Turn(), text="", error="server_error")
+            text, ended, is_parsed = self._read(content, num_tokens)
+        except NoAnswerError as error:
+            return Answer(Turn(), text=str(error), error=NO_ANSWER)
         if not ended:
             return Answer(Turn(), text=text, error="endless")
         answer = self.fmt.parse(text, request.tools)
         return replace(answer, repairs=(*answer.repairs, "parsed_by_server")) if is_parsed else answer
 
-    def _post(self, body: dict) -> httpx2.Response:
-        """The server's answer, perhaps FAILED; ValueError if there is none, or it refuses the request."""
-        num_failures = 0
-        for attempt in range(self.max_tries):
-            if attempt:
-                self.is_stopped.wait(self.first_pause_s * 2 ** (attempt - 1))
-            try:
-                response = self.client.post(f"{self.url}/chat/completions", json=body)
-            except httpx2.ReadTimeout:
-                raise ValueError(
-                    f"{self.url} has not answered within {self.client.timeout.read:g} s: nothing can be evaluated; "
-                    "lower eval.batch_size, so that fewer requests wait for each other"
-                ) from None
-            except httpx2.RequestError as error:
-                reason = str(error) or type(error).__name__
-                continue
-            num_failures += response.status_code == FAILED
-            if response.is_success or num_failures == 2:
-                return response
-            reason = said(response)
-            if response.status_code not in BUSY | {FAILED}:
-                raise ValueError(f"{self.url} refuses a request for the model {self.model!r} ({reason}): correct it")
-        raise ValueError(
+    def _post(self, body: dict) -> tuple[int, bytes]:
+        """(status, body) of the server's answer, perhaps FAILED; NoAnswerError if there is none, or it refuses."""
+        num_failures, reason = 0, ""
+        with self._call() as call:
+            for attempt in range(self.max_tries):
+                if attempt:
+                    self.is_stopped.wait(self.first_pause_s * 2 ** (attempt - 1))
+                try:
+                    status, content = call.post(f"{self.url}/chat/completions", body)
+                except httpx2.RequestError as error:
+                    if call.is_cut or isinstance(error, httpx2.ReadTimeout):
+                        raise NoAnswerError(
+                            f"{self.url} has not answered within {self.timeout_s:g} s: there is nothing to read; "
+                            "lower eval.batch_size, so that fewer requests wait for each other"
+                        ) from None
+                    reason = str(error) or type(error).__name__
+                    continue
+                num_failures += status == FAILED
+                if status // 100 == 2 or num_failures == 2:
+                    return status, content
+                reason = said(status, content)
+                if status not in BUSY | {FAILED}:
+                    raise NoAnswerError(
+                        f"{self.url} refuses a request for the model {self.model!r} ({reason}): correct it"
+                    )
+        raise NoAnswerError(
             f"{self.url} does not answer after {self.max_tries} tries ({reason}): nothing can be evaluated; start the "
             "server or correct the URL"
         )
 
-    def _read(self, response: httpx2.Response, num_tokens: int) -> tuple[str, bool, bool]:
+    @contextmanager
+    def _call(self) -> "Iterator[Call]":
+        call = Call(self.client, self.timeout_s)
+        self.under_way.add(call)
+        try:
+            yield call
+        finally:
+            self.under_way.discard(call)
+            call.end()
+
+    def _read(self, content: bytes, num_tokens: int) -> tuple[str, bool, bool]:
         """(text, whether it came to its end, whether the server has parsed it)."""
         try:
-            body = response.json()
-            choice, usage = body["choices"][0], body["usage"]
-            message, counted = choice["message"], usage["prompt_tokens"]
-            text, is_parsed = written_text(message)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(
+            choice, usage = first_choice(content)
+            text, is_parsed = written_text(choice["message"])
+            # A server that found calls says so, whether or not they came to an end.
+            is_full = is_parsed and usage["completion_tokens"] >= self.cfg.max_new_tokens
+            counted = usage["prompt_tokens"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+            raise NoAnswerError(
                 f"{self.url} answers, but not as OpenAI's chat completions do ({type(error).__name__}: {error}; "
-                f"{response.text[:200]!r}): nothing can be read; correct the URL, which usually ends in /v1"
+                f"{start_of(content)!r}): nothing can be read; correct the URL, which usually ends in /v1"
             ) from None
         if counted != num_tokens:
             raise ValueError(
@@ -170,10 +205,62 @@ class EndpointPolicy:
                 "scripts/merge_adapter.py wrote, and give the settings of the run with --config"
             )
         text, end, _ = text.partition(END)  # asked to keep control tokens, a server may keep this one too
-        # A server that found calls says so, whether or not they came to an end.
-        is_full = is_parsed and usage["completion_tokens"] >= self.cfg.max_new_tokens
         is_cut = choice.get("finish_reason") == "length" or is_full
         return text, bool(end) or not is_cut, is_parsed
+
+
+class Call:
+    """One request with all its tries; when its time is up its connection is cut, in whatever it is.
+
+    A time limit of the client's is for each read, so a server that sends a byte a second would never reach it.
+    """
+
+    def __init__(self, client: httpx2.Client, timeout_s: float):
+        self.client, self.is_cut, self.stream = client, False, None
+        self.timer = threading.Timer(timeout_s, self.cut)
+        self.timer.daemon = True
+        self.timer.start()
+
+    def post(self, url: str, body: dict) -> tuple[int, bytes]:
+        """(status, body of the answer); NoAnswerError if it is too large, RequestError if there is none."""
+        if self.is_cut:
+            raise httpx2.ReadTimeout("no time is left")
+        with self.client.stream("POST", url, json=body, extensions={"trace": self._note_stream}) as response:
+            content = bytearray()
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > MAX_BYTES:
+                    raise NoAnswerError(
+                        f"{url} sends more than {MAX_BYTES} bytes: no completion is that long; correct it"
+                    )
+        if self.is_cut:  # which a body of no stated length takes for its end
+            raise httpx2.ReadTimeout("no time is left")
+        return response.status_code, bytes(content)
+
+    def cut(self) -> None:
+        self.is_cut = True
+        connection = self.stream and self.stream.get_extra_info("socket")
+        if connection:
+            with suppress(OSError):  # it is closed already
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        self.timer.cancel()
+
+    def _note_stream(self, name: str, info: dict) -> None:
+        if name in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self.stream = info["return_value"]
+            if self.is_cut:  # while it was connecting
+                self.cut()
+
+
+def first_choice(content: bytes) -> tuple[dict, dict]:
+    """(choices[0], usage) of a completion; some ValueError, KeyError, TypeError ... for what is none."""
+    body = json.loads(content)
+    choice, usage = body["choices"][0], body["usage"]
+    if type(usage["prompt_tokens"]) is not int:
+        raise TypeError(f"usage.prompt_tokens is {usage['prompt_tokens']!r}")
+    return choice, usage
 
 
 def check_url(url: str) -> None:
@@ -224,10 +311,18 @@ def written_text(message: dict) -> tuple[str, bool]:
     calls = [call["function"] for call in message.get("tool_calls") or ()]
     blocks = [f'{OPEN}\n{{"name": "{call["name"]}", "arguments": {call["arguments"]}}}\n{CLOSE}' for call in calls]
     thinking = message.get("reasoning_content") or message.get("reasoning")
-    text = (f"<think>{thinking}</think>" if thinking else "") + (message.get("content") or "")
-    return "\n".join([text, *blocks] if text else blocks), bool(calls or thinking)
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        raise TypeError(f"message.content is {type(content).__name__}, not text")
+    text = (f"<think>{thinking}</think>" if thinking else "") + content
+    written = "\n".join([text, *blocks] if text else blocks)
+    return written.encode("utf-8", "replace").decode(), bool(calls or thinking)  # JSON may hold half a character
 
 
-def said(response: httpx2.Response) -> str:
+def said(status: int, content: bytes) -> str:
     """A refusal in one line."""
-    return f"status {response.status_code}: {' '.join(response.text.split())[:300]}"
+    return f"status {status}: {' '.join(start_of(content).split())[:300]}"
+
+
+def start_of(content: bytes) -> str:
+    return content[:400].decode("utf-8", "replace")

@@ -1,8 +1,8 @@
 """Episodes played to records. A record holds all that a metric or a report needs, so both can be redone without a model.
 
 All running episodes act in one policy call, so that a model can batch; a finished episode makes room for the next
-seed. Every started episode gives a record: one that a time limit or a crash of the world ends is a failure with that
-end reason, never a gap.
+seed. Every started episode gives a record: one that a time limit, a crash of the world or the silence of a model's
+server ends is a failure with that end reason, never a gap.
 
 Besides `results`, a world's info holds mission, targets, found, success and false_declarations; at the end end_reason;
 and where the world knows them optimal_turns, position, and `calls`: for each call of the turn a dict with legal,
@@ -20,7 +20,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from qwenvl_agent.schema import Answer, Env, Observation, Policy, Request, Step, Tool, ToolCall, Turn, tool_named
+from qwenvl_agent.schema import (
+    NO_ANSWER,
+    Answer,
+    Env,
+    Observation,
+    Policy,
+    Request,
+    Step,
+    Tool,
+    ToolCall,
+    Turn,
+    tool_named,
+)
 from qwenvl_agent.tool_schema import argument_error
 
 
@@ -91,7 +103,7 @@ class EpisodeRecord:
     end_reason: str = ""
     """The world's own (done, max_turns ...), or parse_abort, time_limit, error."""
     error: str = ""
-    """The world's traceback if it crashed."""
+    """The world's traceback if it crashed, or why the policy has no answer."""
     changed_turn: int | None = None
     """Before this turn the world was changed, by a counterfactual; None: never."""
     steps: list[StepRecord] = field(default_factory=list)
@@ -215,7 +227,7 @@ class _RunningEpisode:
             self.env: Env = make_env()
             self.observation, info = self.env.reset(seed=seed)
         except Exception:  # a world's crash is an outcome of that episode, kept in its record
-            self._crash()
+            self._end_by_error(traceback.format_exc())
         else:
             self._read(info)
 
@@ -223,7 +235,10 @@ class _RunningEpisode:
         return Request(self.env.system_prompt, self.env.tools, tuple(self.history), self.observation)
 
     def take(self, answer: Answer, expected: Turn | None) -> None:
-        """Play the answer's turn and record all of it."""
+        """Play the answer's turn and record all of it; without an answer there is no turn, and the episode ends."""
+        if answer.error == NO_ANSWER:
+            self._end_by_error(answer.text)
+            return
         step = step_record(self.observation, answer, self.env.tools, expected)
         step.picture = self._keep_picture(self.observation)
         step.position = self.position
@@ -232,7 +247,7 @@ class _RunningEpisode:
         try:
             observation, _, terminated, truncated, info = self.env.step(answer.turn)
         except Exception:
-            self._crash()
+            self._end_by_error(traceback.format_exc())
             return
         results = tuple(info["results"])
         step.results = [{"name": result.name, "content": result.content} for result in results]
@@ -261,9 +276,9 @@ class _RunningEpisode:
         record.changed_turn = info.get("changed_turn", record.changed_turn)
         self.position = list(info["position"]) if "position" in info else None
 
-    def _crash(self) -> None:
+    def _end_by_error(self, error: str) -> None:
         self.record.end_reason, self.record.success = "error", False
-        self.record.error = traceback.format_exc()
+        self.record.error = error
 
     def _keep_picture(self, observation: Observation) -> str:
         if self.picture_dir is None or not observation.pictures:
