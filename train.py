@@ -57,6 +57,7 @@ from qwenvl_agent.training.loss import supervised_weight, token_losses
 from qwenvl_agent.training.metrics import Means, Reporter, flatten
 from qwenvl_agent.training.optim import build_optimizer, learning_rate_at, set_learning_rate
 from qwenvl_agent.training.profile import StepProfiler
+from qwenvl_agent.training.ranks import ranks_ended_together
 from qwenvl_agent.training.stop import StopRequest
 from qwenvl_agent.training.workers import ignore_signals, workers_ended
 from qwenvl_agent.training.zero import build_accelerator
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@ranks_ended_together()
 @workers_ended()
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, float]:
     """Run the whole training; the metrics of the last evaluation."""
@@ -153,7 +155,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             metrics = evaluate_now(step)
             if metrics:
                 reporter.log(step, metrics)
-            if metrics and (not best or goodness(metrics) > goodness(best)):
+            if is_better(metrics, best):
                 best = metrics | {"step": step}
             stalled = any_rank(accelerator, has_stalled(best, step, config.train))  # only rank 0 evaluates
         if should_save:
@@ -310,6 +312,8 @@ def evaluate_run(
             show_answers(reporter, step, policy, pick_rows(held_out, NUM_SHOWN), collator.fmt)
             show_episodes(reporter, step, result.episodes[:NUM_SHOWN])
         metrics = result.scalars
+        if result.failure:
+            reporter.say(f"step {step}: every episode ended with an error, so this is no `best`: {result.failure}")
     accelerator.wait_for_everyone()
     return metrics
 
@@ -334,6 +338,12 @@ def show_episodes(reporter: Reporter, step: int, episodes: Sequence[EpisodeRecor
 def has_stalled(best: dict, step: int, cfg: TrainConfig) -> bool:
     """Whether `train.patience` evaluations in a row were no better than the best before them."""
     return cfg.patience > 0 and bool(best) and step - best["step"] >= cfg.patience * cfg.eval_every
+
+
+def is_better(metrics: dict[str, float], best: dict) -> bool:
+    """Whether these become `best`; those of an evaluation in which no episode could be played never do."""
+    could_play = metrics.get("rollout/error_rate") != 1.0
+    return bool(metrics) and could_play and (not best or goodness(metrics) > goodness(best))
 
 
 def goodness(metrics: dict[str, float]) -> tuple[float, float]:

@@ -60,8 +60,8 @@ def command(interrupted: str) -> Callable[[Callable[..., int | None]], Callable[
         @functools.wraps(main)
         def framed(*args, **kwargs) -> int:
             is_process = main.__module__ == "__main__"  # and not a test that calls it
-            if is_process:
-                signal.signal(signal.SIGTERM, _terminate)
+            if is_process and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+                signal.signal(signal.SIGTERM, _terminate)  # whoever started us with it ignored answers it for us
             try:
                 return main(*args, **kwargs) or 0
             except KeyboardInterrupt as error:

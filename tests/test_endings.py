@@ -112,6 +112,7 @@ def test_an_error_in_a_data_worker_ends_it_all(start, training):
     assert "dataset.jsonl:" in command.text() and "Traceback" not in command.text()
 
 
+@pytest.mark.slow
 def test_an_error_in_a_step_ends_it_all(start, training):
     command = start(*training(train={"weight_thought": 0.0, "weight_call": 0.0}))
     assert command.ended("error: ") == 2
@@ -218,6 +219,42 @@ def test_a_killed_trainer_leaves_no_worker(start, training, tmp_path):
     assert command.ended("") == -signal.SIGKILL
 
 
+def two_ranks() -> list[dict[str, str]]:
+    """What tells two processes of each other without a launcher."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+
+
+WAITING = """
+import sys, time
+from torch import distributed
+from qwenvl_agent.command import command
+from qwenvl_agent.training.ranks import ranks_ended_together
+
+@command("")
+@ranks_ended_together()
+def main():
+    distributed.init_process_group("gloo")
+    distributed.barrier()
+    if distributed.get_rank() == FAILING:
+        raise ValueError("its rows are gone")
+    time.sleep(600)  # as in a collective that notices nothing
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)], ids=["rank 0", "rank 1"])
+def test_a_rank_that_notices_nothing_is_ended_by_anothers_error(start, failing):
+    code = WAITING.replace("FAILING", str(failing))
+    commands = [start("-c", code, **variables) for variables in two_ranks()]
+    assert commands[failing].ended(f"error: rank {failing}: its rows are gone") == 2
+    assert commands[1 - failing].ended(f"error: rank {1 - failing}: another rank has ended (") == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [True, False], ids=["accelerate launch", "two processes"])
 def test_an_error_in_one_rank_ends_the_other(start, training, tmp_path, launcher):
@@ -226,11 +263,7 @@ def test_an_error_in_one_rank_ends_the_other(start, training, tmp_path, launcher
         launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
         commands = [start(*launch, *words)]
     else:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        commands = [start(*words, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
+        commands = [start(*words, **variables) for variables in two_ranks()]
     commands[0].wait_for(lambda: has_logged(tmp_path / "runs" / "run"))
     trainer = children_of(commands[0].process.pid)[1] if launcher else commands[1].process.pid
     os.kill(children_of(trainer)[-1], signal.SIGKILL)
@@ -238,3 +271,31 @@ def test_an_error_in_one_rank_ends_the_other(start, training, tmp_path, launcher
     assert statuses == ([1] if launcher else [2, 2])
     text = "".join(command.text() for command in commands)
     assert "error: rank 1: DataLoader worker" in text
+
+
+def descendants_of(pid: int) -> set[int]:
+    found, new = set(), [pid]
+    while new:
+        new = [child for parent in new for child in children_of(parent)]
+        found |= set(new)
+    return found
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_evaluation_in_a_browser_leaves_none(start, tmp_path, number):
+    """Chromium is in a group of its own."""
+    out = tmp_path / "out"
+    words = ["--policy", "oracle", "--suite", "browser", "--episodes", 200, "--out", out, "--no-pictures"]
+    command = start("eval.py", *words)
+    records = out / "unfinished" / "records.jsonl"
+    command.wait_for(lambda: records.exists() and records.read_bytes().count(b"\n") > 1)
+    command.wait_for(lambda: len(descendants_of(command.process.pid)) > 3)
+    others = descendants_of(command.process.pid)
+    command.process.send_signal(number)
+    said = {signal.SIGINT: "interrupted: ", signal.SIGTERM: "ended by SIGTERM: "}.get(number, "")
+    assert command.ended(said) == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in others):
+        time.sleep(0.1)
+    assert not [pid for pid in others if Path(f"/proc/{pid}").exists()]
