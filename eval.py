@@ -45,6 +45,7 @@ from qwenvl_agent.evaluation.counterfactuals import COUNTERFACTUALS
 from qwenvl_agent.evaluation.elements import ListOracle, predict_elements, read_elements
 from qwenvl_agent.evaluation.report import SCREENS, compare, comparison_table, metrics_table, write_report
 from qwenvl_agent.evaluation.step_metrics import predict_rows
+from qwenvl_agent.evaluation.unfinished import Unfinished, replaced, set_aside
 from qwenvl_agent.schema import Observation, Policy, Request
 
 STEP_ROWS = 1000
@@ -62,6 +63,8 @@ class Subject:
     config: Config
     directory: Path
     about: dict
+    weights: str = ""
+    """Tells the weights from others of the same name."""
 
 
 @command("no result was written")
@@ -145,10 +148,13 @@ def evaluate(args: argparse.Namespace, messages: Console) -> int:
     about = suites.describe(
         args.suite, subject.name, **(subject.about | about), seconds=round(time.monotonic() - start, 1)
     )
+    refuse_failures(records, directory)
     metrics = suites.metrics_of(args.suite, records)
-    suites.write_result(directory, about, records, metrics)
+    with replaced(directory):
+        suites.write_result(directory, about, records, metrics)
     if args.suite == "browser":
-        write_replay(directory / "report.html", directory, f"{subject.name}, in a live browser", records)
+        facts = [subject.name, f"{len(records)} episodes in a live browser", suites.describe_failures(records)]
+        write_replay(directory / "report.html", directory, ", ".join(filter(None, facts)), records)
     else:
         write_report(directory / "report.html", [directory])
     if args.json:
@@ -157,6 +163,16 @@ def evaluate(args: argparse.Namespace, messages: Console) -> int:
         Console().print(metrics_table(f"{subject.name}, {args.suite}", suites.metrics_json(metrics)))
         print(directory / "report.html")
     return 0
+
+
+def refuse_failures(records: Sequence, directory: Path) -> None:
+    """ValueError if every case ended by no doing of the policy's."""
+    cause = suites.common_failure(records)
+    if cause:
+        raise ValueError(
+            f"all {len(records)} cases ended with an error, so no figure would say anything about the policy; the first: "
+            f"{cause}; their records are in {set_aside(directory)}; mend that and evaluate again"
+        )
 
 
 def check_data_options(args: argparse.Namespace) -> None:
@@ -231,7 +247,8 @@ def build_zero_shot(args: argparse.Namespace) -> Subject:
     model, processor = load_untrained(args.model, config, default_device())
     name = f"{Path(args.model).name}, zero-shot"
     directory = Path(config.runs_dir) / f"{Path(args.model).name}_{config.prompt.format}"
-    return model_subject(args, name, LoadedModel(config, model, processor), directory)
+    subject = model_subject(args, name, LoadedModel(config, model, processor), directory)
+    return replace(subject, weights=weights_of(Path(args.model)))
 
 
 def build_endpoint(args: argparse.Namespace) -> Subject:
@@ -249,7 +266,7 @@ def build_endpoint(args: argparse.Namespace) -> Subject:
 
 
 def build_run(args: argparse.Namespace) -> Subject:
-    from qwenvl_agent.model import load_run
+    from qwenvl_agent.model import find_checkpoint, load_run
 
     overrides = [override for override in args.set if not override.startswith("model.autocast=")]
     if args.config or args.format or any(not override.startswith("eval.") for override in overrides):
@@ -266,7 +283,13 @@ def build_run(args: argparse.Namespace) -> Subject:
     data = args.run / "data.json"
     dataset_hash = json.loads(data.read_text(encoding="utf-8"))["dataset_hash"] if data.exists() else None
     about = {"checkpoint": args.checkpoint or "best", "dataset_hash": dataset_hash, "precision": precision}
-    return replace(subject, about=subject.about | about)
+    return replace(subject, about=subject.about | about, weights=weights_of(find_checkpoint(path)))
+
+
+def weights_of(folder: Path) -> str:
+    """The folder's own name and its files' newest time; what is no folder has a name alone."""
+    times = [path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")]
+    return f"{folder.resolve().name} {max(times, default=0)}"
 
 
 def model_subject(args: argparse.Namespace, name: str, loaded: LoadedModel, directory: Path) -> Subject:
@@ -319,40 +342,61 @@ def run_episodes(subject: Subject, args: argparse.Namespace, directory: Path, me
         messages.print(
             f"note: the seeds {seeds.start} to {seeds.stop - 1} are of the set '{seed_set}', not for reports"
         )
-    with Progress(
-        TextColumn(subject.name),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[won]} won"),
-        console=messages,
-    ) as progress:
-        task = progress.add_task("", total=len(seeds), won=0)
-        won = 0
+    env = make_env(args.suite, **world)
+    about = {**(changes if is_safari else {}), "world": to_json(env.rules)}
+    empty = Request(env.system_prompt, env.tools, (), Observation(""))
+    about |= {"prompt_hash": suites.prompt_hash(empty, subject.config.prompt.format)}
+    with unfinished(subject, args, directory, about, messages) as under_way:
+        records = play_missing(subject, play, world, seeds, args, messages, under_way)
+    if len(records) < len(seeds):
+        messages.print(f"note: the time limit left {len(seeds) - len(records)} of {len(seeds)} seeds unstarted")
+    return records, about | {"seeds": {"start": seeds.start, "count": len(seeds), "set": seed_set}}
+
+
+def play_missing(
+    subject: Subject,
+    play: Callable[..., list],
+    world: dict,
+    seeds: Sequence[int],
+    args: argparse.Namespace,
+    messages: Console,
+    under_way: Unfinished,
+) -> list:
+    """Records in the order of the seeds; those of an earlier start are not played again."""
+    records = {record.seed: record for record in under_way.kept if record.seed in seeds}
+    columns = (TextColumn(subject.name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[won]} won"), console=messages) as progress:
+        won = sum(record.success for record in records.values())
+        task = progress.add_task("", total=len(seeds), completed=len(records), won=won)
 
         def on_progress(record) -> None:
             nonlocal won
+            under_way.add([record])
             won += record.success
             progress.update(task, advance=1, won=won)
 
-        records = play(
+        played = play(
             subject.policy,
             world,
-            seeds,
+            [seed for seed in seeds if seed not in records],
             batch_size=subject.config.eval.batch_size,
             history_steps=subject.config.prompt.history_steps,
             time_limit_s=args.time_limit,
-            picture_dir=None if args.no_pictures else directory / "pictures",
+            picture_dir=None if args.no_pictures else under_way.picture_dir,
             on_progress=on_progress,
         )
-    if len(records) < len(seeds):
-        messages.print(f"note: the time limit left {len(seeds) - len(records)} of {len(seeds)} seeds unstarted")
-    env = make_env(args.suite, **world)
-    empty = Request(env.system_prompt, env.tools, (), Observation(""))
-    about = {**(changes if is_safari else {}), "world": to_json(env.rules)}
-    about |= {"seeds": {"start": seeds.start, "count": len(seeds), "set": seed_set}}
-    return records, about | {"prompt_hash": suites.prompt_hash(empty, subject.config.prompt.format)}
+    records |= {record.seed: record for record in played}
+    return [records[seed] for seed in seeds if seed in records]
+
+
+def unfinished(
+    subject: Subject, args: argparse.Namespace, directory: Path, about: dict, messages: Console
+) -> Unfinished:
+    """The records of this evaluation under way; how many episodes are asked for does not change any of them."""
+    settings = {"suite": args.suite, "policy": subject.name, "weights": subject.weights}
+    settings |= {"pictures": not args.no_pictures, **subject.about, **about}
+    say = partial(messages.print, markup=False, highlight=False, soft_wrap=True)
+    return Unfinished(directory, suites.RECORD_KINDS[args.suite], settings, say)
 
 
 def run_steps(subject: Subject, args: argparse.Namespace, directory: Path, messages: Console) -> tuple[list, dict]:
@@ -363,9 +407,11 @@ def run_steps(subject: Subject, args: argparse.Namespace, directory: Path, messa
     picked = suites.pick_rows(rows.held_out, args.rows or STEP_ROWS)
     if not picked:
         raise ValueError("no rows are held out: there is nothing to compare with; raise data.eval_fraction")
-    records = predict(subject, subject.policy, picked, args, messages)
-    about = {"dataset_hash": rows.report["dataset_hash"], "num_rows": len(records), "num_held_out": len(rows.held_out)}
-    return records, about | {"prompt_hash": suites.prompt_hash(picked[0].request, subject.config.prompt.format)}
+    about = {"dataset_hash": rows.report["dataset_hash"], "num_held_out": len(rows.held_out)}
+    about |= {"prompt_hash": suites.prompt_hash(picked[0].request, subject.config.prompt.format)}
+    with unfinished(subject, args, directory, about | {"num_rows": len(picked)}, messages) as under_way:
+        records = predict(subject, subject.policy, picked, args, messages, under_way)
+    return records, about | {"num_rows": len(records)}
 
 
 def run_screens(subject: Subject, args: argparse.Namespace, directory: Path, messages: Console) -> tuple[list, dict]:
@@ -382,9 +428,10 @@ def run_screens(subject: Subject, args: argparse.Namespace, directory: Path, mes
     messages.print(screens.summary(tasks, rejected, about), markup=False, highlight=False, soft_wrap=True)
     policy = pick_policy(args, baselines) if subject.policy is None else subject.policy
     picked = suites.pick_rows(tasks, args.rows or len(tasks))
-    records = predict(subject, policy, picked, args, messages, answer)
-    about |= {"num_rows": len(records)}
-    return records, about | {"prompt_hash": suites.prompt_hash(picked[0].request, subject.config.prompt.format)}
+    about = about | {"prompt_hash": suites.prompt_hash(picked[0].request, subject.config.prompt.format)}
+    with unfinished(subject, args, directory, about | {"num_rows": len(picked)}, messages) as under_way:
+        records = predict(subject, policy, picked, args, messages, under_way, answer)
+    return records, about | {"num_rows": len(records)}
 
 
 def read_screens(subject: Subject, args: argparse.Namespace, messages: Console) -> screens.TaskSet:
@@ -411,20 +458,22 @@ def predict(
     picked: Sequence,
     args: argparse.Namespace,
     messages: Console,
+    under_way: Unfinished,
     answer: Callable[[Policy, Sequence], list] = predict_rows,
 ) -> list:
-    """Records of the rows or screens that are begun before --time-limit."""
+    """Records of the rows or screens that are begun before --time-limit, those of an earlier start first."""
+    kept = under_way.kept[: len(picked)]
     limit_s = float("inf") if args.time_limit is None else args.time_limit
     with Progress(TextColumn(subject.name), BarColumn(), MofNCompleteColumn(), console=messages) as progress:
-        task = progress.add_task("", total=len(picked))
-        records = suites.predict_in_time(
-            policy,
-            picked,
-            subject.config.eval.batch_size,
-            limit_s,
-            on_progress=lambda num_rows: progress.advance(task, num_rows),
-            predict=answer,
-        )
+        task = progress.add_task("", total=len(picked), completed=len(kept))
+
+        def on_progress(records: Sequence) -> None:
+            under_way.add(records)
+            progress.advance(task, len(records))
+
+        rest = picked[len(kept) :]
+        batch_size = subject.config.eval.batch_size
+        records = kept + suites.predict_in_time(policy, rest, batch_size, limit_s, on_progress, answer)
     if len(records) < len(picked):
         messages.print(f"note: the time limit left {len(picked) - len(records)} of {len(picked)} unasked")
     return records

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, VisionConfig, build_config
@@ -193,6 +194,23 @@ def compile_blocks(model: nn.Module, device) -> None:
         block.compile(dynamic=True)
 
 
+def naming_the_weights(load: Callable) -> Callable:
+    """`load_base`, with a ValueError that names the model whose files are missing or damaged."""
+
+    @functools.wraps(load)
+    def named(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Module:
+        try:
+            return load(model_cfg, device, weights_dir)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"the weights of model.path {model_cfg.path!r} cannot be read ({error}): there is no model; copy or "
+                "download them again"
+            ) from None
+
+    return named
+
+
+@naming_the_weights
 def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Module:
     """Stage 1: weights, in 4 bit for qlora; what will train in full is loaded as float32 masters."""
     from transformers import Qwen3VLForConditionalGeneration

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from qwenvl_agent.agent import TEMPERATURE, load_agent
+from qwenvl_agent.agent import TEMPERATURE, load_agent, run_of
 from qwenvl_agent.command import command
 from qwenvl_agent.config import FORMAT_NAMES
 from qwenvl_agent.envs.computer import KINDS
@@ -63,6 +63,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def predict(args: argparse.Namespace) -> dict:
     read_rgb(args.image, f"picture {str(args.image)!r}")  # before a model is loaded for nothing
     check_out(args.draw)
+    if args.run and run_of(args.run) is None:
+        raise ValueError(
+            f"--run {args.run} is no folder of a run: there is nothing to load; give runs/NAME, or --model"
+        )
     if args.endpoint and not args.model:
         raise ValueError("--endpoint without --model: a server may have several models; give --model as it names it")
     agent = load_agent(

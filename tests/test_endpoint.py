@@ -6,7 +6,9 @@ import json
 import re
 import socket
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -240,10 +242,9 @@ def test_a_busy_server_is_asked_again_a_few_times(collator):
     for status in (429, 503):
         answers, server = act(collator, [request_of()], lambda body, n, status=status: (status, {}) if n < 3 else None)
         assert answers[0].turn == DONE and len(server.bodies) == 3
-    server = Server(collator, lambda body, number: (503, {"error": "full"}))
-    with serving(server) as url, pytest.raises(ValueError, match=r"5 tries \(status 503: .*full.*start the server"):
-        policy_of(url, collator).act([request_of()])
-    assert len(server.bodies) == 5
+    answers, server = act(collator, [request_of()], lambda body, number: (503, {"error": "full"}))
+    assert (answers[0].error, answers[0].turn, len(server.bodies)) == ("no_answer", Turn(), 5)
+    assert re.search(r"5 tries \(status 503: .*full.*start the server", answers[0].text)
 
 
 def test_a_failure_of_the_server_is_an_outcome_of_that_request(collator):
@@ -285,12 +286,127 @@ def test_the_check_asks_for_one_token_about_a_picture(collator):
 def test_a_server_without_an_answer_in_time(collator):
     release = threading.Event()
     server = Server(collator, lambda body, number: release.wait(20) and None)
-    with serving(server) as url, pytest.raises(ValueError, match="not answered within 0.2 s.*lower eval.batch_size"):
-        try:
-            policy_of(url, collator, timeout_s=0.2).act([request_of()])
-        finally:
-            release.set()
-    assert len(server.bodies) == 1
+    with serving(server) as url:
+        answer = policy_of(url, collator, timeout_s=0.2).act([request_of()])[0]
+        release.set()
+    assert answer.error == "no_answer" and len(server.bodies) == 1
+    assert re.search("not answered within 0.2 s.*lower eval.batch_size", answer.text)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def drip(connection, head: bytes) -> None:
+    """A byte every 50 ms for ever."""
+    connection.sendall(head)
+    while True:
+        connection.sendall(b"x")
+        time.sleep(0.05)
+
+
+def flood(connection, head: bytes) -> None:
+    """400 MB."""
+    connection.sendall(head)
+    for _ in range(400):
+        connection.sendall(b" " * 2**20)
+
+
+@contextmanager
+def streaming(behave):
+    """The URL of a server that does this with every connection, once it has read something."""
+
+    def serve():
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    connection.recv(65536)
+                    behave(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("behave", "said"),
+    [
+        (partial(drip, head=HEAD + b"X-Slow: "), "not answered within 1 s"),
+        (partial(drip, head=HEAD + b"\r\n"), "not answered within 1 s"),
+        (partial(drip, head=HEAD + b"Content-Length: 99999\r\n\r\n"), "not answered within 1 s"),
+        (partial(flood, head=HEAD + b"Content-Length: 419430400\r\n\r\n"), "sends more than 8388608 bytes"),
+        (partial(flood, head=HEAD + b"\r\n"), "sends more than 8388608 bytes"),
+    ],
+    ids=["headers drip", "body drips", "long body drips", "400 MB", "400 MB of no stated length"],
+)
+def test_a_slow_or_endless_answer_is_over_in_time(collator, behave, said):
+    with streaming(behave) as url:
+        started = time.monotonic()
+        answer = policy_of(url, collator, timeout_s=1.0).act([request_of()])[0]
+        assert time.monotonic() - started < 5
+    assert answer.error == "no_answer" and said in answer.text
+
+
+def test_after_an_error_no_other_request_is_waited_for(collator):
+    release = threading.Event()
+
+    def reply(body, number):
+        return (200, completion("a", 7)) if "No 0" in body["messages"][0]["content"] else release.wait(20) and None
+
+    server = Server(collator, reply)
+    requests = [request_of(0, 1, system=f"No {i}. Play.") for i in range(3)]
+    with serving(server) as url:
+        started = time.monotonic()
+        with pytest.raises(ValueError, match="counts 7 prompt tokens"):
+            policy_of(url, collator, timeout_s=20.0).act(requests)
+        assert time.monotonic() - started < 5
+        release.set()
+
+
+def nested(depth: int) -> bytes:
+    return b'{"choices": ' + b"[" * depth + b"]" * depth + b"}"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"<html>Bad gateway</html>",
+        b"",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b'"text"',
+        nested(100_000),
+        {"choices": {}},
+        {"choices": [None], "usage": {}},
+        {"choices": ["text"], "usage": {"prompt_tokens": 1}},
+        {"choices": [{"message": "I am there."}], "usage": {"prompt_tokens": 1}},
+        {"choices": [{"message": None}], "usage": {"prompt_tokens": 1}},
+        {"choices": [{"message": {"content": ["a"]}}], "usage": {"prompt_tokens": 1}},
+        {"choices": [{"message": {"content": 5}}], "usage": {"prompt_tokens": 1}},
+        {"choices": [{"message": {"tool_calls": "call"}}], "usage": {"prompt_tokens": 1}},
+        {"choices": [{"message": {"tool_calls": [{"function": {}}]}}], "usage": {"prompt_tokens": 1}},
+        {"choices": [{"message": {"content": "a"}}], "usage": "none"},
+        {"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": "7"}},
+        {"choices": [{"message": {"content": "a"}}]},
+    ],
+    ids=lambda reply: str(reply)[:40],
+)
+def test_what_is_no_completion_costs_that_request(collator, reply):
+    requests = [request_of(0, 1, system=f"No {i}. Play.") for i in range(3)]
+    answers, _ = act(
+        collator, requests, lambda body, number: (200, reply) if "No 1" in body["messages"][0]["content"] else None
+    )
+    assert [answer.error for answer in answers] == ["", "no_answer", ""]
+    assert "not as OpenAI's chat completions do (" in answers[1].text
+
+
+def test_half_a_character_is_written_as_a_question_mark(collator):
+    assert answer_to(collator, "a \ud83d b").text == "a ? b"
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost:8000/v1", "http://", "http://a:b/v1", "ftp://a/v1", ""])
@@ -337,6 +453,38 @@ def test_eval_plays_a_served_model(tmp_path, config_file, capsys):
     assert [record.end_reason for record in records] == ["done", "done"]
     assert [record.steps[0].text for record in records] == [RIGHT, RIGHT]
     assert {body["top_k"] for body in server.bodies} == {3} and len(server.bodies) == 3
+
+
+def test_one_page_of_html_costs_one_episode(tmp_path, config_file, capsys):
+    """The first request is the check; the world has three turns."""
+    server = Server(file_collator(config_file), lambda body, number: (200, b"<html>") if number == 3 else None)
+    out = tmp_path / "out"
+    with serving(server) as url:
+        endpoint = ["--endpoint", url, "--model", "exports/agent", "--config", config_file]
+        assert run(*endpoint, "--episodes", 4, "--out", out, "--set", "eval.batch_size=1") == 0
+    records = read_records(out / "records.jsonl")
+    assert [record.end_reason for record in records] == ["done", "error", "done", "done"]
+    assert "not as OpenAI's chat completions do" in records[1].error and records[1].steps == []
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (metrics["error_rate"]["value"], metrics["error_rate"]["n"]) == (0.25, 4)
+    assert list(metrics)[:3] == ["about", "success_rate", "error_rate"]
+    assert re.search(r"errors +. +25.0 %", capsys.readouterr().out)
+    assert "1 of them ended with an error" in (out / "report.html").read_text()
+
+
+def test_a_server_that_falls_silent_is_no_result(tmp_path, config_file, capsys):
+    server = Server(
+        file_collator(config_file), lambda body, number: (404, {"error": "gone"}) if number % 4 != 1 else None
+    )
+    out = tmp_path / "out"
+    with serving(server) as url:
+        endpoint = ["--endpoint", url, "--model", "exports/agent", "--config", config_file]
+        assert run(*endpoint, "--episodes", 3, "--out", out) == 2
+        assert run(*endpoint, "--suite", "steps", "--rows", 3, "--out", out) == 2
+    first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    for line in (first, second):
+        assert "all 3 cases ended with an error" in line and "status 404" in line and "gone" in line
+    assert {path.name for path in out.iterdir()} == {"failed"}
 
 
 def test_eval_with_a_dead_endpoint(tmp_path, config_file, capsys):

@@ -35,7 +35,7 @@ def results(tmp_path_factory):
     for name, policy in policies.items():
         records = suites.play_safari(policy, WORLD, REPORT_SEEDS[:5], picture_dir=directory / name / "pictures")
         about = suites.describe("safari", name, world=WORLD, seeds={"start": 2_000_000, "count": 5, "set": "report"})
-        suites.write_result(directory / name, about, records, suites.safari_metrics(records))
+        suites.write_result(directory / name, about, records, suites.metrics_of("safari", records))
     return [directory / name for name in policies]
 
 

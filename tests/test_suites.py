@@ -10,7 +10,7 @@ from qwenvl_agent.envs.safari.thoughts import Plan
 from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS
 from qwenvl_agent.evaluation import suites
 from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord
-from qwenvl_agent.schema import Answer, Observation, Request, Row, ToolCall, Turn
+from qwenvl_agent.schema import NO_ANSWER, Answer, Observation, Request, Row, ToolCall, Turn
 
 WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": 16}
 ORACLE = SafariOracle(SafariRules.from_json(WORLD))
@@ -139,6 +139,37 @@ def test_evaluation_inside_training_gives_scalars_and_records():
     assert all(isinstance(value, float) and not math.isnan(value) for value in result.scalars.values())
 
 
+class Silent:
+    """A policy whose server answers so many times and then no more."""
+
+    def __init__(self, num_answers: int):
+        self.num_answers = num_answers
+
+    def act(self, requests):
+        answers = []
+        for _ in requests:
+            self.num_answers -= 1
+            done = Answer(Turn("", [ToolCall("declare_done", {})]))
+            answers.append(done if self.num_answers >= 0 else Answer(Turn(), text="gone", error=NO_ANSWER))
+        return answers
+
+
+def test_episodes_that_an_error_ended_are_named_beside_the_rate():
+    cfg = EvalConfig(world=WORLD, episodes=4, step_rows=0, batch_size=1)
+    some = suites.evaluate(Silent(1), cfg)
+    assert [record.end_reason for record in some.episodes] == ["done", "error", "error", "error"]
+    assert (some.scalars["rollout/success_rate"], some.scalars["rollout/error_rate"], some.failure) == (0.0, 0.75, "")
+    none = suites.evaluate(Silent(0), cfg)
+    assert none.scalars == {"rollout/error_rate": 1.0} and none.failure == "gone"
+
+
+def test_the_cause_of_a_crash_is_the_last_line_of_its_traceback():
+    crashed = EpisodeRecord(seed=1, end_reason="error", error="Traceback:\n  File\nValueError: no trees\n")
+    assert suites.common_failure([crashed, crashed]) == "ValueError: no trees"
+    assert suites.common_failure([crashed, EpisodeRecord(seed=2, end_reason="max_turns")]) == ""
+    assert suites.common_failure([]) == ""
+
+
 def test_evaluation_inside_training_keeps_its_time():
     cfg = EvalConfig(world=WORLD, episodes=3, step_rows=4)
     result = suites.evaluate(Quitter(), cfg, held_out=rows(4), time_limit_s=0.0)
@@ -148,7 +179,7 @@ def test_evaluation_inside_training_keeps_its_time():
 
 def test_a_result_survives_its_folder(tmp_path):
     records = suites.play_safari(ORACLE, WORLD, REPORT_SEEDS[:2])
-    metrics = suites.safari_metrics(records)
+    metrics = suites.metrics_of("safari", records)
     suites.write_result(tmp_path / "a", suites.describe("safari", "oracle", world=WORLD), records, metrics)
     result, read = suites.read_result(tmp_path / "a")
     assert suites.metrics_json(suites.metrics_of("safari", read)) == suites.metrics_json(metrics)

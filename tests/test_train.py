@@ -60,6 +60,12 @@ def test_patience_ends_a_run_that_gets_no_better(configure, capsys):
     assert (checkpoints / "last").resolve().name == "step_000006"
 
 
+def test_an_evaluation_in_which_nothing_could_be_played_never_becomes_best():
+    played, failed = {"rollout/success_rate": 0.0, "rollout/error_rate": 0.5}, {"rollout/error_rate": 1.0}
+    assert train.is_better(played, {}) and not train.is_better(failed, {}) and not train.is_better({}, {})
+    assert train.is_better(played | {"rollout/success_rate": 0.1}, played) and not train.is_better(played, played)
+
+
 # resuming
 
 

@@ -23,7 +23,7 @@ from qwenvl_agent.evaluation.rollout import EpisodeRecord, StepRecord
 from qwenvl_agent.evaluation.screen_cases import screen_view
 from qwenvl_agent.evaluation.statistics import holm, paired_test
 from qwenvl_agent.evaluation.step_metrics import RowRecord
-from qwenvl_agent.evaluation.suites import judge, outcome, read_result
+from qwenvl_agent.evaluation.suites import describe_failures, judge, outcome, read_result
 
 TEMPLATE_DIR = Path(__file__).parent.parent / "assets"
 MAX_CASES = 60
@@ -54,6 +54,7 @@ LABELS = {
     "text_accuracy": ("text", "of matched elements"),
     "harm_rate": ("harm", "episodes in which something was done that cannot be made good"),
     "success_rate": ("mission success", "declare_done called, every target found, nothing declared falsely"),
+    "error_rate": ("errors", "cases that a crash of the world or a silent server ended, not the policy"),
     "progress": ("targets found", "mean share of a mission's targets"),
     "mean_turns": ("turns", "over all episodes; a failure counts with the turns it took"),
     "mean_turns_success": ("turns of successes", ""),
@@ -116,7 +117,7 @@ OUTCOMES = {
     "max_turns": "out of turns",
     "parse_abort": "unreadable answers in a row",
     "time_limit": "out of time",
-    "error": "the world crashed",
+    "error": "the world crashed, or no answer came",
     "same": "just as the label",
     "other_arguments": "the label's tools, other arguments",
     "other_tools": "other tools than the label",
@@ -128,6 +129,8 @@ OUTCOMES = {
     "incomplete": "elements missing or wrong",
     "unreadable": "unreadable",
 }
+UNKNOWN = {"value": None}
+"""A metric that an older result does not have."""
 GOOD = ("done_ok", "same", "hit", "complete")
 
 
@@ -259,12 +262,14 @@ def comparison_table(comparison: dict) -> Table:
     """Results beside each other; p by McNemar against the first, adjusted by Holm."""
     suite = comparison["results"][0]["metrics"]["about"]["suite"]
     columns = TERMINAL_COLUMNS[suite]
+    if any(result["metrics"].get("error_rate", {}).get("value") for result in comparison["results"]):
+        columns = columns | {"error_rate": "errors %"}
     table = Table(title=f"{suite}: 95 % intervals; p against the first (McNemar, Holm)")
     table.add_column("", no_wrap=True)
     for heading in (*columns.values(), "n", "difference", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result, test in zip(comparison["results"], [None, *comparison["tests"]], strict=True):
-        shown = [short_cell(name, result["metrics"][name]) for name in columns]
+        shown = [short_cell(name, result["metrics"].get(name, UNKNOWN)) for name in columns]
         n = str(result["metrics"][next(iter(columns))]["n"])
         table.add_row(result["name"], *shown, n, *cells_of_test(test))
     return table
@@ -389,6 +394,7 @@ def note_of(result: Result) -> str:
     """Where a result comes from, in a line."""
     about = result.about
     facts = [f"{len(result.records)} {CASE_NAMES.get(about['suite'], 'rows')}"]
+    facts += filter(None, [describe_failures(result.records)])
     if "rejected" in about:
         facts.append(f"{sum(about['rejected'].values())} rejected")
     if "seeds" in about:

@@ -13,6 +13,7 @@ Metrics come from records alone, so `scripts/rescore.py` needs no model. A resul
         metrics.json    {"about": ..., "success_rate": {"value", "low", "high", "n"}, ..., "end_reasons": {...}}
         report.html     for people
         pictures/
+        unfinished/     of an evaluation that has not come to its end (`unfinished.py`)
 """
 
 import copy
@@ -50,7 +51,7 @@ from qwenvl_agent.evaluation.step_metrics import (
 from qwenvl_agent.formats import FORMATS, Format, Span
 from qwenvl_agent.formats.calls import json_text, write_plain
 from qwenvl_agent.prompt import render_prompt
-from qwenvl_agent.schema import Observation, Policy, Request, Row, Turn
+from qwenvl_agent.schema import NO_ANSWER, Observation, Policy, Request, Row, Turn
 
 RECORD_KINDS = {
     "safari": EpisodeRecord,
@@ -75,6 +76,8 @@ class Evaluation:
     was tried) is absent."""
     episodes: list[EpisodeRecord] = field(default_factory=list)
     rows: list[RowRecord] = field(default_factory=list)
+    failure: str = ""
+    """Of the first episode, if every one ended by no doing of the policy's: then no rate of them is among the scalars."""
 
 
 def evaluate(
@@ -115,7 +118,9 @@ def evaluate(
         history_steps=history_steps,
         time_limit_s=time_left_s,
     )
-    return Evaluation(scalars | as_scalars(safari_metrics(episodes), "rollout"), episodes, row_records)
+    failure = common_failure(episodes)
+    metrics = with_errors({} if failure else safari_metrics(episodes), episodes)
+    return Evaluation(scalars | as_scalars(metrics, "rollout"), episodes, row_records, failure)
 
 
 def held_out_screens(rows: Sequence[Row]) -> tuple[ScreenTask, ...]:
@@ -227,16 +232,16 @@ def predict_in_time(
     rows: Sequence,
     batch_size: int,
     time_limit_s: float,
-    on_progress: Callable[[int], None] = lambda num_rows: None,
+    on_progress: Callable[[Sequence], None] = lambda records: None,
     predict: Callable[[Policy, Sequence], list] = predict_rows,
 ) -> list:
-    """`predict` batch by batch; none begins after the time limit. `on_progress` gets the rows of each batch."""
+    """`predict` batch by batch; none begins after the time limit. `on_progress` gets the records of each batch."""
     deadline = time.monotonic() + time_limit_s
     records: list = []
     while len(records) < len(rows) and time.monotonic() < deadline:
         batch = predict(policy, rows[len(records) : len(records) + batch_size])
         records += batch
-        on_progress(len(batch))
+        on_progress(batch)
     return records
 
 
@@ -384,7 +389,39 @@ def metrics_of(suite: str, records: Sequence) -> Metrics:
         "screenspot": screenspot_metrics,
         "elements": elements_metrics,
     }
-    return compute[suite](records)
+    return with_errors(compute[suite](records), records)
+
+
+def with_errors(metrics: Metrics, records: Sequence) -> Metrics:
+    """With `error_rate`, beside the rate that stands first: cases that ended by no doing of the policy's."""
+    first, others = list(metrics.items())[:1], list(metrics.items())[1:]
+    num_failed = sum(bool(failure_of(record)) for record in records)
+    return dict([*first, ("error_rate", wilson(num_failed, len(records))), *others])
+
+
+def failure_of(record) -> str:
+    """Why a case ended by no doing of the policy's (a crash of the world, a server without an answer); "" if not."""
+    if isinstance(record, EpisodeRecord):
+        return last_line(record.error) if record.end_reason == "error" else ""
+    answer = record.step if isinstance(record, RowRecord) else record
+    return last_line(answer.text) if answer.error == NO_ANSWER else ""
+
+
+def describe_failures(records: Sequence) -> str:
+    """How many cases `failure_of` names; "" if there is none."""
+    num_failed = sum(bool(failure_of(record)) for record in records)
+    return f"{num_failed} of them ended with an error" if num_failed else ""
+
+
+def last_line(text: str) -> str:
+    """Of a traceback the error, of anything else all of it."""
+    return text.strip().rpartition("\n")[2] or "no reason is given"
+
+
+def common_failure(records: Sequence) -> str:
+    """The first cause if every case failed, so that no figure says anything about the policy; "" if not."""
+    causes = [failure_of(record) for record in records]
+    return causes[0] if causes and all(causes) else ""
 
 
 def describe(suite: str, policy: str, **more) -> dict:
