@@ -38,6 +38,10 @@ def main() -> int:
     parser.add_argument("--font", type=Path, default=Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"))
     parser.add_argument("--out", type=Path, default=SHEET_PATH)
     args = parser.parse_args()
+    if not args.font.is_file():
+        raise ValueError(
+            f"{args.font} does not exist: there is nothing to draw with; install Noto's emoji, or give --font"
+        )
     font = ImageFont.truetype(str(args.font), FONT_SIZE)
     sheet = Image.new("RGBA", (CELL_PX * len(SPRITES), CELL_PX))
     for index, emoji in enumerate(SPRITES.values()):
