@@ -4,6 +4,8 @@ Stricter than Python's reader, which takes a key that is there twice (the last o
 """
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
@@ -24,11 +26,6 @@ def read_json(text: str) -> object:
     return _named_errors(DECODER.decode, text)
 
 
-def read_json_at(text: str, at: int) -> tuple[object, int]:
-    """The value that begins at a place, and where it ends."""
-    return _named_errors(DECODER.raw_decode, text, at)
-
-
 def _named_errors(decode, *arguments):
     try:
         return decode(*arguments)
@@ -42,7 +39,36 @@ def _named_errors(decode, *arguments):
         raise ValueError("a number has thousands of digits: nothing could compute with it; correct it") from None
 
 
-def end_of_json(text: str, at: int) -> int | None:
+def read_list(path: Path) -> Iterator[tuple[str, object]]:
+    """`file:line` and value of each item of a .json file's list (or of the one object in it); a ValueError as the
+    value of an item that is refused. Brackets that do not close end the file there. Its text is held in memory."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield f"{path}:1", ValueError(f"byte {error.start} is not UTF-8: nothing is read; save it as UTF-8")
+        return
+    at, line = 0, 1
+    while (start := _skip(text, at)) < len(text):
+        line += text.count("\n", at, start)
+        place = f"{path}:{line}"
+        try:
+            value, at = _named_errors(DECODER.raw_decode, text, start)
+        except ValueError as error:
+            end = _end_of_json(text, start)
+            value = error if end else ValueError(f"{error}; the rest of the file is not read")
+            at = end or len(text)
+        line += text.count("\n", start, at)
+        yield place, value
+
+
+def _skip(text: str, at: int) -> int:
+    """Past white space, and past the brackets and commas of the outer list."""
+    while at < len(text) and text[at] in " \t\r\n[],":
+        at += 1
+    return at
+
+
+def _end_of_json(text: str, at: int) -> int | None:
     """Where the value at a place ends, though it may be none that is taken; None if its brackets do not close."""
     try:
         return LENIENT.raw_decode(text, at)[1]

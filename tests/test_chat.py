@@ -150,6 +150,79 @@ def test_weight_and_loss_of_a_turn(read):
     assert [row.weight for row in rows] == [0.0, 0.0, 0.5, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("marker", "weight"),
+    [
+        ({"weight": 0}, 0.0),
+        ({"loss_scale": 0.0}, 0.0),
+        ({"loss_weight": 0.5}, 0.5),
+        ({"loss_mask": 0}, 0.0),
+        ({"train": False}, 0.0),
+        ({"training": False}, 0.0),
+        ({"loss": False, "weight": 0}, 0.0),
+        ({"train": True, "weight": None, "loss_mask": 1}, 1.0),
+    ],
+)
+def test_every_marker_of_what_not_to_learn_is_honoured(read, marker, weight):
+    rows = read(messages(USER, assistant("wrong", **marker), USER, HELLO))
+    assert [row.weight for row in rows] == [weight, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"kto_tag": False}, "kto_tag of the row is False: its answers are marked as not to be learned"),
+        ({"label": False}, "label of the row is False"),
+        ({"label": 0}, "label of the row is 0"),
+        ({"train": "false"}, "train of the row is false"),
+        ({"loss_mask": 0}, "loss_mask of the row is 0"),
+        ({"weight": 0.5}, "weight of the row is 0.5"),
+        ({"loss_scale": "ignore"}, "loss_scale of the row is ignore"),
+        ({"score": -1}, "score of the row is -1: a bad answer would be learned"),
+        ({"reward": float("nan")}, "reward of the row is nan"),
+        ({"chosen": {"from": "gpt", "value": "x"}}, "chosen is given beside the conversation"),
+        ({"objects": {"ref": ["x"], "bbox": [[1, 2]]}}, "objects is given: its places would not be filled in"),
+    ],
+)
+def test_a_row_with_such_a_marker_is_rejected(read, fields, expected):
+    assert expected in reject_of(read(messages(USER, HELLO, **fields)))
+
+
+def test_a_row_marked_as_good_is_a_row(read):
+    (row,) = read(messages(USER, HELLO, kto_tag=True, label=True, train=1, weight=1.0, score=2, loss=2.5))
+    assert row.weight == 1.0 and row.notes == ()
+    (row,) = read(messages(USER, HELLO, rejected_response="Go away."))
+    assert row.notes == ("rejected_answer_left_out",)
+
+
+def test_markers_that_contradict_each_other(read):
+    record = messages(USER, assistant("x", train=False, weight=1))
+    assert "messages[1] has weight 1, train False: which holds is unknown" in reject_of(read(record))
+
+
+@pytest.mark.parametrize("arguments", ["", " ", None, {}, "{}"])
+def test_a_call_without_arguments(read, arguments):
+    call = {"function": {"name": "noop", "arguments": arguments}}
+    (row,) = read(messages(USER, assistant(None, tool_calls=[call])))
+    assert row.step.turn.tool_calls == (ToolCall("noop", {}),)
+
+
+def test_a_picture_named_in_the_text_is_not_lost(read):
+    for content in ("Picture 1: <img>a.png</img> What?", [{"type": "text", "text": "<img>a.png</img>"}]):
+        assert "it would not be seen" in reject_of(read(messages({"role": "user", "content": content}, HELLO)))
+
+
+def test_a_json_list_of_conversations(tmp_path):
+    path = tmp_path / "chat.json"
+    path.write_text(json.dumps([messages(USER, HELLO), messages(USER), messages(USER, HELLO)], indent=1))
+    first, reject, last = read_rows(path)
+    assert first.step.turn == last.step.turn == Turn(text="Hello.")
+    assert isinstance(reject, Reject) and "no assistant message" in reject.message
+    lines = path.read_text().split("\n")
+    for row in (first, reject, last):
+        assert lines[int(row.source.rpartition(":")[2]) - 1].strip() == "{"
+
+
 def test_untrusted_text_is_escaped_and_a_last_question_noted(read):
     (row,) = read({"messages": [{"role": "user", "content": "<|im_end|> hi"}, HELLO, USER]})
     assert row.step.observation.text == "<\\|im_end|> hi"

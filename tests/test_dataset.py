@@ -387,3 +387,15 @@ def test_examples_in_the_documentation_are_read(tmp_path, kind, num_rows):
     rows = build_rows(config, PromptConfig(history_steps=1))
     assert (len(rows.train), rows.report["sources"][0]["num_rejects"]) == (num_rows, 0)
     assert rows.report["sources"][0]["notes"] == {}
+
+
+def test_a_history_that_is_learned_keeps_no_weights(build, tmp_path):
+    """Else an answer marked as not to be learned would be, as history of the next."""
+    row = chat_row("Hi", ("wrong", "right"))
+    row["messages"][1]["weight"] = 0
+    assert len(build(kind="chat", talk=[row]).train) == 1
+    config = DataConfig(
+        sources=(SourceConfig(path=str(tmp_path / "talk"), kind="chat"),), cache_dir=str(tmp_path / "cache")
+    )
+    with pytest.raises(ValueError, match=r"dataset.jsonl:1: an answer has weight 0, and prompt.supervise_history"):
+        build_rows(config, PromptConfig(history_steps=1, supervise_history=True))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qwenvl_agent.data.source import Reject, SourceRow
 from qwenvl_agent.formats.calls import CLOSE, OPEN
-from qwenvl_agent.json_input import fault_of_line, read_json, read_line
+from qwenvl_agent.json_input import fault_of_line, read_json, read_line, read_list
 from qwenvl_agent.schema import (
     Observation,
     Picture,
@@ -42,23 +42,44 @@ ROLES = {
 PLACEHOLDER = re.compile(r" ?<image>")
 MIN_WEIGHT, MAX_WEIGHT = 1e-4, 1e4
 """Of a turn's loss: beyond, float32 or all the other rows of a step would be lost."""
+SCALE_KEYS = ("weight", "loss_scale", "loss_weight")
+WEIGHT_KEYS = (*SCALE_KEYS, "loss", "loss_mask", "train", "training")
+"""How trainers scale a message's loss, or leave it out (0, false)."""
+NOT_TO_LEARN = ("0", "0.0", "false")
+GOOD_KEYS = ("kto_tag", "label")
+"""Of a row: whether its answer is a good one."""
+SCORE_KEYS = ("score", "reward")
+CHOSEN_KEYS = ("chosen", "chosen_response", "preferred_output")
+REJECTED_KEYS = ("rejected", "rejected_response", "rejected_messages")
+"""Of a row: an answer that is worse than the conversation's own."""
+IMAGE_FILE = re.compile(r"<img>[^<>]*</img>")
 IMAGE_PART_KEYS = ("image", "image_url", "path", "url")
 
 
 def read_rows(path: Path) -> Iterator[SourceRow | Reject]:
     """Every step of every conversation in the file, in order; blank lines are skipped."""
+    for source, line in _lines(path):
+        try:
+            if isinstance(line, ValueError):
+                raise line
+            # A list, not a generator: rows of a conversation that turns out bad must not have been yielded.
+            rows = list(read_conversation(line, path.parent, source))
+        except Exception as error:
+            yield Reject(source, fault_of_line(error))
+        else:
+            yield from rows
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes | ValueError]]:
+    """`file:line` and text of each conversation: of each line, or in a .json file of each item of its list."""
+    if path.suffix == ".json":
+        for source, value in read_list(path):
+            yield source, value if isinstance(value, ValueError) else json.dumps(value).encode()
+        return
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            source = f"{path}:{number}"
-            try:
-                # A list, not a generator: rows of a conversation that turns out bad must not have been yielded.
-                rows = list(read_conversation(line, path.parent, source))
-            except Exception as error:
-                yield Reject(source, fault_of_line(error))
-            else:
-                yield from rows
+            if line.strip():
+                yield f"{path}:{number}", line
 
 
 def read_conversation(line: bytes, root: Path, source: str) -> Iterator[SourceRow]:
@@ -67,6 +88,7 @@ def read_conversation(line: bytes, root: Path, source: str) -> Iterator[SourceRo
     for key in ("videos", "video", "audios", "audio"):
         if record.get(key):
             raise ValueError(f"{key} is given: only text and pictures can be shown; take the row out or give frames")
+    _check_markers(record)
     messages = _normal_messages(record)
     system_prompt, messages = _split_system(record, messages)
     tools = build_tools(json.dumps(_decoded(record.get("tools") or [], "tools")))
@@ -76,7 +98,9 @@ def read_conversation(line: bytes, root: Path, source: str) -> Iterator[SourceRo
     name = record.get("id")
     key = str(name) if isinstance(name, str | int) else hashlib.sha256(line.strip()).hexdigest()[:16]
     episode_id = f"{key}#{source.rpartition(':')[2]}"
+    has_rejected = any(record.get(key) for key in REJECTED_KEYS)
     for index, (step, weight, notes) in enumerate(steps):
+        notes += ("rejected_answer_left_out",) if has_rejected and index == len(steps) - 1 else ()
         yield SourceRow(episode_id, index, key, system_prompt, tools, step, source, weight, notes)
 
 
@@ -86,6 +110,31 @@ def parse_line(line: bytes) -> dict:
     if not isinstance(record, dict):
         raise ValueError(f"a {type(record).__name__}, not an object: nothing to read; write one {{...}} a line")
     return record
+
+
+def _check_markers(record: dict) -> None:
+    """ValueError for a row that other trainers would not learn as a good answer, or not as it stands."""
+    for key in (*WEIGHT_KEYS, *GOOD_KEYS):
+        value = record.get(key)
+        if str(value).lower() in NOT_TO_LEARN or (key in SCALE_KEYS and value not in (None, 1)):
+            raise ValueError(
+                f"{key} of the row is {str(value)[:80]}: its answers are marked as not to be learned like others; take "
+                "the row out, or give every assistant message its weight"
+            )
+    for key in SCORE_KEYS:
+        value = record.get(key)
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"{key} of the row is {str(value)[:80]}: a bad answer would be learned; take the row out")
+    for key in CHOSEN_KEYS:
+        if record.get(key):
+            raise ValueError(
+                f"{key} is given beside the conversation: the answer to learn is not in it; append it as its last message"
+            )
+    if record.get("objects"):
+        raise ValueError(
+            "objects is given: its places would not be filled in for <bbox> and <ref-object>, which would be learned as "
+            "they stand; write the places into the text, in thousandths of the picture"
+        )
 
 
 def _normal_messages(record: dict) -> list[dict]:
@@ -254,6 +303,10 @@ def _build_observation(messages: list[dict], pictures: _Pictures) -> tuple[Obser
                 shown.append(pictures.take(value, f"{message['place']} image"))
             else:
                 text += value
+        if message["role"] == "user" and IMAGE_FILE.search(text):
+            raise ValueError(
+                f"{message['place']} names a picture as <img>file</img>: it would not be seen; write <image>, and images"
+            )
         if message["role"] == "user" and text.strip():
             texts.append(text.strip())
     return Observation("\n".join(texts), tuple(shown)), ("image_moved",) if is_moved else ()
@@ -337,7 +390,10 @@ def _build_call(value: object, place: str) -> tuple[ToolCall, str | None]:
     function = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{place} is {str(value)[:80]!r}: a call without a name; give name and arguments")
-    arguments = _decoded(function.get("arguments", {}), f"{place} arguments")
+    arguments = function.get("arguments")
+    # Servers write "" for a call without arguments.
+    is_empty = arguments is None or (isinstance(arguments, str) and not arguments.strip())
+    arguments = {} if is_empty else _decoded(arguments, f"{place} arguments")
     return ToolCall(function["name"], arguments), value.get("id")
 
 
@@ -388,14 +444,20 @@ def _result_content(message: dict) -> dict:
 
 
 def _weight(message: dict) -> float:
-    """Of the turn's loss: `weight` (a number) or `loss` (a boolean), 1 if neither is given."""
-    weight = message.get("weight", message.get("loss"))
-    if weight is None:
-        return 1.0
+    """Of the turn's loss, under any of the names that trainers have for it; 1 if none is given."""
+    given = {key: message[key] for key in WEIGHT_KEYS if message.get(key) is not None}
+    weights = {_loss_weight(value, f"{message['place']} {key}") for key, value in given.items()}
+    if len(weights) > 1:
+        said = ", ".join(f"{key} {value}" for key, value in given.items())
+        raise ValueError(f"{message['place']} has {said}: which holds is unknown; keep one")
+    return weights.pop() if weights else 1.0
+
+
+def _loss_weight(weight: object, place: str) -> float:
     is_number = isinstance(weight, bool | int | float) and (weight == 0 or MIN_WEIGHT <= weight <= MAX_WEIGHT)
     if not is_number:
         raise ValueError(
-            f"{message['place']} weight is {str(weight)[:80]}: a loss cannot be scaled by it; give 0, or a number from "
+            f"{place} is {str(weight)[:80]}: a loss cannot be scaled by it; give 0, or a number from "
             f"{MIN_WEIGHT} to {MAX_WEIGHT}"
         )
     return float(weight)

@@ -21,7 +21,7 @@ from qwenvl_agent.envs.computer import KINDS, Action, build_tool, to_turn
 from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT, observation
 from qwenvl_agent.envs.computer.dialects import read, to_seed
 from qwenvl_agent.images import check_aspect_ratio, read_rgb
-from qwenvl_agent.json_input import end_of_json, fault_of_line, read_json_at, read_line
+from qwenvl_agent.json_input import fault_of_line, read_line, read_list
 from qwenvl_agent.schema import Picture, Step, Turn, confined_path
 
 Box = tuple[float, float, float, float]
@@ -121,7 +121,8 @@ def read_records(path: Path) -> Iterator[tuple[str, object]]:
     """(`file:line`, value) of a .json file's list (or object), or else of every line; a broken line's value is a
     RecordError. A .json file is held in memory as text."""
     if path.suffix == ".json":
-        yield from _read_list(path)
+        for source, value in read_list(path):
+            yield source, RecordError("not_json", str(value)) if isinstance(value, ValueError) else value
         return
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -134,38 +135,6 @@ def _load(line: bytes) -> object:
         return read_line(line)
     except ValueError as error:
         return RecordError("not_json", str(error))
-
-
-def _read_list(path: Path) -> Iterator[tuple[str, object]]:
-    """The items one at a time, each with the line that it starts on; brackets that do not close end the file there."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        yield (
-            f"{path}:1",
-            RecordError("not_json", f"byte {error.start} is not UTF-8: nothing is read; save it as UTF-8"),
-        )
-        return
-    at, line = 0, 1
-    while (start := _skip(text, at)) < len(text):
-        line += text.count("\n", at, start)
-        place = f"{path}:{line}"
-        try:
-            value, at = read_json_at(text, start)
-        except ValueError as error:
-            end = end_of_json(text, start)
-            rest = "" if end else "; the rest of the file is not read"
-            value = RecordError("not_json", f"{error}{rest}")
-            at = end or len(text)
-        line += text.count("\n", start, at)
-        yield place, value
-
-
-def _skip(text: str, at: int) -> int:
-    """Past white space, and past the brackets and commas of the outer list."""
-    while at < len(text) and text[at] in " \t\r\n[],":
-        at += 1
-    return at
 
 
 def read_samples(path: Path) -> Iterator[Sample | Rejected]:

@@ -156,6 +156,8 @@ def build_rows(data_cfg: DataConfig, prompt_cfg: PromptConfig) -> Rows:
     if not 0 <= data_cfg.eval_fraction < 1:
         raise ValueError(f"data.eval_fraction is {data_cfg.eval_fraction}: nothing is left to train on; use 0 to 0.9")
     sources = [_open_source(source_cfg, data_cfg) for source_cfg in data_cfg.sources]
+    for source in sources if prompt_cfg.supervise_history else ():
+        source.refuse_weights()
     is_held_out, num_episodes, num_held_out = _split(
         [source.index["split_key"] for source in sources], data_cfg.eval_fraction, data_cfg.seed
     )
@@ -282,6 +284,16 @@ class _Source:
             lengths = lengths + np.where(before >= 0, own[before], 0.0)
             before = np.where(before >= 0, previous[before], -1)
         return lengths
+
+    def refuse_weights(self) -> None:
+        """ValueError for an answer with a weight of its own, which a history that is learned would not keep."""
+        weighted = np.flatnonzero(_column(self.steps, "weight") != 1)
+        if len(weighted):
+            step = self.steps[int(weighted[0])]
+            raise ValueError(
+                f"{step['source']}: an answer has weight {step['weight']:g}, and prompt.supervise_history learns all turns "
+                "of a history alike: it would be learned in full; set it to false, or take the weights out of the data"
+            )
 
     def report(self, history_steps: int) -> dict:
         notes = dict(self.meta["notes"])

@@ -16,6 +16,7 @@ import numpy as np
 from qwenvl_agent.coordinates import GRID, Screen
 from qwenvl_agent.data.chat import read_rows
 from qwenvl_agent.data.computer import PictureFiles, RecordError, Rejected, check_size, read_box, read_records
+from qwenvl_agent.data.computer import rejected as rejected_record
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.evaluation.screens import file_hash, refusal
 from qwenvl_agent.evaluation.statistics import Interval, clustered_share, wilson
@@ -79,8 +80,8 @@ def read_elements(folder: Path) -> tuple[list[ElementsTask], list[Rejected], dic
     for source, record in read_records(path):
         try:
             tasks.append(read_task(record, source, pictures, questions))
-        except RecordError as error:
-            rejected.append(Rejected(source, str(error), error.reason))
+        except Exception as error:
+            rejected.append(rejected_record(source, error))
     if not tasks:
         raise ValueError(f"{path} gives no screen ({rejected[0].message if rejected else 'it is empty'}): correct it")
     hashed = [path, questions_path] if questions else [path]
