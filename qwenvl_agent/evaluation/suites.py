@@ -29,8 +29,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import qwenvl_agent
-from qwenvl_agent.config import EvalConfig
-from qwenvl_agent.envs import make_oracle
+from qwenvl_agent.config import Config, EvalConfig
+from qwenvl_agent.envs import WORLDS, make_env, make_oracle
 from qwenvl_agent.envs.safari.judge import agrees, is_equivalent, is_refused
 from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS
 from qwenvl_agent.evaluation.browser import browser_metrics
@@ -63,6 +63,8 @@ RECORD_KINDS = {
 }
 """The suites, and what a line of their records.jsonl is."""
 PACKAGES = ("torch", "transformers", "numpy")
+JUDGED_KINDS = {"safari": ("safari", "chat"), "clicks": ("computer",)}
+"""Kinds of data that a suite inside training can say something about; conversations may be the safari's."""
 Metrics = dict[str, "Interval | dict[str, int]"]
 """Rates and means with their intervals; counts by name (`end_reasons`, `errors`, `repairs`)."""
 
@@ -78,6 +80,49 @@ class Evaluation:
     rows: list[RowRecord] = field(default_factory=list)
     failure: str = ""
     """Of the first episode, if every one ended by no doing of the policy's: then no rate of them is among the scalars."""
+
+
+def check_suite(config: Config) -> None:
+    """ValueError, before anything is loaded, for a suite that cannot judge the data or a world that cannot be built."""
+    suite, kinds = config.eval.suite, {source.kind for source in config.data.sources}
+    if kinds and suite in JUDGED_KINDS and not kinds & {*JUDGED_KINDS[suite]}:
+        fitting = [name for name, judged in JUDGED_KINDS.items() if kinds & {*judged}]
+        raise ValueError(
+            f"eval.suite is {suite!r} and data.sources are of kind {', '.join(sorted(kinds))}: the model would be judged "
+            f"by what it does not learn; use eval.suite={' or '.join([*fitting, 'none'])}"
+        )
+    if suite == "clicks" and not config.data.eval_fraction:
+        raise ValueError(
+            "eval.suite is 'clicks' and data.eval_fraction is 0: no screen would be held out to measure on; raise it, "
+            "or use eval.suite=none"
+        )
+    check_world(config, ["safari"] if suite == "safari" else sorted(WORLDS, key=lambda world: world not in kinds))
+
+
+def check_world(config: Config, worlds: Sequence[str]) -> None:
+    """ValueError unless one of these worlds can be built by `eval.world`, which another command may play later."""
+    errors = []
+    for world in worlds if config.eval.world or config.eval.suite == "safari" else ():
+        try:
+            env = make_env(world, **config.eval.world)
+            if config.eval.suite == world:
+                env.reset(seed=SELECTION_SEEDS[0])  # some rules contradict each other only when a world is drawn
+            return
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError(f"eval.world: {'; nor is it of another world: '.join(errors)}")
+
+
+def check_held_out(cfg: EvalConfig, held_out: Sequence[Row]) -> None:
+    """ValueError, before a model is loaded, if the data holds nothing out that the suite needs."""
+    if cfg.suite == "clicks" and not held_out:
+        raise ValueError(
+            "eval.suite is 'clicks' and no screen is held out: nothing could be measured at the end; raise "
+            "data.eval_fraction, or use eval.suite=none"
+        )
+    if cfg.suite == "clicks":
+        held_out_screens(held_out)
 
 
 def evaluate(

@@ -1,7 +1,7 @@
 """What may be set about the browser world, and which task a seed is."""
 
 import random
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from qwenvl_agent.envs.browser.board_tasks import BOARD_TASKS
@@ -11,6 +11,7 @@ from qwenvl_agent.envs.browser.problem import Task
 from qwenvl_agent.envs.browser.tasks import TASKS
 from qwenvl_agent.envs.browser.words import LANGUAGES
 from qwenvl_agent.envs.computer import KINDS
+from qwenvl_agent.envs.rules import rules_from_json
 
 GROUPS = {
     "own": tuple(TASKS),
@@ -66,21 +67,15 @@ class BrowserRules:
                 raise ValueError(
                     f"browser rule {name} is {unknown or '(none)'}: no task can be drawn; choose of {', '.join(known)}"
                 )
-        for name, least in (("past_steps", 0), ("max_turns", 0), ("max_calls", 1), ("step_seconds", 0.1)):
+        leasts = {"past_steps": 0, "max_turns": 0, "max_calls": 1, "step_seconds": 0.1, "episode_seconds": 0.1}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"browser rule {name} is {getattr(self, name)}: give at least {least}")
 
     @classmethod
     def from_json(cls, values: dict) -> "BrowserRules":
         """Rules from JSON values; ValueError naming the nearest key for one that does not exist."""
-        known = [field.name for field in fields(cls) if field.init]
-        for key in values:
-            if key not in known:
-                near = get_close_matches(key, known, n=1) or [", ".join(known)]
-                raise ValueError(
-                    f"browser rule {key!r} does not exist, so it would change nothing; did you mean {near[0]}?"
-                )
-        return cls(**values)
+        return rules_from_json(cls, "browser", values)
 
     def task_of(self, seed: int) -> Task:
         name = self.names[seed % len(self.names)]

@@ -5,10 +5,11 @@ x grows to the right, y downward. A seed and a `SafariRules` are a world: all ra
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
+
+from qwenvl_agent.envs.rules import rules_from_json
 
 VIEW = 10
 """The player sees VIEW x VIEW tiles."""
@@ -99,14 +100,18 @@ class SafariRules:
         checks = (
             (self.rules in ("reach", "catch"), "rules", "reach or catch"),
             (min(self.width, self.height) >= VIEW, "width", f"a world at least {VIEW} tiles wide and high"),
-            (0 <= self.num_trees + self.num_animals <= free * 0.6, "num_trees", "at most 60 % of the tiles occupied"),
+            (max(self.width, self.height) <= 1000, "width", "a world at most 1000 tiles wide and high"),
+            (self.num_trees >= 0, "num_trees", "0 or more"),
+            (self.num_trees + self.num_animals <= free * 0.6, "num_trees", "at most 60 % of the tiles occupied"),
             (self.num_animals >= 1, "num_animals", "at least one animal"),
             (self.max_turns >= 1, "max_turns", "at least one turn"),
             (self.languages and set(self.languages) <= known_languages, "languages", f"some of {known_languages}"),
             (1 <= len(self.num_targets) <= 3 and sum(self.num_targets) > 0, "num_targets", "one to three weights"),
+            (min(self.num_targets, default=0) >= 0, "num_targets", "weights of 0 or more"),
             (0 <= self.ordered <= 1, "ordered", "a share from 0 to 1"),
             (0 <= self.outside_first_view <= 1, "outside_first_view", "a share from 0 to 1"),
-            (self.tile_px >= 8, "tile_px", "at least 8 pixels a tile"),
+            (8 <= self.tile_px <= 1024, "tile_px", "8 to 1024 pixels a tile"),
+            (self.min_distance >= 0, "min_distance", "0 or more tiles"),
         )
         for holds, name, wanted in checks:
             if not holds:
@@ -119,14 +124,7 @@ class SafariRules:
     @classmethod
     def from_json(cls, values: dict) -> "SafariRules":
         """Rules from JSON values; ValueError naming the nearest key for one that does not exist."""
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = get_close_matches(key, known, n=1) or [", ".join(known)]
-                raise ValueError(
-                    f"safari rule {key!r} does not exist, so it would change nothing; did you mean {near[0]}?"
-                )
-        return cls(**values)
+        return rules_from_json(cls, "safari", values)
 
 
 @dataclass
