@@ -35,7 +35,7 @@ from qwenvl_agent.agent import (
 )
 from qwenvl_agent.command import command
 from qwenvl_agent.config import FORMAT_NAMES, Config, ModelConfig, apply_override, build_config, load_config, to_json
-from qwenvl_agent.envs import browser, make_env, make_oracle
+from qwenvl_agent.envs import WORLDS, browser, make_env, make_oracle
 from qwenvl_agent.envs.safari import NoisyOracle, RandomAgent, SafariRules
 from qwenvl_agent.envs.safari.world import REPORT_SEEDS
 from qwenvl_agent.evaluation import screens, suites
@@ -266,7 +266,7 @@ def build_endpoint(args: argparse.Namespace) -> Subject:
 
 
 def build_run(args: argparse.Namespace) -> Subject:
-    from qwenvl_agent.model import find_checkpoint, load_run
+    from qwenvl_agent.model import load_run, locate_checkpoint, saved_config
 
     overrides = [override for override in args.set if not override.startswith("model.autocast=")]
     if args.config or args.format or any(not override.startswith("eval.") for override in overrides):
@@ -275,6 +275,7 @@ def build_run(args: argparse.Namespace) -> Subject:
             "evaluated as it was trained; override how it is played, as in --set eval.temperature=0.7"
         )
     path = args.run / "checkpoints" / args.checkpoint if args.checkpoint else args.run
+    check_world(args, build_config(with_overrides(to_json(saved_config(path)), overrides)))
     autocast = with_overrides({}, args.set).get("model", {}).get("autocast", "auto")
     config, model, processor = load_run(path, default_device(), autocast=autocast)
     config = build_config(with_overrides(to_json(config), overrides))
@@ -283,7 +284,7 @@ def build_run(args: argparse.Namespace) -> Subject:
     data = args.run / "data.json"
     dataset_hash = json.loads(data.read_text(encoding="utf-8"))["dataset_hash"] if data.exists() else None
     about = {"checkpoint": args.checkpoint or "best", "dataset_hash": dataset_hash, "precision": precision}
-    return replace(subject, about=subject.about | about, weights=weights_of(find_checkpoint(path)))
+    return replace(subject, about=subject.about | about, weights=weights_of(locate_checkpoint(path)))
 
 
 def weights_of(folder: Path) -> str:
@@ -314,8 +315,18 @@ def read_config(args: argparse.Namespace, model: dict) -> Config:
     """--config with --set, or the defaults."""
     if args.checkpoint:
         raise ValueError(f"--checkpoint {args.checkpoint!r} without --run: there is no run to take it from; give --run")
-    if args.config:
-        return load_config(args.config, args.set)
+    config = load_config(args.config, args.set) if args.config else default_config(args, model)
+    check_world(args, config)
+    return config
+
+
+def check_world(args: argparse.Namespace, config: Config) -> None:
+    """ValueError, before a model is loaded, if the suite's world cannot be built by the config and --world."""
+    if args.suite in WORLDS:
+        make_env(args.suite, **with_overrides(config.eval.world, args.world))
+
+
+def default_config(args: argparse.Namespace, model: dict) -> Config:
     values = {"name": "eval", "model": {**to_json(ModelConfig(**model, method="lora")), **model}}
     for override in args.set:
         apply_override(values, override)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
@@ -29,7 +29,7 @@ from qwenvl_agent.data.dataset import RowDataset, build_rows
 from qwenvl_agent.data.sampler import RowSampler
 from qwenvl_agent.evaluation.policy import ModelPolicy
 from qwenvl_agent.evaluation.rollout import EpisodeRecord
-from qwenvl_agent.evaluation.suites import evaluate, pick_rows
+from qwenvl_agent.evaluation.suites import check_held_out, check_suite, evaluate, pick_rows
 from qwenvl_agent.formats import FORMATS, Format
 from qwenvl_agent.model import (
     Processor,
@@ -43,16 +43,19 @@ from qwenvl_agent.model import (
 from qwenvl_agent.precision import choose_together
 from qwenvl_agent.schema import Row
 from qwenvl_agent.training.checkpoint import (
+    check_data,
     load_training_state,
     prepare_run_dir,
     preserved_random_state,
-    read_json,
+    read_state,
+    record_evaluation,
     save_checkpoint,
     write_json,
     write_training_state,
 )
 from qwenvl_agent.training.features import build_features
 from qwenvl_agent.training.gradients import GradientCheck
+from qwenvl_agent.training.lock import locks_released
 from qwenvl_agent.training.loss import supervised_weight, token_losses
 from qwenvl_agent.training.metrics import Means, Reporter, flatten
 from qwenvl_agent.training.optim import build_optimizer, learning_rate_at, set_learning_rate
@@ -73,42 +76,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="a JSON file of configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if it has one")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="resume although data, prompt or vision settings are others now"
+    )
     parser.add_argument("--overwrite", action="store_true", help="delete the run of that name first")
     args = parser.parse_args(argv)
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
-    train(load_config(args.config, args.set), resume=args.resume, overwrite=args.overwrite)
+    if args.accept_changes and not args.resume:
+        parser.error("--accept-changes without --resume: there is nothing that could have changed; give both")
+    how = {"resume": args.resume, "overwrite": args.overwrite, "accept_changes": args.accept_changes}
+    train(load_config(args.config, args.set), **how)
     return 0
 
 
+@locks_released()
 @ranks_ended_together()
 @workers_ended()
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, float]:
+def train(
+    config: Config, *, resume: bool = False, overwrite: bool = False, accept_changes: bool = False
+) -> dict[str, float]:
     """Run the whole training; the metrics of the last evaluation."""
+    check_suite(config)
     accelerator = build_accelerator(config.train)
     config = choose_together(config, accelerator, resume=resume)
-    checkpoint = prepare_run_dir(config, accelerator, resume, overwrite)
-    state = read_json(checkpoint / "state.json") if checkpoint else {"step": 0, "best": {}}
+    checkpoint = prepare_run_dir(config, accelerator, resume, overwrite, accept_changes)
+    state = read_state(checkpoint) if checkpoint else {"step": 0, "best": {}, "evaluation_due": False}
     set_seed(config.train.seed)
 
     processor = build_processor(config.model, config.vision)
     with accelerator.main_process_first():  # the cache is written once
         rows = build_rows(config.data, config.prompt)
+    check_held_out(config.eval, rows.held_out)
+    check_data(state, rows.report, accept_changes)
     collator = Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
-    sampler = build_sampler(config, rows.train, accelerator, state)
+    sampler = build_sampler(config, rows.train, accelerator, state, accept_changes)
     max_steps = config.train.max_steps or sampler.num_steps(config.train.epochs)
     device = None if config.train.zero_stage == 3 else accelerator.device  # ZeRO-3 places the shards itself
     bare_model = build_model(config.model, device, checkpoint and checkpoint / "model").train()
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
 
     options = {"is_main": accelerator.is_main_process, "compiles": config.model.compile}
-    reporter = Reporter(config.run_dir, state["step"], max_steps, **options)
+    reporter = Reporter(config.run_dir, state["step"], max_steps, evaluation_due=state["evaluation_due"], **options)
     reporter.say(f"{rows.summary()}\ntrainable parameters: {describe_parameters(bare_model)}")
     reporter.say(plan_of(config, rows.train, bare_model, processor, accelerator.num_processes))
     if accelerator.is_main_process:
         write_json(config.run_dir / "manifest.json", manifest(bare_model))
         write_json(config.run_dir / "data.json", rows.report)
-    save = partial(save_run, config, accelerator, model, optimizer, sampler)
+    save = partial(save_run, config, accelerator, model, optimizer, sampler, rows.report["dataset_hash"])
     evaluate_now = partial(evaluate_run, config, accelerator, bare_model, processor, collator, rows.held_out, reporter)
     features = build_features(config, bare_model, processor)
     batches = iter(build_loader(config, rows.train, collator, sampler, features and features.directory))
@@ -122,8 +137,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     stop.install()
 
     step, best = state["step"], state["best"]
-    metrics, stopped, stalled = {}, False, has_stalled(best, step, config.train)
-    while step < max_steps and not stopped and not stalled:
+    metrics, stopped = {}, False
+    if state["evaluation_due"]:  # the run was ended after it had saved this step
+        metrics, best = evaluate_now(step, best)
+    while step < max_steps and not stopped and not has_stalled(best, step, config.train):
         started = time.monotonic()
         with profiler.step():
             micro_batches = [move(next(batches), accelerator.device) for _ in range(config.train.accumulation)]
@@ -151,19 +168,14 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             reporter.log(step, logged | {"train/learning_rate": learning_rate, "train/epoch": sampler.epoch_of(step)})
         elif step == state["step"] + 1:
             reporter.show(step, means.peek())  # a sign of life, long before the first log line
-        if should_evaluate:
-            metrics = evaluate_now(step)
-            if metrics:
-                reporter.log(step, metrics)
-            if is_better(metrics, best):
-                best = metrics | {"step": step}
-            stalled = any_rank(accelerator, has_stalled(best, step, config.train))  # only rank 0 evaluates
         if should_save:
-            save(step, best, means)
+            save(step, best, means, should_evaluate)
+        if should_evaluate and not stopped:  # who stops is in a hurry: the resumed run evaluates
+            metrics, best = evaluate_now(step, best)
 
     if untrained := check_gradients.untrained():
         reporter.say(untrained)
-    if stalled:
+    if step < max_steps and not stopped:
         reporter.say(f"no better evaluation since step {best.get('step')}: ended at step {step} of {max_steps}")
     reporter.say(f"stopped at step {step} of {max_steps}; --resume goes on" if stopped else f"done: {config.run_dir}")
     reporter.close(flatten(to_json(config)), metrics)
@@ -230,7 +242,9 @@ def origin(micro_batches: Sequence[dict]) -> str:
     return ", ".join(f"{row_id} ({source})" for row_id, source in pairs)
 
 
-def build_sampler(config: Config, rows: RowDataset, accelerator: Accelerator, state: dict) -> RowSampler:
+def build_sampler(
+    config: Config, rows: RowDataset, accelerator: Accelerator, state: dict, accept_changes: bool = False
+) -> RowSampler:
     sampler = RowSampler(
         len(rows),
         batch_size=config.train.batch_size,
@@ -242,7 +256,7 @@ def build_sampler(config: Config, rows: RowDataset, accelerator: Accelerator, st
         lengths=rows.lengths,
     )
     if state["step"]:
-        sampler.load_state_dict(state["sampler"])
+        sampler.load_state_dict(state["sampler"], accept_changes)
     return sampler
 
 
@@ -282,9 +296,21 @@ def any_rank(accelerator: Accelerator, flag: bool) -> bool:
     return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item() > 0
 
 
-def save_run(config: Config, accelerator, model, optimizer, sampler: RowSampler, step: int, best: dict, means: Means):
-    """One checkpoint, by all ranks together."""
-    state = {"step": step, "best": best, "sampler": sampler.state_dict(step)}
+def save_run(
+    config: Config,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer,
+    sampler: RowSampler,
+    dataset_hash: str,
+    step: int,
+    best: dict,
+    means: Means,
+    evaluation_due: bool,
+) -> None:
+    """One checkpoint, by all ranks together; `evaluation_due`: whether its step is still to be evaluated."""
+    state = {"step": step, "best": best, "evaluation_due": evaluation_due, "dataset_hash": dataset_hash}
+    state["sampler"] = sampler.state_dict(step)
     weights = accelerator.get_state_dict(model) if config.train.zero_stage == 3 else None  # gathered by all ranks
 
     def write(directory: Path) -> None:
@@ -294,14 +320,24 @@ def save_run(config: Config, accelerator, model, optimizer, sampler: RowSampler,
             save_weights(accelerator.unwrap_model(model), directory / "model", weights)
         write_training_state(directory, accelerator, model, optimizer, {"means": means.sums})
 
-    is_best = best.get("step") == step
-    save_checkpoint(config.run_dir / "checkpoints", step, write, accelerator, is_best, config.train.keep_checkpoints)
+    save_checkpoint(config.run_dir / "checkpoints", step, write, accelerator, config.train.keep_checkpoints)
 
 
 def evaluate_run(
-    config: Config, accelerator, model, processor: Processor, collator: Collator, held_out: RowDataset, reporter, step
-) -> dict[str, float]:
-    """Held-out rows and rollouts by rank 0 while the others wait; training's random numbers stay as they were."""
+    config: Config,
+    accelerator: Accelerator,
+    model: nn.Module,
+    processor: Processor,
+    collator: Collator,
+    held_out: RowDataset,
+    reporter: Reporter,
+    step: int,
+    best: dict,
+) -> tuple[dict[str, float], dict]:
+    """Held-out rows and rollouts of a saved step by rank 0 while the others wait: metrics, and the best until now.
+
+    Training's random numbers stay as they were.
+    """
     metrics = {}
     if config.train.zero_stage == 3:
         reporter.say("no evaluation inside training under ZeRO-3, where no rank has the whole model: use eval.py")
@@ -314,8 +350,14 @@ def evaluate_run(
         metrics = result.scalars
         if result.failure:
             reporter.say(f"step {step}: every episode ended with an error, so this is no `best`: {result.failure}")
-    accelerator.wait_for_everyone()
-    return metrics
+    metrics = broadcast_object_list([metrics])[0]
+    if metrics:
+        reporter.log(step, metrics)
+    if is_better(metrics, best):
+        best = metrics | {"step": step}
+    if accelerator.is_main_process:
+        record_evaluation(config.run_dir / "checkpoints", step, best, metrics, config.train.keep_checkpoints)
+    return metrics, best
 
 
 def show_answers(reporter: Reporter, step: int, policy: ModelPolicy, rows: Sequence[Row], fmt: Format) -> None:

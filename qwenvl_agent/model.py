@@ -10,10 +10,12 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import types
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from qwenvl_agent.checksums import find_damage
 from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, VisionConfig, build_config
 from qwenvl_agent.kernels import Dropout, Head, PatchProjection
 from qwenvl_agent.precision import announce, choose, choose_for_evaluation
@@ -287,6 +290,9 @@ def attach_adapters(model: nn.Module, model_cfg: ModelConfig, weights_dir: Path 
             task_type="CAUSAL_LM",
         )
         model = get_peft_model(model, lora)
+    adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    for pattern in adapted_modules(model_cfg):
+        assert any(re.search(f"{pattern}$", name) for name in adapted), f"no layer got an adapter by {pattern}"
     for module in model.modules():
         if isinstance(module, LoraLayer):
             # Under autocast a float32 copy of the input would be made only to be rounded again.
@@ -297,14 +303,13 @@ def attach_adapters(model: nn.Module, model_cfg: ModelConfig, weights_dir: Path 
 
 
 def adapted_modules(model_cfg: ModelConfig) -> list[str]:
-    """Patterns of the full names of the linear layers that get an adapter."""
-    projections = "|".join(model_cfg.lora_targets)
+    """Patterns of the full names of the linear layers that get an adapter, each of which finds some."""
     patterns = {
-        "language": rf"model\.language_model\.layers\.\d+\.\w+\.({projections})",
-        "merger": r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]",
-        "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])",
+        "language": [rf"model\.language_model\.layers\.\d+\.\w+\.{name}" for name in model_cfg.lora_targets],
+        "merger": [r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"],
+        "vision": [r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])"],
     }
-    return [patterns[place] for place in model_cfg.lora_places]
+    return [pattern for place in model_cfg.lora_places for pattern in patterns[place]]
 
 
 def set_trainable(model: nn.Module, model_cfg: ModelConfig) -> None:
@@ -428,10 +433,48 @@ def load_run(
 
 
 def find_checkpoint(path: Path) -> Path:
+    """`locate_checkpoint`, with config and weights compared with their checksums, if it has any.
+
+    ValueError for a damaged one: a number must not be that of another checkpoint than it says.
+    """
+    directory = locate_checkpoint(path)
+    try:
+        check_whole(directory, ("config.json", "model/"))
+    except FileNotFoundError:
+        print(f"{directory} has no checksums (saved by an earlier version): taken as it is", file=sys.stderr)
+    return directory
+
+
+def locate_checkpoint(path: Path) -> Path:
+    """A checkpoint, or a run's `best`, else `last`."""
     for directory in (path, path / "checkpoints" / "best", path / "checkpoints" / "last"):
+        if directory.is_symlink() and not directory.exists():
+            raise ValueError(
+                f"{directory} points to {os.readlink(directory)}, which is gone: that checkpoint cannot be loaded; name "
+                "another one"
+            )
         if (directory / "model").is_dir():
             return directory
     raise ValueError(f"{path} holds no checkpoint: there is nothing to load; give runs/NAME of a run that has saved")
+
+
+def saved_config(path: Path) -> Config:
+    """The config of `locate_checkpoint`, without a look at its weights."""
+    directory = locate_checkpoint(path)
+    with suppress(FileNotFoundError):  # an earlier version's has no checksums
+        check_whole(directory, ("config.json",))
+    return build_config(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+
+
+def check_whole(checkpoint: Path, parts: tuple[str, ...]) -> None:
+    """ValueError if the files whose paths begin so are not as they were written; FileNotFoundError if nobody can know."""
+    damage = find_damage(checkpoint, parts)
+    if damage:
+        whole = sorted(other.name for other in checkpoint.resolve().parent.glob("step_*"))
+        raise ValueError(
+            f"{damage}: what this checkpoint says would not be what was trained; bring the file back, or use another of "
+            f"{', '.join(whole)}"
+        )
 
 
 def build_tiny_config(

@@ -158,6 +158,17 @@ def test_states(write, run, job, state):
     assert state_of(read_progress(config.run_dir), job) == state
 
 
+def test_a_run_that_was_killed_in_its_last_evaluation_is_not_done(write):
+    config = load_sweep(write(grid=GRID)).cells[0].config
+    write_run(config.run_dir, config, saved_step=8)
+    last = config.run_dir / "checkpoints" / "last"
+    saved = json.loads((last / "state.json").read_text())
+    (last / "state.json").write_text(json.dumps(saved | {"evaluation_due": True}))
+    assert state_of(read_progress(config.run_dir)) == "stopped"
+    (last / "evaluation.json").write_text("{}")
+    assert state_of(read_progress(config.run_dir)) == "done"
+
+
 def test_a_run_in_epochs_is_done_after_its_last_row(write):
     """10 rows, 4 a step, 1.5 epochs: 15 rows, 4 steps."""
     config = load_sweep(write(set={"train.epochs": 1.5, "train.max_steps": 0}, grid=GRID)).cells[0].config

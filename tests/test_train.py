@@ -17,6 +17,7 @@ from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_confi
 from transformers import Qwen3VLForConditionalGeneration
 
 import train
+from qwenvl_agent.training.lock import lock_run
 from qwenvl_agent.training.stop import StopRequest
 
 REPOSITORY = Path(__file__).parent.parent
@@ -103,23 +104,42 @@ def uninterrupted(base, tmp_path_factory):
     return config.run_dir
 
 
-@pytest.mark.parametrize(
-    ("num_steps", "by_crash"),
-    [(1, False), (3, False), (5, True)],
-    ids=["stopped mid-epoch", "stopped right after an evaluation", "crashed between checkpoints"],
-)
-def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(
-    configure, uninterrupted, monkeypatch, num_steps, by_crash
-):
-    config = configure(**RESUME)
+def crashing_at(name: str, num_calls: int):
+    """`train`'s function of that name, which is the end of the run when it is called for the `num_calls`-th time."""
+    whole, calls = getattr(train, name), []
+
+    def crash(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == num_calls:
+            raise CrashError
+        return whole(*args, **kwargs)
+
+    return crash
+
+
+INTERRUPTIONS = {
+    "stopped mid-epoch": ({"StopRequest": lambda: interrupted_after(1, by_crash=False)}, 1),
+    "stopped where an evaluation is due": ({"StopRequest": lambda: interrupted_after(3, by_crash=False)}, 3),
+    "crashed between checkpoints": ({"StopRequest": lambda: interrupted_after(5, by_crash=True)}, 4),
+    "crashed in an evaluation": ({"evaluate": lambda: crashing_at("evaluate", 1)}, 3),
+    "crashed before an evaluation was noted": ({"record_evaluation": lambda: crashing_at("record_evaluation", 1)}, 3),
+    "crashed in the last evaluation": ({"evaluate": lambda: crashing_at("evaluate", 3)}, 8),
+}
+
+
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(configure, uninterrupted, monkeypatch, interruption):
+    config, (changes, saved_step) = configure(**RESUME), INTERRUPTIONS[interruption]
     with monkeypatch.context() as patch:
-        patch.setattr(train, "StopRequest", interrupted_after(num_steps, by_crash=by_crash))
+        for name, change in changes.items():
+            patch.setattr(train, name, change())
         try:
             train.train(config)
+            assert "stopped" in interruption
         except CrashError:
-            assert by_crash
+            assert "crashed" in interruption
     last = config.run_dir / "checkpoints" / "last"
-    assert last.resolve().name == f"step_{num_steps - by_crash:06d}"
+    assert last.resolve().name == f"step_{saved_step:06d}"
     torch.rand(7)  # a new process would have other random numbers
     train.train(config, resume=True)
     assert metrics_of(config.run_dir) == metrics_of(uninterrupted)
@@ -128,7 +148,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(
     for name in ("model/adapter_model.safetensors", "optimizer.safetensors"):
         ours, expected = load_file(last / name), load_file(whole / name)
         assert ours.keys() == expected.keys() and all(torch.equal(ours[key], expected[key]) for key in expected), name
-    for name in ("state.json", "rank_0.json"):
+    for name in ("state.json", "rank_0.json", "evaluation.json"):
         ours, expected = (json.loads((folder / name).read_text()) for folder in (last, whole))
         assert {k: v for k, v in ours.items() if k != "means"} == {k: v for k, v in expected.items() if k != "means"}
     best = [folder / "checkpoints" / "best" for folder in (config.run_dir, uninterrupted)]
@@ -152,6 +172,55 @@ def test_other_methods_resume_too(configure, monkeypatch, method, tmp_path):
         train.train(config)
     train.train(config, resume=True)
     assert metrics_of(config.run_dir) == metrics_of(whole.run_dir)
+
+
+def test_resuming_on_other_data_is_refused_unless_accepted(base, tmp_path, capsys):
+    dataset = save_dataset(tmp_path / "data")
+    config = tiny_config(tmp_path, base[0], dataset, train={"max_steps": 1})
+    train.train(config)
+    lines = dataset.read_text().splitlines(keepends=True)
+    dataset.write_text("".join(lines[:-4]))
+    longer = tiny_config(tmp_path, base[0], dataset, train={"max_steps": 2})
+    with pytest.raises(ValueError, match="the data's hash is .* in the checkpoint.*--resume --accept-changes"):
+        train.train(longer, resume=True)
+    train.train(longer, resume=True, accept_changes=True)
+    assert (config.run_dir / "checkpoints" / "last").resolve().name == "step_000002"
+
+
+# one run to a folder, and starts that come to nothing
+
+
+@pytest.mark.parametrize("flag", [None, "--resume", "--overwrite"])
+def test_a_second_run_is_refused_while_the_first_lives(configure, tmp_path, capsys, flag):
+    config = configure()
+    path = save_config(config, tmp_path / "config.json")
+    code = (
+        "import sys, pathlib; from qwenvl_agent.training.lock import lock_run; "
+        "lock_run(pathlib.Path(sys.argv[1]), print); print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(config.run_dir)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"locked\n"
+        config.run_dir.mkdir()
+        (config.run_dir / "mine").touch()
+        assert train.main(["--config", str(path), *([flag] if flag else [])]) == 2
+        error = capsys.readouterr().err
+        assert f"belongs to a run that is alive (process {first.pid} on " in error and error.count("\n") == 1
+        assert [entry.name for entry in config.run_dir.iterdir()] == ["mine"]
+        first.kill()
+    lock_run(config.run_dir, print)  # a kill has freed it
+
+
+def test_a_start_that_failed_is_in_nobodys_way(configure, tmp_path):
+    config = configure(train={"max_steps": 1}, eval={"step_rows": 0})
+    path = str(save_config(config, tmp_path / "config.json"))
+    wrong = ["--set", 'data.sources=[{"path": "no/such.jsonl", "kind": "chat"}]']
+    assert train.main(["--config", path, *wrong]) == 2
+    assert (config.run_dir / "config.json").exists()
+    assert train.main(["--config", path, "--set", "model.path=no/such"]) == 2
+    assert train.main(["--config", path]) == 0
+    assert not list(config.run_dir.parent.glob(".*"))
+    assert train.main(["--config", path]) == 2  # now there is something to lose
 
 
 # stopping

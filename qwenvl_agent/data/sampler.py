@@ -94,13 +94,14 @@ class RowSampler(Sampler[list[int]]):
         """What a checkpoint after `step` optimizer steps keeps; plain JSON."""
         return {"step": step, "seed": self.seed, "num_rows": self.num_rows, "rows_per_step": self.rows_per_step}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict, accept_changes: bool = False) -> None:
         """Start where that checkpoint stopped; another batch, accumulation or world size is fine if G is the same."""
         for name, value in self.state_dict(state["step"]).items():
-            if value != state[name]:
+            if value != state[name] and not accept_changes:
                 raise ValueError(
                     f"{name} is {value}, but {state[name]} in the checkpoint: rows would be repeated or skipped; "
-                    "resume with the same data, seed and batch_size * accumulation * number of ranks"
+                    "resume with the same data, seed and batch_size * accumulation * number of ranks, or take the rows "
+                    "as they come: --resume --accept-changes"
                 )
         self.start_step = state["step"]
 

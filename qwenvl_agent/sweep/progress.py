@@ -26,10 +26,12 @@ class Progress:
     """Of the last start; None while it runs, and if it was killed."""
     lines: list[dict] = field(repr=False)
     """Of metrics.jsonl."""
+    is_evaluated: bool = True
+    """Whether the evaluation that the last checkpoint's step asks for is done; it comes after saving."""
 
     @property
     def is_done(self) -> bool:
-        return self.max_steps is not None and self.saved_step >= self.max_steps
+        return self.max_steps is not None and self.saved_step >= self.max_steps and self.is_evaluated
 
     @property
     def step(self) -> int:
@@ -52,7 +54,8 @@ class Progress:
 
 def read_progress(run_dir: Path) -> Progress:
     config = read_json_if_there(run_dir / "config.json")
-    state = read_json_if_there(run_dir / "checkpoints" / "last" / "state.json")
+    last = run_dir / "checkpoints" / "last"
+    state = read_json_if_there(last / "state.json")
     max_steps = config["train"]["max_steps"] if config else None
     if config and state and not max_steps:
         sampler = state["sampler"]
@@ -64,6 +67,7 @@ def read_progress(run_dir: Path) -> Progress:
         max_steps=max_steps or None,
         exit_status=int(status.read_text()) if status.exists() else None,
         lines=read_lines(run_dir / "metrics.jsonl"),
+        is_evaluated=not (state or {}).get("evaluation_due") or (last / "evaluation.json").exists(),
     )
 
 

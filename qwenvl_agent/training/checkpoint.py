@@ -3,16 +3,19 @@
     runs/NAME/checkpoints/
         step_000500/
             config.json             the resolved config
-            state.json              step, best so far, the sampler's place
+            state.json              step, best so far, the sampler's place, the data's hash, whether it is to be evaluated
             model/                  the adapter, or for full the whole model (safetensors)
             optimizer.safetensors   AdamW's state by parameter name
             rank_0.json             random states and running means of rank 0, and so on
             deepspeed/              in place of optimizer.safetensors under ZeRO: the engine's own files
+            checksums.json          size and SHA-256 of all these files
+            evaluation.json         added by the evaluation of this step: its metrics, and the best until then
         last -> step_000500
         best -> step_000250
 
-A checkpoint is written under a temporary name, flushed to the disk and renamed. Nothing in it is a pickle, except what
-DeepSpeed's engine writes.
+A checkpoint is written under a temporary name, flushed to the disk and renamed, then `last` points to it; only then the
+step is evaluated, and `best` may point to it. Whatever is killed in between, both links point to whole checkpoints, and
+a run that resumes does what was still to do. Nothing in a checkpoint is a pickle, except what DeepSpeed's engine writes.
 """
 
 import base64
@@ -27,47 +30,102 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from qwenvl_agent.checksums import find_damage, write_checksums
 from qwenvl_agent.config import Config, to_json
+from qwenvl_agent.training.lock import lock_run
 from qwenvl_agent.training.metrics import flatten
 
 # What may change between a checkpoint and its resumption without making other weights of it.
 FREE_MODEL_KEYS = ("model.attention", "model.gradient_checkpointing")
+# What the model was taught to read and write: another value makes other rows, which `--accept-changes` allows.
+ROW_KEYS = ("prompt.", "vision.", "data.eval_fraction", "data.max_thought_chars")
+FREE_ROW_KEYS = ("vision.feature_cache_gb",)
+EVALUATION = "evaluation.json"
 
 
-def prepare_run_dir(config: Config, accelerator: Accelerator, resume: bool, overwrite: bool) -> Path | None:
-    """Make the run's folder; the checkpoint to resume from, or None for a run that starts afresh."""
-    run_dir, checkpoint = config.run_dir, None
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite together: one keeps the run, the other deletes it; give one of them")
-    if resume:
-        checkpoint = last_whole(run_dir / "checkpoints", accelerator.print)
-    if checkpoint:
-        accelerator.print(f"resuming {checkpoint}{describe_changes(read_json(checkpoint / 'config.json'), config)}")
-    elif resume:
-        accelerator.print(f"{run_dir} has no checkpoint yet: starting at step 0")
-    elif run_dir.exists() and any(run_dir.iterdir()):
-        if not overwrite:
-            raise ValueError(f"{run_dir} exists: its results would be lost; use --resume, --overwrite or another name")
-        if not (run_dir / "config.json").exists():
-            raise ValueError(f"{run_dir} is no run (it has no config.json): it is not deleted; use another name")
-    accelerator.wait_for_everyone()  # every rank has looked before rank 0 changes anything
+def prepare_run_dir(
+    config: Config, accelerator: Accelerator, resume: bool, overwrite: bool, accept_changes: bool = False
+) -> Path | None:
+    """Lock and make the run's folder; the checkpoint to resume from, or None for a run that starts afresh.
+
+    Rank 0 looks and decides; all ranks get its answer or raise its error.
+    """
+    found: list = [None, None]
     if accelerator.is_main_process:
-        if overwrite:
-            shutil.rmtree(run_dir, ignore_errors=True)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "STOP").unlink(missing_ok=True)
-        write_json(run_dir / "config.json", to_json(config))
-    accelerator.wait_for_everyone()
+        try:
+            found[0] = open_run(config, resume, overwrite, accept_changes, accelerator.print)
+        except (ValueError, OSError) as error:
+            found[1] = error
+    checkpoint, error = broadcast_object_list(found)
+    if error:
+        raise error
     return checkpoint
 
 
+def open_run(
+    config: Config, resume: bool, overwrite: bool, accept_changes: bool, say: Callable[[str], None]
+) -> Path | None:
+    run_dir, checkpoint = config.run_dir, None
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite together: one keeps the run, the other deletes it; give one of them")
+    lock_run(run_dir, say)
+    if resume:
+        checkpoint = last_whole(run_dir / "checkpoints", say)
+    if checkpoint:
+        changes = describe_changes(read_json(checkpoint / "config.json"), config, accept_changes)
+        say(f"resuming {checkpoint}{changes}")
+        point_links(checkpoint)
+    else:
+        check_folder(run_dir, overwrite, resume)
+        if resume:
+            say(f"{run_dir} has no checkpoint yet: starting at step 0")
+    if overwrite and run_dir.exists():
+        shutil.rmtree(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "STOP").unlink(missing_ok=True)
+    write_json(run_dir / "config.json", to_json(config))
+    return checkpoint
+
+
+def check_folder(run_dir: Path, overwrite: bool, resume: bool) -> None:
+    """ValueError if a run that starts there would mix with results, or with files that are no run's.
+
+    What a start has left that came to no step, its config say, is in nobody's way.
+    """
+    if not run_dir.exists() or not any(run_dir.iterdir()):
+        return
+    if not is_run(run_dir):
+        what = "deleted" if overwrite else "written into"
+        raise ValueError(f"{run_dir} is no run (it has no config.json of one): it is not {what}; use another name")
+    if has_results(run_dir) and not overwrite and not resume:
+        raise ValueError(f"{run_dir} exists: its results would be lost; use --resume, --overwrite or another name")
+
+
+def is_run(run_dir: Path) -> bool:
+    """Whether its config.json is one of ours; other programs' files have that name too."""
+    try:
+        return {"name", "model", "train"} <= read_json(run_dir / "config.json").keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def has_results(run_dir: Path) -> bool:
+    """Whether a step was logged or saved, or anything evaluated."""
+    log = run_dir / "metrics.jsonl"
+    has_logged = log.is_file() and log.stat().st_size > 0
+    return has_logged or any(run_dir.glob("checkpoints/step_*")) or any(run_dir.glob("eval/*"))
+
+
 def last_whole(checkpoints_dir: Path, say: Callable[[str], None]) -> Path | None:
-    """The checkpoint that `last` points to, or the newest one before it if a kill or a full disk has torn that one."""
+    """The checkpoint that `last` points to, or the newest one before it if that one is damaged; None if there is none.
+
+    ValueError if all are damaged: to start afresh would be another run.
+    """
     checkpoints_dir = checkpoints_dir.resolve()
     found, last = sorted(checkpoints_dir.glob("step_*"), reverse=True), (checkpoints_dir / "last").resolve()
     if last in found:
@@ -75,11 +133,60 @@ def last_whole(checkpoints_dir: Path, say: Callable[[str], None]) -> Path | None
     for unfinished in sorted(checkpoints_dir.glob(".step_*.tmp")):
         say(f"{unfinished} was never finished: skipped")
     for checkpoint in found:
-        torn = torn_file(checkpoint)
-        if not torn:
+        damage = damage_of(checkpoint, say)
+        if not damage:
             return checkpoint
-        say(f"{torn} is missing or cut off: {checkpoint.name} is skipped for the last whole checkpoint")
+        say(f"{damage}: {checkpoint.name} is skipped for the last whole checkpoint")
+    if found:
+        raise ValueError(
+            f"{checkpoints_dir} has no whole checkpoint ({damage}): there is nothing to go on from; bring the files back, "
+            "or start anew with --overwrite"
+        )
     return None
+
+
+def damage_of(checkpoint: Path, say: Callable[[str], None]) -> str | None:
+    """The first file that is not as it was written, and why; None for a whole checkpoint."""
+    try:
+        return find_damage(checkpoint)
+    except FileNotFoundError:
+        torn = torn_file(checkpoint)
+        if torn:
+            return f"{torn} is missing or cut off"
+        say(f"{checkpoint} was saved without checksums, by an earlier version: its files can be read, no more is known")
+        return None
+
+
+def point_links(checkpoint: Path) -> None:
+    """Point `last` to the checkpoint that a run goes on from, and `best` to the best until then.
+
+    A kill may have come before a link was pointed; and what was saved after this checkpoint the run will save again.
+    """
+    checkpoints_dir, best = checkpoint.parent, read_state(checkpoint)["best"].get("step")
+    link(checkpoints_dir / "last", checkpoint)
+    if best is not None and step_dir(checkpoints_dir, best).is_dir():
+        link(checkpoints_dir / "best", step_dir(checkpoints_dir, best))
+    else:
+        (checkpoints_dir / "best").unlink(missing_ok=True)
+
+
+def read_state(checkpoint: Path) -> dict:
+    """state.json, with what the evaluation of this step has added if there was one."""
+    state = read_json(checkpoint / "state.json")
+    try:
+        return state | {"best": read_json(checkpoint / EVALUATION)["best"], "evaluation_due": False}
+    except (OSError, ValueError, KeyError):
+        return state | {"evaluation_due": state.get("evaluation_due", False)}
+
+
+def check_data(state: dict, report: dict, accept_changes: bool) -> None:
+    """ValueError if a checkpoint's `state` was learned from other rows than those of `report`."""
+    before, now = state.get("dataset_hash"), report["dataset_hash"]
+    if before and before != now and not accept_changes:
+        raise ValueError(
+            f"the data's hash is {now}, {before} in the checkpoint: rows, or only the places of their files, are others, "
+            "so some would be repeated or skipped; bring the data back, or go on with it as it is: --resume --accept-changes"
+        )
 
 
 def torn_file(checkpoint: Path) -> Path | None:
@@ -97,8 +204,8 @@ def torn_file(checkpoint: Path) -> Path | None:
     return None
 
 
-def describe_changes(saved: dict, config: Config) -> str:
-    """The settings that differ from the checkpoint's; ValueError if its weights would not fit the model."""
+def describe_changes(saved: dict, config: Config, accept_changes: bool = False) -> str:
+    """The settings that differ from the checkpoint's; ValueError if its weights would not fit the model, or not the rows."""
     before, now = flatten(saved), flatten(to_json(config))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
     for key in changed:
@@ -107,37 +214,52 @@ def describe_changes(saved: dict, config: Config) -> str:
                 f"{key} is {now.get(key)!r}, {before.get(key)!r} in the checkpoint: its weights are of that model; "
                 "set it back, or start another run"
             )
+        if key.startswith(ROW_KEYS) and key not in FREE_ROW_KEYS and not accept_changes:
+            raise ValueError(
+                f"{key} is {now.get(key)!r}, {before.get(key)!r} in the checkpoint: the rest would be learned from other "
+                "prompts or rows; set it back, start another run, or go on all the same: --resume --accept-changes"
+            )
     return "".join(f"\n  {key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now" for key in changed)
 
 
 def save_checkpoint(
-    checkpoints_dir: Path,
-    step: int,
-    write: Callable[[Path], None],
-    accelerator: Accelerator,
-    is_best: bool,
-    keep: int,
+    checkpoints_dir: Path, step: int, write: Callable[[Path], None], accelerator: Accelerator, keep: int
 ) -> None:
-    """Let every rank `write` into a temporary folder, make it `step_NNNNNN`, point the links, delete what is old."""
-    final = checkpoints_dir / f"step_{step:06d}"
+    """Let every rank `write` into a temporary folder, make it `step_NNNNNN`, point `last` to it, delete what is old."""
+    final = step_dir(checkpoints_dir, step)
     temporary = checkpoints_dir / f".{final.name}.tmp"
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in checkpoints_dir.glob(".step_*"):
+            shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
     write(temporary)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        write_checksums(temporary)
         for path in (*temporary.rglob("*"), temporary):
             flush_to_disk(path)
-        if final.exists():  # a run that was resumed from an earlier step comes by again
-            shutil.rmtree(final)
+        if final.exists():  # a run that was resumed from an earlier step, where no link points, comes by again
+            discard(final)
         temporary.rename(final)
         link(checkpoints_dir / "last", final)
-        if is_best:
-            link(checkpoints_dir / "best", final)
         prune(checkpoints_dir, keep)
     accelerator.wait_for_everyone()
+
+
+def record_evaluation(checkpoints_dir: Path, step: int, best: dict, metrics: dict, keep: int) -> None:
+    """Note in the step's checkpoint that it was evaluated, with the best until then, and point `best`."""
+    checkpoint = step_dir(checkpoints_dir, step)
+    write_json(checkpoint / EVALUATION, {"best": best, "metrics": metrics})
+    flush_to_disk(checkpoint / EVALUATION)
+    flush_to_disk(checkpoint)
+    if best.get("step") == step:
+        link(checkpoints_dir / "best", checkpoint)
+        prune(checkpoints_dir, keep)
+
+
+def step_dir(checkpoints_dir: Path, step: int) -> Path:
+    return checkpoints_dir / f"step_{step:06d}"
 
 
 def flush_to_disk(path: Path) -> None:
@@ -160,7 +282,14 @@ def prune(checkpoints_dir: Path, keep: int) -> None:
     linked = {path.resolve().name for path in (checkpoints_dir / "last", checkpoints_dir / "best") if path.exists()}
     others = sorted(path for path in checkpoints_dir.glob("step_*") if path.name not in linked)
     for path in others[: max(0, len(others) - keep)]:
-        shutil.rmtree(path)
+        discard(path)
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete it so that a kill leaves no half of it under its name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -272,7 +401,10 @@ def preserved_random_state() -> Iterator[None]:
 
 
 def write_json(path: Path, values: object) -> None:
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Under another name first: a kill leaves what was there before."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_json(path: Path) -> dict:

@@ -88,14 +88,24 @@ class Means:
 class Reporter:
     """metrics.jsonl, TensorBoard and the terminal of one run. On ranks other than 0 every method does nothing."""
 
-    def __init__(self, run_dir: Path, first_step: int, max_steps: int, *, is_main: bool, compiles: bool = False):
+    def __init__(
+        self,
+        run_dir: Path,
+        first_step: int,
+        max_steps: int,
+        *,
+        is_main: bool,
+        compiles: bool = False,
+        evaluation_due: bool = False,
+    ):
+        """`evaluation_due`: whether `first_step`, from which the run goes on, is still to be evaluated."""
         self.is_main, self.max_steps = is_main, max_steps
         if not is_main:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run_dir / "metrics.jsonl"
-        forget_steps_after(self.path, first_step)
+        forget_steps_after(self.path, first_step, evaluation_due)
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
         self.console = Console()
         self.first_step, self.compiles = first_step, compiles
@@ -174,10 +184,15 @@ class Reporter:
         return f"left {hours}:{minutes:02d}:{seconds:02d}" if hours else f"left {minutes}:{seconds:02d}"
 
 
-def forget_steps_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will take again."""
+def forget_steps_after(path: Path, step: int, evaluation_due: bool = False) -> None:
+    """Drop the lines of steps that a resumed run will take again, and of an evaluation that it will do again."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+    kept = [
+        line
+        for line, values in whole
+        if values["step"] < step or (values["step"] == step and ("train/loss" in values or not evaluation_due))
+    ]
     path.write_text("".join(kept), encoding="utf-8")
 
 

@@ -1,0 +1,84 @@
+"""What cannot finish does not start: the suite against the data, and the world by its own rules."""
+
+import pytest
+from tiny_run import save_config, save_dataset, tiny_config
+
+import train
+from qwenvl_agent.config import build_config
+from qwenvl_agent.evaluation.suites import check_held_out, check_suite
+
+SMALL = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10}
+
+
+def check(kinds: str, **evaluation) -> None:
+    sources = [{"path": f"{kind}.jsonl", "kind": kind} for kind in kinds.split()]
+    check_suite(
+        build_config({"name": "x", "model": {"path": "tiny"}, "data": {"sources": sources}, "eval": evaluation})
+    )
+
+
+@pytest.mark.parametrize(
+    ("kinds", "evaluation"),
+    [
+        ("safari", {}),
+        (
+            "safari",
+            {"world": SMALL | {"num_targets": [1, 0, 0]}},
+        ),
+        ("chat", {"world": {"tile_px": 16}}),
+        ("", {"world": {"tile_px": 16}}),
+        ("computer", {"suite": "clicks"}),
+        ("computer safari", {"suite": "safari"}),
+        # The world of another command, `eval.py --suite browser`, say.
+        ("computer", {"suite": "none", "world": {"tasks": ["boards"], "actions": ["left_click"], "past_steps": 0}}),
+        ("chat", {"suite": "none", "world": {"actions": ["left_click"]}}),
+        ("chat", {"suite": "none", "world": {"tile_px": 16}}),
+    ],
+)
+def test_what_fits_is_taken(kinds, evaluation):
+    check(kinds, **evaluation)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "evaluation", "message"),
+    [
+        ("safari", {"world": {"widht": 3}}, "eval.world: safari rule 'widht' does not exist.*did you mean width"),
+        ("safari", {"suite": "none", "world": {"widht": 3}}, "safari rule 'widht' does not exist"),
+        ("computer", {"suite": "clicks", "world": {"acts": []}}, "browser rule 'acts' does not exist"),
+        ("safari", {"world": {"width": 3}}, "width is 3: no such world can be built"),
+        ("safari", {"world": {"width": "big"}}, "safari rule width is 'big', not a whole number"),
+        ("safari", {"world": {"width": 20.5}}, "safari rule width is 20.5, not a whole number"),
+        ("safari", {"world": {"width": 10**9, "num_trees": 1}}, "at most 1000 tiles"),
+        ("safari", {"world": {"languages": 7}}, "safari rule languages is 7, not text"),
+        ("safari", {"world": {"plain_missions": "no"}}, "plain_missions is 'no', not true or false"),
+        ("safari", {"world": {"ordered": float("nan")}}, "safari rule ordered is nan, not a number"),
+        ("safari", {"world": {"num_targets": [1, -0.5]}}, "num_targets is .*weights of 0 or more"),
+        ("safari", {"world": SMALL | {"min_distance": 45}}, "no world with targets at least 45 tiles away"),
+        ("computer", {"suite": "none", "world": {"step_seconds": float("nan")}}, "step_seconds is nan, not a number"),
+        ("computer", {}, "eval.suite is 'safari' and data.sources are of kind computer.*use eval.suite=clicks or none"),
+        ("safari", {"suite": "clicks"}, "eval.suite is 'clicks' and data.sources are of kind safari.*=safari or none"),
+        ("chat", {"suite": "clicks"}, "eval.suite is 'clicks' and data.sources are of kind chat"),
+    ],
+)
+def test_what_does_not_fit_is_refused(kinds, evaluation, message):
+    with pytest.raises(ValueError, match=message):
+        check(kinds, **evaluation)
+
+
+def test_clicks_need_screens_that_are_held_out():
+    data = {"sources": [{"path": "a", "kind": "computer"}], "eval_fraction": 0}
+    config = build_config({"name": "x", "model": {"path": "tiny"}, "data": data, "eval": {"suite": "clicks"}})
+    with pytest.raises(ValueError, match="eval.suite is 'clicks' and data.eval_fraction is 0"):
+        check_suite(config)
+    with pytest.raises(ValueError, match="no screen is held out: nothing could be measured at the end"):
+        check_held_out(config.eval, [])
+
+
+def test_a_wrong_world_is_said_before_anything_is_made(tmp_path, capsys):
+    """No model is there to load and no folder is left: the world alone is looked at."""
+    config = tiny_config(tmp_path, tmp_path / "no_such_model", save_dataset(tmp_path / "data"))
+    path = save_config(config, tmp_path / "config.json")
+    assert train.main(["--config", str(path), "--set", "eval.world.widht=3"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: eval.world: ") and "did you mean width?" in error and error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
