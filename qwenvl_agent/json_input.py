@@ -94,6 +94,11 @@ def fault_of_line(error: Exception) -> str:
     """
     if isinstance(error, OSError | MemoryError):
         raise error
+    # What a message quotes may hold half a character, which no file takes, or a terminal's control characters.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _describe(error))
+
+
+def _describe(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         return (
             f"{error.object[error.start]!r} is half a character: no file and no tokenizer can hold it; correct the text"

@@ -123,6 +123,7 @@ CHAT = {
     "weight below float32": (chat(turn={"weight": 1e-40}), "a loss cannot be scaled by it"),
     "negative weight": (chat(turn={"weight": -1}), "a loss cannot be scaled by it"),
     "weight that is no number": (raw(json.dumps(chat(turn={"weight": float("nan")}))), "a loss cannot be scaled by it"),
+    "half a character quoted": (chat(turn={"weight": "\ud800\x1b[2J"}), "weight is \\ud800\\x1b[2J: a loss"),
     "weight as text": (chat(turn={"weight": "1"}), "a loss cannot be scaled by it"),
     "deep line": (b"[" * 100_000, "nested too deep"),
     "deep arguments": (chat(arguments={"x": nested(DEEP // 4)}), "lists and objects in one another"),
@@ -239,6 +240,7 @@ def test_a_bad_line_is_rejected_with_its_place_and_the_rest_is_read(read, kind, 
         line = {"episode_id": "bad", "turn": 0} | TURN | line
     started = time.perf_counter()
     report, rejects = read(kind, good(kind, 1), line, good(kind, 2))
+    assert all(reason.encode() and "\x1b" not in reason for reason in report["reject_reasons"])  # can be printed
     assert time.perf_counter() - started < MAX_SECONDS
     assert report["num_rows"] == 2 and len(rejects) == 1
     assert rejects[0]["source"].endswith("data.jsonl:2")

@@ -49,6 +49,7 @@ NOT_TO_LEARN = ("0", "0.0", "false")
 GOOD_KEYS = ("kto_tag", "label")
 """Of a row: whether its answer is a good one."""
 SCORE_KEYS = ("score", "reward")
+ROW_MARKERS = frozenset((*WEIGHT_KEYS, *GOOD_KEYS, *SCORE_KEYS))
 CHOSEN_KEYS = ("chosen", "chosen_response", "preferred_output")
 REJECTED_KEYS = ("rejected", "rejected_response", "rejected_messages")
 """Of a row: an answer that is worse than the conversation's own."""
@@ -114,17 +115,18 @@ def parse_line(line: bytes) -> dict:
 
 def _check_markers(record: dict) -> None:
     """ValueError for a row that other trainers would not learn as a good answer, or not as it stands."""
-    for key in (*WEIGHT_KEYS, *GOOD_KEYS):
-        value = record.get(key)
-        if str(value).lower() in NOT_TO_LEARN or (key in SCALE_KEYS and value not in (None, 1)):
+    given = {key: record[key] for key in record.keys() & ROW_MARKERS if record[key] is not None}
+    for key, value in given.items():
+        if key in SCORE_KEYS:
+            if isinstance(value, int | float) and not value >= 0:
+                raise ValueError(
+                    f"{key} of the row is {str(value)[:80]}: a bad answer would be learned; take the row out"
+                )
+        elif str(value).lower() in NOT_TO_LEARN or (key in SCALE_KEYS and value != 1):
             raise ValueError(
                 f"{key} of the row is {str(value)[:80]}: its answers are marked as not to be learned like others; take "
                 "the row out, or give every assistant message its weight"
             )
-    for key in SCORE_KEYS:
-        value = record.get(key)
-        if isinstance(value, int | float) and not value >= 0:
-            raise ValueError(f"{key} of the row is {str(value)[:80]}: a bad answer would be learned; take the row out")
     for key in CHOSEN_KEYS:
         if record.get(key):
             raise ValueError(

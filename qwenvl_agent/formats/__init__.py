@@ -10,7 +10,7 @@ not an error here: the environment answers it.
 | control_token | holds the spelling of a control token, such as <|im_start|> or <think>, or half a surrogate pair |
 | no_call | has a Thought or Action marker but no call |
 | unclosed_call | ends inside a call |
-| json_error | has a call whose arguments are no JSON, even mended |
+| json_error | has a call whose arguments are no JSON, even mended, or have a key twice |
 | bad_name | has a call without a name, or with one that no tool can have |
 | bad_arguments | has arguments that are no object, or values that no call can carry (NaN, control tokens) |
 

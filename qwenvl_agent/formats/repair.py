@@ -53,7 +53,14 @@ def _refuse_constant(name: str) -> None:
     raise ParseError("bad_arguments")
 
 
-STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ParseError("json_error")  # a key is there twice: which holds is unknown
+    return value
+
+
+STRICT = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)
 
 
 def skip_space(text: str, at: int) -> int:
@@ -140,6 +147,8 @@ def _read_object(text: str, at: int, repairs: Repairs, depth: int) -> tuple[dict
         at = skip_space(text, at)
         if text[at : at + 1] != ":":
             raise ParseError("json_error" if at < len(text) else "unclosed_call")
+        if key in values:
+            raise ParseError("json_error")
         values[key], at = _read_value(text, skip_space(text, at + 1), repairs, depth + 1)
 
 
