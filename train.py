@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import qwenvl_agent.threads  # noqa: F401 isort: skip  (before torch, which reads how its threads wait)
+
 import torch
 import transformers
 from accelerate import Accelerator

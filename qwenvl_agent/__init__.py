@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from qwenvl_agent import threads as threads
+
 if TYPE_CHECKING:
     from qwenvl_agent.agent import load_agent
 

@@ -8,6 +8,7 @@ maker's units), and the answer is far from any doubt: with bfloat16 units 2 to 1
 
 import functools
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from qwenvl_agent.config import Config, ModelConfig
+from qwenvl_agent.threads import count_cores, describe_threads
 
 MIN_CAPABILITY = (8, 0)
 """Of a CUDA device that multiplies bfloat16 in its tensor cores."""
@@ -131,6 +133,9 @@ def choose_together(config: Config, accelerator, *, resume: bool) -> Config:
         answer = [choose(config.model, accelerator.device, saved)]
     precision = broadcast_object_list(answer)[0]
     accelerator.print(precision.line)
+    if accelerator.device.type == "cpu":
+        num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        accelerator.print(describe_threads(torch.get_num_threads(), num_processes, count_cores()))
     return replace(config, model=precision.model)
 
 
