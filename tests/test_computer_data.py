@@ -586,3 +586,26 @@ def test_the_script_names_a_users_mistake(folder, capsys, layout, data, message)
     error = capsys.readouterr().err
     assert error.startswith("error: ") or "\nerror: " in error
     assert message in error and "Traceback" not in error
+
+
+def test_what_no_file_can_hold_costs_its_row(folder, tmp_path, capsys):
+    rows = [
+        {
+            "img_filename": "a.png",
+            "instruction": text,
+            "bbox": [10, 10, 30 + i, 20],
+            "data_type": "icon",
+            "data_source": v,
+        }
+        for i, (text, v) in enumerate([("one", "x"), ("half \ud800", "x"), ("three", float("nan")), ("four", "x")])
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    out = tmp_path / "out"
+    options = ["--layout", "screenspot", "--data", folder / "rows.json", "--pictures", folder, "--out", out, "--json"]
+    assert convert_data.main([str(option) for option in options]) == 0
+    rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["message"].split(":")[0] for reject in rejects] == [
+        "'\\ud800' is half a character",
+        "Out of range float values are not JSON compliant",
+    ]
+    assert len((out / "dataset.jsonl").read_text().splitlines()) == 2

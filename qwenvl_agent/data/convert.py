@@ -8,6 +8,7 @@ Paths are keys joined by dots; `item.` starts at an element of the list that `it
 A path with braces is a text to fill in.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -403,6 +404,7 @@ class _Converter:
             place = f"{source}[{index}]" if self.layout.items else source
             try:
                 sample = self._sample({**row, "item": item}, place, index, tuple(past))
+                _check_writable(sample)
                 yield self.duplicates.check(sample)
                 said = _text_at({**row, "item": item}, self.layout.past)
                 past.append(said or "; ".join(describe(action, sample.screen) for action in sample.actions))
@@ -483,6 +485,16 @@ class _Converter:
         if self._found[picture.path]:
             name = self._found[picture.path]
             raise RecordError("known_picture", f"the picture is {name!r} of the set kept apart: it would be trained on")
+
+
+def _check_writable(sample: Sample) -> None:
+    """ValueError for half a character or a number that JSON has not: the folder to write could not hold them."""
+    try:
+        json.dumps(sample.to_json(""), ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise
+    except ValueError as error:
+        raise RecordError("bad_number", f"{error}: the row cannot be written; use finite numbers") from None
 
 
 def _prepared(row: dict, prepare: Callable[[dict], dict]) -> dict:
