@@ -412,13 +412,16 @@ def unfinished(
 
 def run_steps(subject: Subject, args: argparse.Namespace, directory: Path, messages: Console) -> tuple[list, dict]:
     from qwenvl_agent.data.dataset import build_rows
+    from qwenvl_agent.data.unusable import drop_unusable, usable_rows
 
-    rows = build_rows(subject.config.data, subject.config.prompt)
+    rows = drop_unusable(build_rows(subject.config.data, subject.config.prompt), subject.policy.collator)
     messages.print(rows.summary(), markup=False, highlight=False)
-    picked = suites.pick_rows(rows.held_out, args.rows or STEP_ROWS)
+    drawn = suites.pick_rows(rows.held_out, args.rows or STEP_ROWS)
+    picked = usable_rows(subject.policy.collator, drawn)
     if not picked:
         raise ValueError("no rows are held out: there is nothing to compare with; raise data.eval_fraction")
     about = {"dataset_hash": rows.report["dataset_hash"], "num_held_out": len(rows.held_out)}
+    about["num_unusable"] = len(drawn) - len(picked)
     about |= {"prompt_hash": suites.prompt_hash(picked[0].request, subject.config.prompt.format)}
     with unfinished(subject, args, directory, about | {"num_rows": len(picked)}, messages) as under_way:
         records = predict(subject, subject.policy, picked, args, messages, under_way)

@@ -29,6 +29,7 @@ from qwenvl_agent.config import Config, TrainConfig, load_config, to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import RowDataset, build_rows
 from qwenvl_agent.data.sampler import RowSampler
+from qwenvl_agent.data.unusable import collate, drop_unusable, name_skipped, usable_rows
 from qwenvl_agent.evaluation.policy import ModelPolicy
 from qwenvl_agent.evaluation.rollout import EpisodeRecord
 from qwenvl_agent.evaluation.suites import check_held_out, check_suite, evaluate, pick_rows
@@ -107,11 +108,11 @@ def train(
     set_seed(config.train.seed)
 
     processor = build_processor(config.model, config.vision)
+    collator = Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
     with accelerator.main_process_first():  # the cache is written once
-        rows = build_rows(config.data, config.prompt)
+        rows = drop_unusable(build_rows(config.data, config.prompt), collator)
     check_held_out(config.eval, rows.held_out)
     check_data(state, rows.report, accept_changes)
-    collator = Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
     sampler = build_sampler(config, rows.train, accelerator, state, accept_changes)
     max_steps = config.train.max_steps or sampler.num_steps(config.train.epochs)
     device = None if config.train.zero_stage == 3 else accelerator.device  # ZeRO-3 places the shards itself
@@ -148,6 +149,7 @@ def train(
             micro_batches = [move(next(batches), accelerator.device) for _ in range(config.train.accumulation)]
             waited = time.monotonic() - started
             profiler.note(micro_batches, waited)
+            name_skipped(micro_batches, step)
             if features:
                 micro_batches = [features.attach(batch) for batch in micro_batches]
             learning_rate = learning_rate_at(step, max_steps, config.train)
@@ -266,11 +268,13 @@ def build_loader(
     config: Config, rows: RowDataset, collator: Collator, sampler: RowSampler, feature_dir: Path | None = None
 ) -> DataLoader:
     return DataLoader(
-        rows,
+        range(len(rows)),
         batch_sampler=sampler,
         collate_fn=partial(
             collate,
+            rows,
             collator,
+            on_unusable_row=config.data.on_unusable_row,
             pack_tokens=config.train.pack_tokens,
             feature_dir=feature_dir,
             # Ranks wait for each other there, and a step is the same on one rank as on several.
@@ -282,12 +286,6 @@ def build_loader(
         # Of its own, or starting the workers would draw from the generator that dropout uses.
         generator=torch.Generator(),
     )
-
-
-def collate(collator: Collator, rows: Sequence[Row], **options) -> dict:
-    """The collator's batch, with what the reports need: where each row is from and the first tool that it calls."""
-    tools = [row.turn.tool_calls[0].name if row.turn.tool_calls else "" for row in rows]
-    return collator(rows, **options) | {"sources": [row.source for row in rows], "tools": tools}
 
 
 def move(batch: dict, device: torch.device) -> dict:
@@ -347,7 +345,7 @@ def evaluate_run(
         with preserved_random_state():
             policy = ModelPolicy(model, processor, collator, collator.fmt, config.eval)
             result = evaluate(policy, config.eval, held_out=held_out, history_steps=config.prompt.history_steps)
-            show_answers(reporter, step, policy, pick_rows(held_out, NUM_SHOWN), collator.fmt)
+            show_answers(reporter, step, policy, usable_rows(collator, pick_rows(held_out, NUM_SHOWN)), collator.fmt)
             show_episodes(reporter, step, result.episodes[:NUM_SHOWN])
         metrics = result.scalars
         if result.failure:

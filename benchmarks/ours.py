@@ -146,7 +146,7 @@ class Bench:
             return {"loss": token_losses(self.model, batch).weighted_sum.item() / supervised_weight([batch])}
 
     def _batch(self, indices: list[int]) -> dict:
-        return self.loader.collate_fn([self.rows[i] for i in indices])
+        return self.loader.collate_fn(indices)
 
     def steps(self, steps: list[list[int]]) -> dict:
         """Optimizer steps over these rows as in train.py, data included; the first is not counted."""

@@ -210,10 +210,18 @@ class DataConfig:
     """Of the split and of the order of rows."""
     max_thought_chars: Annotated[int, Range(0, 10**6, "no thought has that length")] = 400
     """A recorded thought longer than this is replaced by a derived one."""
+    check_pictures: str = "auto"
+    """When the file is read: header (size and kind, microseconds) | whole (decode each picture once; its cost is in
+    docs/DATA.md) | auto (whole for files of up to 2,000 lines)."""
+    on_unusable_row: str = "error"
+    """A row that turns out unusable in a step (its picture was deleted or damaged meanwhile): error | skip (the next
+    usable row takes its place; named on stderr, counted as train/skipped_rows)."""
     num_workers: Annotated[int, Range(0, 1024, "rows are made in so many processes; 0: in the trainer's own")] = 2
 
     def __post_init__(self):
         check_values(self, "data")
+        check_choice("data.check_pictures", self.check_pictures, ("auto", "header", "whole"))
+        check_choice("data.on_unusable_row", self.on_unusable_row, ("error", "skip"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from qwenvl_agent.config import load_config
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import build_rows
+from qwenvl_agent.data.unusable import collate
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import build_model, build_processor
 from qwenvl_agent.training.loss import supervised_positions
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.zero import build_accelerator
-from train import build_sampler, collate, train_step
+from train import build_sampler, train_step
 
 
 class GradientRecorder(torch.optim.Optimizer):
@@ -53,7 +54,7 @@ def main(config_path: str, out: str) -> None:
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     sampler = iter(build_sampler(config, rows, accelerator, {"step": 0}))
     indices = [next(sampler) for _ in range(config.train.accumulation)]
-    micro_batches = [collate(collator, [rows[i] for i in batch]) for batch in indices]
+    micro_batches = [collate(rows, collator, batch) for batch in indices]
     means = Means()
     train_step(accelerator, prepared, prepared_optimizer, micro_batches, means, 2, 1e9)
 

@@ -15,7 +15,9 @@ be keyed by the generator instead and return stale rows. What is read of a cache
 kernel may take back, and that all processes of a machine share.
 """
 
+import copy
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -24,6 +26,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -82,6 +85,9 @@ ROWS_A_BATCH = 10_000
 """Of an Arrow file: each batch costs some 8 KB of memory when it is opened."""
 LONG_FILE = 2**24
 """Bytes from which indexing takes some seconds."""
+DECODED_AHEAD = 64
+MAX_LINES_WHOLE = 2000
+"""Of a file whose pictures are decoded when it is read, unless data.check_pictures says otherwise: some seconds."""
 SETTLED_NS = 10 * 10**9
 
 
@@ -141,6 +147,9 @@ class Rows:
             lines += [f"  rejected {count} x {reason}" for reason, count in source["reject_reasons"].items()]
             if source["num_rejects"]:
                 lines.append(f"  each with its place: {source['rejects_path']}")
+            reasons = source.get("unusable_reasons", {})
+            lines += [f"  not used {count} x {reason}" for reason, count in reasons.items()]
+            lines += [f"  each with its place: {source['unusable_path']}"] if reasons else []
             lines += [f"  {name}: {count}" for name, count in source["notes"].items()]
         lines.append(
             f"train {len(self.train)} rows, held out {len(self.held_out)} rows "
@@ -183,7 +192,7 @@ def build_rows(data_cfg: DataConfig, prompt_cfg: PromptConfig) -> Rows:
 class RowDataset:
     """Rows by index, decoded when asked for; pictures stay closed files. Cheap to send to a worker process."""
 
-    def __init__(self, sources: "list[_Source]", is_row: list[np.ndarray], prompt_cfg: PromptConfig):
+    def __init__(self, sources: "list[SourceCache]", is_row: list[np.ndarray], prompt_cfg: PromptConfig):
         self.sources = sources
         self.history_steps = prompt_cfg.history_steps
         self.positions = [np.flatnonzero(mask).astype(np.int32) for mask in is_row]
@@ -197,6 +206,14 @@ class RowDataset:
         source = int(np.searchsorted(self.ends, index, side="right"))
         position = self.positions[source][index - self.ends[source]]  # counted from the source's end
         return self.sources[source].row(int(position), self.history_steps)
+
+    def without(self, masks: list[np.ndarray]) -> "RowDataset":
+        """The rows whose steps are not masked; a mask is over all steps of a source."""
+        other = copy.copy(self)
+        vars(other).pop("lengths", None)
+        other.positions = [p[~mask[p]] for p, mask in zip(self.positions, masks, strict=True)]
+        other.ends = np.cumsum([len(positions) for positions in other.positions])
+        return other
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -245,7 +262,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-class _Source:
+class SourceCache:
     """One source file's cache, opened; nothing of it is loaded."""
 
     def __init__(self, cfg: SourceConfig, path: Path, folder: Path):
@@ -260,7 +277,7 @@ class _Source:
 
     def __reduce__(self) -> tuple:
         """Another process opens the cache itself."""
-        return _Source, (self.cfg, self.path, self.folder)
+        return SourceCache, (self.cfg, self.path, self.folder)
 
     def row(self, position: int, history_steps: int) -> Row:
         record = self._record(position)
@@ -277,13 +294,19 @@ class _Source:
 
     def lengths(self, history_steps: int) -> np.ndarray:
         """Estimated tokens of every step's row."""
-        own, previous = self.index["length"], self.index["previous"]
-        lengths = own + _column(self.prompts, "length")[self.index["prompt"]]
+        return (
+            self.with_history(self.index["length"], history_steps)
+            + _column(self.prompts, "length")[self.index["prompt"]]
+        )
+
+    def with_history(self, values: np.ndarray, history_steps: int) -> np.ndarray:
+        """Of every step: its value and those of the steps before it that its row shows, summed."""
+        total, previous = values, self.index["previous"]
         before = previous
         for _ in range(min(history_steps, int(self.index["turn_index"].max()))):
-            lengths = lengths + np.where(before >= 0, own[before], 0.0)
+            total = total + np.where(before >= 0, values[before], 0)
             before = np.where(before >= 0, previous[before], -1)
-        return lengths
+        return total
 
     def refuse_weights(self) -> None:
         """ValueError for an answer with a weight of its own, which a history that is learned would not keep."""
@@ -372,7 +395,7 @@ def _decode_step(record: dict) -> Step:
     )
 
 
-def _open_source(cfg: SourceConfig, data_cfg: DataConfig) -> _Source:
+def _open_source(cfg: SourceConfig, data_cfg: DataConfig) -> SourceCache:
     """The source's cache, written first if there is none or its pictures have changed."""
     if cfg.weight <= 0:
         raise ValueError(
@@ -384,11 +407,18 @@ def _open_source(cfg: SourceConfig, data_cfg: DataConfig) -> _Source:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file, so no rows to read; correct data.sources")
     content = _file_digest(path, Path(data_cfg.cache_dir))
-    key = _digest([str(path), str(path.resolve()), cfg.kind, content, data_cfg.max_thought_chars, _code_digest()])
+    is_whole = data_cfg.check_pictures == "whole" or (
+        data_cfg.check_pictures == "auto" and _num_lines(path) <= MAX_LINES_WHOLE
+    )
+    options = [data_cfg.max_thought_chars, is_whole]
+    key = _digest([str(path), str(path.resolve()), cfg.kind, content, *options, _code_digest()])
     folder = Path(data_cfg.cache_dir) / key
     if not _is_fresh(folder):
-        _write_cache(_with_progress(READERS[cfg.kind](path, data_cfg), path), folder)
-    return _Source(cfg, path, folder)
+        items = READERS[cfg.kind](path, data_cfg)
+        if is_whole:
+            items = _with_whole_pictures(items)
+        _write_cache(_with_progress(items, path), folder)
+    return SourceCache(cfg, path, folder)
 
 
 def _file_digest(path: Path, cache_dir: Path) -> str:
@@ -422,17 +452,37 @@ def _stamp(path: Path) -> dict[str, int]:
     return {name: getattr(stat, f"st_{name}") for name in names}
 
 
+def _with_whole_pictures(items: Iterable[SourceRow | Reject]) -> Iterator[SourceRow | Reject]:
+    """The items, with a reject for each row that has a picture which cannot be decoded."""
+    items = iter(items)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while some := list(itertools.islice(items, DECODED_AHEAD)):
+            yield from pool.map(_if_pictures_are_whole, some)
+
+
+def _if_pictures_are_whole(item: SourceRow | Reject) -> SourceRow | Reject:
+    for picture in item.step.observation.pictures if isinstance(item, SourceRow) else ():
+        try:
+            picture.open()
+        except ValueError as error:
+            return Reject(item.source, str(error).replace(picture.path, repr(picture.path)))
+    return item
+
+
+def _num_lines(path: Path) -> int:
+    with open(path, "rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(partial(file.read, 2**20), b""))
+
+
 def _with_progress(items: Iterable[SourceRow | Reject], path: Path) -> Iterator[SourceRow | Reject]:
     """The items, with a bar in a terminal if the file is long."""
     console = Console(stderr=True)
     if not console.is_terminal or path.stat().st_size < LONG_FILE:
         yield from items
         return
-    with open(path, "rb") as file:
-        num_lines = sum(chunk.count(b"\n") for chunk in iter(partial(file.read, 2**20), b""))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"indexing {path.name}", total=num_lines)
+        task = bar.add_task(f"indexing {path.name}", total=_num_lines(path))
         for number, item in enumerate(items):
             if number % 100 == 0:
                 bar.update(task, completed=int(item.source.rpartition(":")[2]))
@@ -465,21 +515,26 @@ def _code_digest() -> str:
 
 
 def _is_fresh(folder: Path) -> bool:
-    """Whether the cache is there and every picture still has the size in bytes that it was read with."""
+    """Whether the cache is there and every picture has the size in bytes and the time of change that it was read with.
+
+    What has those and is another picture all the same is found when it is opened, if its width or height differs.
+    """
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         steps = datasets.Dataset.from_file(str(folder / "steps.arrow"))
-        sizes = hashlib.sha256()
+        stamps = hashlib.sha256()
         for chunk in steps.data.column("pictures").chunks:
-            sizes.update(_file_sizes(chunk.flatten().field("path").to_pylist()))
+            stamps.update(_file_stamps(chunk.flatten().field("path").to_pylist()))
     except OSError:
         return False
-    return sizes.hexdigest() == meta["picture_sizes_digest"]
+    return stamps.hexdigest() == meta["picture_stamps_digest"]
 
 
-def _file_sizes(paths: list[str]) -> bytes:
+def _file_stamps(paths: list[str]) -> bytes:
     # A loop over os.stat: scandir, directory descriptors and threads are all slower on a local disk.
-    return np.fromiter((os.stat(path).st_size for path in paths), dtype="<i8", count=len(paths)).tobytes()
+    stats = map(os.stat, paths)
+    numbers = itertools.chain.from_iterable((stat.st_size, stat.st_mtime_ns) for stat in stats)
+    return np.fromiter(numbers, dtype="<i8", count=2 * len(paths)).tobytes()
 
 
 def _write_cache(items: Iterable[SourceRow | Reject], folder: Path) -> None:
@@ -500,7 +555,7 @@ def _write_cache(items: Iterable[SourceRow | Reject], folder: Path) -> None:
 def _write_files(items: Iterable[SourceRow | Reject], folder: Path) -> dict:
     """The four data files; returns what meta.json holds."""
     notes: Counter[str] = Counter()
-    rows_digest, sizes_digest = hashlib.sha256(), hashlib.sha256()
+    rows_digest, stamps_digest = hashlib.sha256(), hashlib.sha256()
     with (
         _Table(folder / "steps.arrow", STEP_FEATURES) as steps,
         _Prompts(folder / "prompts.arrow") as prompts,
@@ -521,7 +576,7 @@ def _write_files(items: Iterable[SourceRow | Reject], folder: Path) -> dict:
             rows_digest.update(content)
             steps.write({**step, "prompt": prompts.number(prompt)})
             notes.update(item.notes)
-            sizes_digest.update(_file_sizes([picture["path"] for picture in step["pictures"]]))
+            stamps_digest.update(_file_stamps([picture["path"] for picture in step["pictures"]]))
         steps.close()
         num_episodes = _write_index(folder, rejects)
     return {
@@ -530,7 +585,7 @@ def _write_files(items: Iterable[SourceRow | Reject], folder: Path) -> dict:
         "reject_reasons": dict(rejects.reasons.most_common()),
         "notes": dict(notes),
         "rows_digest": rows_digest.hexdigest(),
-        "picture_sizes_digest": sizes_digest.hexdigest(),
+        "picture_stamps_digest": stamps_digest.hexdigest(),
     }
 
 
@@ -667,6 +722,11 @@ def _write_index(folder: Path, rejects: "_RejectLog") -> int:
     return len(np.unique(episode_key))
 
 
+def reason_of(message: str) -> str:
+    """The message without the values in it."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "_", message)
+
+
 class _RejectLog:
     """rejects.jsonl, and a count a reason: the message without the values in it."""
 
@@ -684,5 +744,5 @@ class _RejectLog:
 
     def add(self, reject: Reject) -> None:
         self.num += 1
-        self.reasons[re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "_", reject.message)] += 1
+        self.reasons[reason_of(reject.message)] += 1
         self.file.write(json.dumps({"source": reject.source, "message": reject.message}) + "\n")

@@ -143,11 +143,7 @@ def evaluate(
     """
     limit_s = cfg.time_limit_s if time_limit_s is None else time_limit_s
     start = time.monotonic()
-    rows = pick_rows(held_out, cfg.step_rows)
-    row_records = predict_in_time(policy, rows, cfg.batch_size, limit_s / 2)
-    scalars = as_scalars(steps_suite_metrics(row_records), "eval") if rows else {}
-    if rows and hasattr(policy, "score"):
-        scalars |= score_scalars(policy, rows[: len(row_records)])
+    row_records, scalars = evaluate_rows(policy, pick_rows(held_out, cfg.step_rows), cfg.batch_size, limit_s / 2)
     if cfg.suite == "none":
         return Evaluation(scalars, rows=row_records)
     time_left_s = max(0.0, limit_s - (time.monotonic() - start))
@@ -166,6 +162,25 @@ def evaluate(
     failure = common_failure(episodes)
     metrics = with_errors({} if failure else safari_metrics(episodes), episodes)
     return Evaluation(scalars | as_scalars(metrics, "rollout"), episodes, row_records, failure)
+
+
+def evaluate_rows(
+    policy: Policy, rows: Sequence[Row], batch_size: int, time_limit_s: float
+) -> tuple[list[RowRecord], dict[str, float]]:
+    """Records and scalars of held-out rows. What cannot be read any more is left out, named on stderr, and counted as
+    `eval/unusable_rows`: it must not end a training. Only then are the others looked at beforehand."""
+    try:
+        records = predict_in_time(policy, rows, batch_size, time_limit_s)
+        scores = score_scalars(policy, rows[: len(records)]) if rows and hasattr(policy, "score") else {}
+    except ValueError:
+        from qwenvl_agent.data.unusable import usable_rows  # needs torch, as a policy with a collator does
+
+        usable = usable_rows(policy.collator, rows) if hasattr(policy, "collator") else rows
+        if len(usable) == len(rows):
+            raise
+        records, scalars = evaluate_rows(policy, usable, batch_size, time_limit_s)
+        return records, scalars | {"eval/unusable_rows": float(len(rows) - len(usable))}
+    return records, (as_scalars(steps_suite_metrics(records), "eval") if rows else {}) | scores
 
 
 def held_out_screens(rows: Sequence[Row]) -> tuple[ScreenTask, ...]:

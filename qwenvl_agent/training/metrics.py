@@ -65,6 +65,7 @@ class Means:
         self.add("train/padding_share", num_places - num_tokens, num_places)
         self.add("train/data_wait_share", waited_s, total_s)
         for batch in micro_batches:
+            self.add("train/skipped_rows", len(batch.get("skipped", ())), len(batch["row_ids"]))
             for what in ("images", "turns"):
                 self.add(f"train/reduced_{what}", batch["reductions"].get(what, 0), len(batch["row_ids"]))
 
