@@ -20,6 +20,7 @@ from qwenvl_agent.data.collator import Collator, Sample
 from qwenvl_agent.data.dataset import Rows, build_rows
 from qwenvl_agent.data.masks import MaskAudit
 from qwenvl_agent.data.samples import colour, pieces, to_json, write_samples
+from qwenvl_agent.data.unusable import drop_unusable
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import build_processor
 from qwenvl_agent.schema import Row
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     collator = build_collator(config)
     if args.audit:
         return audit(config, rows, collator, as_json=args.json)
+    rows = drop_unusable(rows, collator)
     samples = map(collator.sample, pick(rows, args.rows or (0 if args.json else 4)))
     if args.json:
         for sample in samples:
