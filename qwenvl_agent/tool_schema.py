@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from urllib.parse import unquote
 
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.exceptions import best_match
@@ -206,7 +207,7 @@ def _at(schema: object, reference: str) -> object:
     if first != "#":
         return None
     for key in keys:
-        key = key.replace("~1", "/").replace("~0", "~")
+        key = unquote(key).replace("~1", "/").replace("~0", "~")
         if isinstance(schema, list) and key.isascii() and key.isdigit() and int(key[:9]) < len(schema):
             schema = schema[int(key[:9])]
         elif isinstance(schema, Mapping) and key in schema:

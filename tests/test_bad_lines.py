@@ -293,8 +293,9 @@ def test_what_the_machine_lacks_is_no_reject(read, monkeypatch, fault):
             {"x": {"$ref": "http://x"}},
         ),
         (prop(multipleOf=0.5), {"x": 10**300}),
+        (prop(**{"$ref": "#/$defs/a%20b~1c"}) | {"$defs": {"a b/c": {"type": "string"}}}, {"x": "a"}),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_what_looks_like_such_a_line_and_is_none_is_read(read, parameters, arguments):
     report, rejects = read("chat", chat(parameters=parameters, arguments=arguments))

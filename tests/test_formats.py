@@ -385,3 +385,22 @@ def test_a_tool_without_properties_is_fitted_to_nothing():
     bare = Tool("ping", "", {"type": "object"})
     text = block('{"name": "ping", "arguments": {"n": "2"}}')
     assert FORMATS["native"].parse(text, (bare,)).turn.tool_calls == (ToolCall("ping", {"n": "2"}),)
+
+
+SCHEMAS = (
+    *(True, False, {}, {"type": "array"}, {"type": "array", "items": True}, {"type": "array", "items": False}),
+    *({"type": ["integer", "null"]}, {"type": "array", "items": {"$ref": "#"}}, {"$ref": "#"}, {"enum": [1]}),
+    {"type": "array", "items": {"properties": {"b": True}, "required": ["b"]}},
+)
+ARGUMENTS = ('{"a": 1}', '{"b": 1}', "[1]", "[]", "{}", '"x"', "null", '{"a": [2.0, "3", {"b": "4"}]}', '"[1]"')
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("schema", SCHEMAS, ids=str)
+def test_parse_never_raises_whatever_schema_a_tool_has(name, schema):
+    for parameters in ({"properties": {"a": schema}, "required": ["a"]}, {"properties": {"a": schema}}):
+        tools = (Tool("f", "", parameters),)
+        for arguments in ARGUMENTS:
+            call = f'{{"name": "f", "arguments": {arguments}}}'
+            for text in (block(call), f"Action: f({arguments})", f"Action: f(a={arguments})"):
+                check_answer(FORMATS[name].parse(text, tools))

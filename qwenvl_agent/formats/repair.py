@@ -217,6 +217,8 @@ def _property(schema: Mapping, name: str) -> Mapping:
 
 def _is_one_item(arguments: dict, listed: str, schema: Mapping) -> bool:
     item = _property(schema, listed).get("items", {})
+    if not isinstance(item, Mapping):  # true or false: any items, or none
+        return False
     if not arguments or any(key in schema.get("properties", {}) for key in arguments):
         return False
     return set(arguments) <= set(item.get("properties", ())) and set(item.get("required", ())) <= set(arguments)
