@@ -470,10 +470,12 @@ def check_whole(checkpoint: Path, parts: tuple[str, ...]) -> None:
     """ValueError if the files whose paths begin so are not as they were written; FileNotFoundError if nobody can know."""
     damage = find_damage(checkpoint, parts)
     if damage:
-        whole = sorted(other.name for other in checkpoint.resolve().parent.glob("step_*"))
+        others = sorted(
+            {path.name for path in checkpoint.resolve().parent.glob("step_*")} - {checkpoint.resolve().name}
+        )
         raise ValueError(
-            f"{damage}: what this checkpoint says would not be what was trained; bring the file back, or use another of "
-            f"{', '.join(whole)}"
+            f"{damage}: what this checkpoint says would not be what was trained; bring the file back, or name another "
+            f"checkpoint ({', '.join(others) or 'there is none'})"
         )
 
 
