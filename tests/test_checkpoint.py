@@ -157,6 +157,15 @@ def test_resume_refuses_another_model(config, accelerator):
     prepare_run_dir(same, accelerator, resume=True, overwrite=False)
 
 
+def test_settings_that_a_checkpoint_does_not_know_are_not_changes(config, accelerator):
+    """It was saved by an earlier version, which had no such setting."""
+    prepare_run_dir(config, accelerator, resume=True, overwrite=False)
+    saved = read_json(config.run_dir / "config.json")
+    del saved["model"]["compile"], saved["vision"]["tiles"]
+    save(config.run_dir / "checkpoints", accelerator, 1, write=lambda folder: write_whole(folder, saved))
+    assert prepare_run_dir(config, accelerator, resume=True, overwrite=False)
+
+
 @pytest.mark.parametrize("name", ["model/model.safetensors", "state.json", "rank_0.json"])
 @pytest.mark.parametrize("keep_bytes", [None, 5])
 def test_a_torn_checkpoint_is_skipped_for_the_last_whole_one_and_said(config, accelerator, capsys, name, keep_bytes):

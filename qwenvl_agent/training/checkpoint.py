@@ -208,7 +208,7 @@ def describe_changes(saved: dict, config: Config, accept_changes: bool = False) 
     """The settings that differ from the checkpoint's; ValueError if its weights would not fit the model, or not the rows."""
     before, now = flatten(saved), flatten(to_json(config))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-    for key in changed:
+    for key in (key for key in changed if key in before and key in now):  # else the setting is of another version
         if key.startswith("model.") and key not in FREE_MODEL_KEYS:
             raise ValueError(
                 f"{key} is {now.get(key)!r}, {before.get(key)!r} in the checkpoint: its weights are of that model; "
