@@ -69,6 +69,28 @@ def test_last_and_best_are_kept_besides_the_newest(tmp_path, accelerator):
     assert not (tmp_path / "last").readlink().is_absolute()
 
 
+def test_damaged_checkpoints_ahead_do_not_count_among_the_newest(tmp_path, accelerator):
+    for step in (2, 4, 8, 9):
+        save(tmp_path, accelerator, step, keep=9)
+    point_to_step(tmp_path, 4)  # 8 and 9 were found to be damaged
+    for step in (5, 6):
+        save(tmp_path, accelerator, step, keep=1)
+    assert names(tmp_path) == ["last", "step_000005", "step_000006", "step_000008", "step_000009"]
+
+
+def test_the_millionth_step_comes_after_those_of_six_digits(tmp_path, accelerator):
+    for step in (999_998, 999_999, 1_000_000):
+        save(tmp_path, accelerator, step, keep=1)
+    assert names(tmp_path) == ["last", "step_1000000", "step_999999"]
+    (tmp_path / "last").unlink()
+    assert last_whole(tmp_path, print).name == "step_1000000"
+
+
+def point_to_step(directory: Path, step: int) -> None:
+    (directory / "last").unlink()
+    (directory / "last").symlink_to(f"step_{step:06d}")
+
+
 def test_a_save_that_fails_leaves_the_last_checkpoint_as_it_was(tmp_path, accelerator):
     save(tmp_path, accelerator, 1)
 

@@ -127,7 +127,7 @@ def last_whole(checkpoints_dir: Path, say: Callable[[str], None]) -> Path | None
     ValueError if all are damaged: to start afresh would be another run.
     """
     checkpoints_dir = checkpoints_dir.resolve()
-    found, last = sorted(checkpoints_dir.glob("step_*"), reverse=True), (checkpoints_dir / "last").resolve()
+    found, last = saved_steps(checkpoints_dir)[::-1], (checkpoints_dir / "last").resolve()
     if last in found:
         found = found[found.index(last) :]
     for unfinished in sorted(checkpoints_dir.glob(".step_*.tmp")):
@@ -262,6 +262,15 @@ def step_dir(checkpoints_dir: Path, step: int) -> Path:
     return checkpoints_dir / f"step_{step:06d}"
 
 
+def saved_steps(checkpoints_dir: Path) -> list[Path]:
+    return sorted(checkpoints_dir.glob("step_*"), key=by_step)
+
+
+def by_step(checkpoint: Path) -> tuple[int, str]:
+    """A key to sort by: step 1,000,000 has a digit more."""
+    return len(checkpoint.name), checkpoint.name
+
+
 def flush_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
@@ -278,9 +287,12 @@ def link(path: Path, target: Path) -> None:
 
 
 def prune(checkpoints_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and those that `last` and `best` point to."""
-    linked = {path.resolve().name for path in (checkpoints_dir / "last", checkpoints_dir / "best") if path.exists()}
-    others = sorted(path for path in checkpoints_dir.glob("step_*") if path.name not in linked)
+    """Delete all but the newest `keep` checkpoints and those that `last` and `best` point to.
+
+    What lies after `last`, damaged or given up, does not count: a run that goes on writes it anew.
+    """
+    last, best = ((checkpoints_dir / name).resolve() for name in ("last", "best"))
+    others = [path for path in saved_steps(checkpoints_dir) if by_step(path) < by_step(last) and path.name != best.name]
     for path in others[: max(0, len(others) - keep)]:
         discard(path)
 
