@@ -174,6 +174,23 @@ def test_other_methods_resume_too(configure, monkeypatch, method, tmp_path):
     assert metrics_of(config.run_dir) == metrics_of(whole.run_dir)
 
 
+@pytest.mark.slow
+def test_a_kill_in_an_evaluation_costs_only_that(configure, tmp_path):
+    groups = {"train": {"max_steps": 2}, "eval": {"max_new_tokens": 300}}
+    whole, config = configure(name="whole", **groups), configure(**groups)
+    train.train(whole)
+    command = [sys.executable, str(REPOSITORY / "train.py"), "--config", str(save_config(config, tmp_path / "c.json"))]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: (config.run_dir / "checkpoints" / "last").exists())
+        process.kill()
+    saved = config.run_dir / "checkpoints" / "step_000002"
+    assert not (saved / "evaluation.json").exists() and len(metrics_of(config.run_dir)) == 2
+    metrics = train.train(config, resume=True)
+    assert metrics_of(config.run_dir) == metrics_of(whole.run_dir) and len(metrics_of(config.run_dir)) == 3
+    assert json.loads((saved / "evaluation.json").read_text())["metrics"] == metrics
+    assert (config.run_dir / "checkpoints" / "best").resolve() == saved.resolve()
+
+
 def test_resuming_on_other_data_is_refused_unless_accepted(base, tmp_path, capsys):
     dataset = save_dataset(tmp_path / "data")
     config = tiny_config(tmp_path, base[0], dataset, train={"max_steps": 1})
