@@ -31,6 +31,12 @@ def check_schema(schema: object) -> None:
     error = _first_error(_checker(Draft202012Validator.META_SCHEMA), schema, float("inf"))
     if error:
         raise ValueError(f"not a JSON schema ({_short(error.message)}): no arguments could be checked; correct it")
+    try:
+        json.dumps(schema, allow_nan=False)
+    except ValueError:
+        raise ValueError(
+            "a number that JSON has not (NaN, infinity): no server could be given it; correct it"
+        ) from None
     nodes = list(_subschemas(schema))
     for node in nodes:
         for key in ("$ref", "$dynamicRef"):

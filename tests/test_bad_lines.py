@@ -113,6 +113,8 @@ CHAT = {
         "has non-unique elements",
     ),
     "schema that is none": (chat(parameters=prop(type="thing")), "tools[0] parameters: not a JSON schema"),
+    "infinity in a schema": (chat(parameters=prop(default=float("inf"))), "a number that JSON has not"),
+    "not a number in a schema": (chat(parameters=prop(minimum=float("nan"))), "a number that JSON has not"),
     "properties that are a list": (chat(parameters={"properties": [1]}), "not a JSON schema"),
     "5,000 digits": (with_number("7" * 5000), "a number has thousands of digits"),
     "5,000 digits in a string": (chat(arguments='{"x": ' + "7" * 5000 + "}"), "a number has thousands of digits"),
