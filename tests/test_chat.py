@@ -188,6 +188,12 @@ def test_a_row_with_such_a_marker_is_rejected(read, fields, expected):
     assert expected in reject_of(read(messages(USER, HELLO, **fields)))
 
 
+def test_words_about_a_call_stay_words(read):
+    for text in ("I would click(x=1) but will not.", 'It is {"name": "drag"}.', "Action: wait"):
+        (row,) = read(messages(USER, assistant(text), tools=[CLICK]))
+        assert row.step.turn == Turn(text=text)
+
+
 def test_a_row_marked_as_good_is_a_row(read):
     (row,) = read(messages(USER, HELLO, kto_tag=True, label=True, train=1, weight=1.0, score=2, loss=2.5))
     assert row.weight == 1.0 and row.notes == ()
@@ -279,6 +285,14 @@ def test_unreadable_lines(read, line):
         (
             messages(USER, assistant(tool_calls=[CALL]), {**RESULT, "name": "drag"}, HELLO),
             "messages[2] is a result of 'drag', but the call was 'click'",
+        ),
+        (
+            messages(USER, assistant(f"```json\n{json.dumps(CALL)}\n```"), tools=[CLICK]),
+            "messages[1] has a call of 'click' among its words: it would be learned as words",
+        ),
+        (
+            messages(USER, assistant('Thought: x\nAction: click\nAction Input: {"x": 1}'), tools=[CLICK]),
+            "messages[1] has a call of 'click' among its words",
         ),
         (messages(USER, assistant("<|im_end|>")), "assistant text holds the control token '<|im_end|>'"),
         (messages(USER, assistant("<tool_call>{}")), "assistant text holds the control token '<tool_call>'"),

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from qwenvl_agent.data.source import Reject, SourceRow
+from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.formats.calls import CLOSE, OPEN
 from qwenvl_agent.json_input import fault_of_line, read_json, read_line, read_list
 from qwenvl_agent.schema import (
@@ -371,6 +372,7 @@ def _build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str 
         raise ValueError(f"{place} says nothing: there is nothing to learn; remove the message or write the answer")
     if reasoning:
         raise ValueError(f"{place} has reasoning_content without a call: no format writes it; put it into content")
+    _check_is_no_call(text, tools, place)
     return Turn(text=text), []
 
 
@@ -413,6 +415,17 @@ def _check_call(call: ToolCall, tools: tuple[Tool, ...], place: str) -> None:
             f"{place} arguments of {call.name} do not fit its schema ({error}): the agent would learn calls "
             "that fail; correct them"
         )
+
+
+def _check_is_no_call(text: str, tools: tuple[Tool, ...], place: str) -> None:
+    """ValueError for words that a parser reads as a call of the row's tools: in a fence, ReAct's lines, bare JSON."""
+    for name in ("native", "plain") if tools else ():
+        for call in FORMATS[name].parse(text, tools).turn.tool_calls:
+            if tool_named(tools, call.name):
+                raise ValueError(
+                    f"{place} has a call of {call.name!r} among its words: it would be learned as words, in none of the "
+                    "formats; write it as tool_calls"
+                )
 
 
 def _build_results(
