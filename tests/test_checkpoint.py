@@ -143,8 +143,26 @@ def test_a_start_that_came_to_nothing_is_in_nobodys_way(config, accelerator):
     assert (config.run_dir / "notes.txt").read_text() == "to be kept"
 
 
-@pytest.mark.parametrize(("resume", "overwrite"), [(False, True), (False, False), (True, False)])
-@pytest.mark.parametrize("name", ["thesis.tex", "config.json"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_a_batch_script_puts_there_first_is_in_nobodys_way(config, accelerator, resume):
+    config.run_dir.mkdir()
+    files = ["STOP", "exit_status", *(["slurm.log"] if resume else [])]
+    for name in files:
+        (config.run_dir / name).write_text("2\n")
+    assert prepare_run_dir(config, accelerator, resume=resume, overwrite=False) is None
+    assert names(config.run_dir) == ["config.json", *files[1:]]
+
+
+@pytest.mark.parametrize(
+    ("name", "resume", "overwrite"),
+    [
+        ("thesis.tex", False, True),
+        ("thesis.tex", False, False),
+        ("config.json", False, True),
+        ("config.json", False, False),
+        ("config.json", True, False),
+    ],
+)
 def test_a_folder_that_is_no_run_is_never_touched(config, accelerator, name, resume, overwrite):
     """A published model's folder has a config.json too."""
     config.run_dir.mkdir()

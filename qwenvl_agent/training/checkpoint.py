@@ -46,6 +46,8 @@ FREE_MODEL_KEYS = ("model.attention", "model.gradient_checkpointing")
 ROW_KEYS = ("prompt.", "vision.", "data.eval_fraction", "data.max_thought_chars")
 FREE_ROW_KEYS = ("vision.feature_cache_gb",)
 EVALUATION = "evaluation.json"
+LAUNCHER_FILES = {"STOP", "exit_status", ".config.json.tmp"}
+"""What batch scripts and sweeps put into the folder of a run that has not begun, or that a kill has left there."""
 
 
 def prepare_run_dir(
@@ -97,7 +99,8 @@ def check_folder(run_dir: Path, overwrite: bool, resume: bool) -> None:
 
     What a start has left that came to no step, its config say, is in nobody's way.
     """
-    if not run_dir.exists() or not any(run_dir.iterdir()):
+    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    if names <= LAUNCHER_FILES or (resume and "config.json" not in names):  # a job's log may be there before its run
         return
     if not is_run(run_dir):
         what = "deleted" if overwrite else "written into"
