@@ -42,7 +42,7 @@ OUT_OF_MEMORY = (
     "out of memory ({}): this process cannot go on; lower train.batch_size or eval.batch_size, "
     "vision.max_tokens_per_image or data.num_workers (scripts/plan_vram.py says what a configuration needs)"
 )
-MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED")
+MEMORY = re.compile(r"out of memory|(can't|[Cc]annot) allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED")
 FULL_DISK = re.compile(r"No space left on device|\bcode: 28\b|PytorchStreamWriter failed writing")
 DEAD_WORKER = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by|exited unexpectedly)")
 LOST_RANK = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset) by peer|Broken pipe|Socket Timeout")
@@ -63,7 +63,9 @@ def command(interrupted: str) -> Callable[[Callable[..., int | None]], Callable[
             if is_process and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
                 signal.signal(signal.SIGTERM, _terminate)  # whoever started us with it ignored answers it for us
             try:
-                return main(*args, **kwargs) or 0
+                status = main(*args, **kwargs) or 0
+                sys.stdout.flush()  # which may fail too, and would do so after the end
+                return status
             except KeyboardInterrupt as error:
                 if is_process:
                     limit_the_end()
@@ -86,6 +88,8 @@ def command(interrupted: str) -> Callable[[Callable[..., int | None]], Callable[
 def reason(error: Exception) -> str | None:
     """What a user can change, in one line; None for a fault of this code."""
     text = in_one_line(error)
+    if isinstance(error, OSError):
+        drop_output()
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or MEMORY.search(text):
         return OUT_OF_MEMORY.format(text[:200] or "MemoryError")
     if FULL_DISK.search(text):
@@ -128,13 +132,19 @@ def in_one_line(error: Exception) -> str:
 
 def of_the_system(error: OSError, text: str) -> str:
     if isinstance(error, BrokenPipeError):
-        # Python would try once more at its end to write what no one reads.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return "what reads this output has ended: the rest of it is not shown; leave it open"
     if error.errno is None:
         return text
     remedy = REMEDIES.get(error.errno, "the system refuses it; correct what it names")
     return f"{place(error)}{error.strerror}: {remedy}"
+
+
+def drop_output() -> None:
+    """If nothing can be written to it any more: Python would try once more at its end, and say so at length."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def place(error: Exception) -> str:

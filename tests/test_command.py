@@ -67,6 +67,10 @@ def write_to_a_full_disk():
         (listen_twice, "error: Address already in use: another process listens on that port; "),
         (raising(MemoryError()), "error: out of memory (MemoryError): this process cannot go on; lower "),
         (lambda: torch.empty(1 << 58), "error: out of memory ("),
+        (
+            raising(RuntimeError("unable to mmap 10256 bytes: Cannot allocate memory (12)")),
+            "error: out of memory (unable ",
+        ),
         (lambda: __import__("flash_attn_of_nobody"), "error: No module named 'flash_attn_of_nobody': a package is "),
         (read_cut_weights, "error: a .safetensors file is damaged or cut off ("),
         (lambda: subprocess.run(["false"], check=True), "error: Command '['false']' returned non-zero exit status 1"),
@@ -106,10 +110,31 @@ def test_a_data_workers_error_is_said_without_its_traceback():
     )
 
 
-def test_the_end_of_a_reader_is_no_traceback(tmp_path):
+PRINTING = """
+import sys
+from qwenvl_agent.command import command
+
+@command("")
+def main():
+    print("x")
+
+sys.exit(main())
+"""
+
+
+def test_the_end_of_a_reader_is_no_traceback():
     """As of `| head`."""
-    code = "from qwenvl_agent.command import command\n@command('')\ndef main():\n    while True:\n        print('x' * 999)\n"
-    code += "import sys\nsys.exit(main())"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     process.stdout.close()
-    assert process.wait(30) == 2 and process.stderr.read().startswith("error: what reads this output has ended: ")
+    said = process.stderr.read()
+    assert (
+        process.wait(30) == 2 and said.startswith("error: what reads this output has ended: ") and said.count("\n") == 1
+    )
+
+
+def test_output_onto_a_full_disk_is_no_traceback():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", PRINTING], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: the disk is full, ") and done.stderr.count("\n") == 1

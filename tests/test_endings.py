@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,6 @@ class Command:
 
     process: subprocess.Popen
     log: Path
-    status: int | None = None
-    seen: set[int] = field(default_factory=set)
 
     def text(self) -> str:
         return self.log.read_text()
@@ -124,18 +123,13 @@ def has_logged(run_dir: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def processes_of(command: Command, word: str) -> list[int]:
-    """Those of the group whose command line has the word, oldest first; data workers share their trainer's."""
-    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in command.members()}
-    return sorted(pid for pid, line in lines.items() if word.encode() in line)
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Of all its threads."""
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # ended meanwhile
+            found += [int(child) for child in children.read_text().split()]
+    return sorted(found)
 
 
 LONG = {"max_steps": 100_000, "log_every": 1}
@@ -273,6 +267,12 @@ def test_an_error_in_one_rank_ends_the_other(start, training, tmp_path, launcher
     assert "error: rank 1: DataLoader worker" in text
 
 
+def is_alive(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 def descendants_of(pid: int) -> set[int]:
     found, new = set(), [pid]
     while new:
@@ -296,6 +296,6 @@ def test_an_evaluation_in_a_browser_leaves_none(start, tmp_path, number):
     said = {signal.SIGINT: "interrupted: ", signal.SIGTERM: "ended by SIGTERM: "}.get(number, "")
     assert command.ended(said) == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number)
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in others):
+    while time.monotonic() < deadline and any(map(is_alive, others)):
         time.sleep(0.1)
-    assert not [pid for pid in others if Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in others if is_alive(pid)]
