@@ -45,6 +45,7 @@ OUT_OF_MEMORY = (
 MEMORY = re.compile(r"out of memory|(can't|[Cc]annot) allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED")
 FULL_DISK = re.compile(r"No space left on device|\bcode: 28\b|PytorchStreamWriter failed writing")
 DEAD_WORKER = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by|exited unexpectedly)")
+DEAD_PROCESS = re.compile(r"process pool (was terminated|is not usable)")
 LOST_RANK = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset) by peer|Broken pipe|Socket Timeout")
 WORKERS_ERROR = re.compile(r"Caught (\w+) in DataLoader worker process")
 
@@ -98,6 +99,11 @@ def reason(error: Exception) -> str | None:
         return (
             f"{text.rstrip('. ')}: its rows are lost, so training cannot go on; if the kernel was short of memory (see "
             "dmesg), lower data.num_workers or train.batch_size; --resume goes on from the last checkpoint"
+        )
+    if DEAD_PROCESS.search(text):
+        return (
+            "a process that worked for this one was killed: what it had in hand is lost; if the kernel was short of memory "
+            "(see dmesg), use fewer --workers"
         )
     if isinstance(error, OSError):
         return of_the_system(error, text)

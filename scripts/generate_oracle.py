@@ -17,11 +17,10 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
 
 from rich.console import Console
@@ -36,6 +35,7 @@ from qwenvl_agent.envs.safari.records import RowWriter
 from qwenvl_agent.envs.safari.render import png_bytes, render_view
 from qwenvl_agent.envs.safari.thoughts import THOUGHT_FORMS
 from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS
+from qwenvl_agent.processes import parallel_map
 from qwenvl_agent.schema import Request, Turn
 
 SEED_SETS = {"training": TRAIN_SEEDS, "selection": SELECTION_SEEDS, "report": REPORT_SEEDS}
@@ -118,9 +118,8 @@ def seed_set(seeds: range) -> str:
 def write_episodes(out: Path, seeds: range, record: Callable[[int], Recorded], workers: int, quiet: bool) -> Counter:
     """Record every seed's rows in the order of the seeds; returns counts."""
     counts = Counter(episodes=0, rows=0)
-    with RowWriter(out) as writer, Pool(workers) if workers > 1 else nullcontext() as pool:
-        recorded: Iterator[Recorded] = pool.imap(record, seeds, chunksize=4) if pool else map(record, seeds)
-        for rows, counted in track(recorded, total=len(seeds), description=str(out), disable=quiet):
+    with RowWriter(out) as writer, parallel_map(workers) if workers > 1 else nullcontext(map) as mapped:
+        for rows, counted in track(mapped(record, seeds), total=len(seeds), description=str(out), disable=quiet):
             for png, row in rows:
                 writer.write(png, **row)
             counts.update(episodes=1, rows=len(rows), **counted)

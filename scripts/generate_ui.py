@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +37,7 @@ from qwenvl_agent.envs.browser.chromium import open_browser
 from qwenvl_agent.envs.browser.pages import FAMILIES, REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, draw_page
 from qwenvl_agent.envs.browser.samples import action_rows, elements_row, question_rows, sample_id
 from qwenvl_agent.envs.browser.words import LANGUAGES
+from qwenvl_agent.processes import parallel_map
 
 PAGES_PER_BROWSER = 100
 SEED_SETS = {"training": TRAIN_SEEDS, "selection": SELECTION_SEEDS, "report": REPORT_SEEDS}
@@ -108,9 +108,7 @@ def recorded_pages(pages: list[tuple[str, int]], workers: int, **settings) -> It
         if workers == 1:
             lists: Iterator = (record_chunk(chunk, **settings) for chunk in chunks)
         else:
-            lists = stack.enter_context(get_context("spawn").Pool(workers)).imap(
-                partial(record_list, **settings), chunks
-            )
+            lists = stack.enter_context(parallel_map(workers, "spawn"))(partial(record_list, **settings), chunks)
         for found in lists:
             yield from found
 

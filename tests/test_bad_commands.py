@@ -44,6 +44,8 @@ def main_of(command: str):
 
 PREDICT = "--image {picture} --instruction go"
 COMMANDS = [
+    ("eval", "--policy oracle --world width=big", "width"),
+    ("scripts/generate_oracle", "--set width=big --out {dir}/oracle --episodes 1", "width"),
     ("eval", "--policy oracle --episodes 1 --out {file}/out", "{file}/out"),
     ("eval", "--run {dir}/none", "{dir}/none"),
     ("eval", "--model {empty} --config {config}", "{empty}"),

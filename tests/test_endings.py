@@ -267,6 +267,35 @@ def test_an_error_in_one_rank_ends_the_other(start, training, tmp_path, launcher
     assert "error: rank 1: DataLoader worker" in text
 
 
+RECORDING = ["scripts/generate_oracle.py", "--episodes", 100_000, "--workers", 2, "--out"]
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGINT, 130, "interrupted: "),
+        pytest.param(signal.SIGTERM, 143, "ended by SIGTERM: ", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, "", marks=pytest.mark.slow),
+    ],
+)
+def test_a_pool_of_processes_ends_with_its_command(start, tmp_path, number, status, said):
+    command = start(*RECORDING, tmp_path / "out")
+    command.wait_for(lambda: len(list((tmp_path / "out").glob("images/*"))) > 20)
+    assert len(command.members()) == 3
+    # Ctrl-C is of all of them.
+    (os.killpg if number == signal.SIGINT else os.kill)(command.process.pid, number)
+    assert command.ended(said) == status and "Traceback" not in command.text()
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_a_pool_is_not_waited_for(start, tmp_path):
+    command = start(*RECORDING, tmp_path / "out")
+    command.wait_for(lambda: len(list((tmp_path / "out").glob("images/*"))) > 20)
+    os.kill(children_of(command.process.pid)[-1], signal.SIGKILL)
+    assert command.ended("error: a process that worked for this one was killed: ") == 2
+    assert "Traceback" not in command.text()
+
+
 def is_alive(pid: int) -> bool:
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

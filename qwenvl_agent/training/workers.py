@@ -10,6 +10,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from qwenvl_agent.processes import kill
+
 
 @contextmanager
 def workers_ended() -> Iterator[None]:
@@ -21,19 +23,11 @@ def workers_ended() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        kill(set(multiprocessing.active_children()) - before)
-
-
-def kill(workers: set) -> None:
-    """End what an error has left running; torch would take each death for another error."""
-    if not workers:
-        return
-    answer = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join(timeout=5)
-    signal.signal(signal.SIGCHLD, answer)
+        left = set(multiprocessing.active_children()) - before
+        if left:  # torch would take each death for another error
+            answer = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            kill(left)
+            signal.signal(signal.SIGCHLD, answer)
 
 
 def ignore_signals(_worker: int) -> None:
