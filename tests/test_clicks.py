@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -304,6 +305,8 @@ def test_held_out_screens_are_clicked_during_training(folder):
     scalars = suites.evaluate(clicker, cfg, held_out=held_out).scalars
     assert scalars["clicks/box_hit_rate"] == 0.5 and scalars["clicks/parse_rate"] == 1.0
     assert train.goodness(scalars) > train.goodness({"eval/token_loss/all": 0.0})
+    Path(held_out[0].request.observation.pictures[0].path).unlink()  # of all
+    assert suites.evaluate(clicker, cfg, held_out=held_out).scalars == {"clicks/unusable_screens": 2.0}
 
 
 def test_without_marks_all_are_measured(folder):

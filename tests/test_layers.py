@@ -11,7 +11,7 @@ import qwenvl_agent
 
 PACKAGE = Path(qwenvl_agent.__file__).parent
 LAYERS = (
-    {"png"},
+    {"png", "checksums", "threads"},
     {"images"},
     {"config", "schema", "coordinates", "checksums", "command", "processes", "json_input", "threads", "tool_schema"},
     {"vision", "kernels", "precision"},

@@ -14,6 +14,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +69,19 @@ def find_unusable(source: SourceCache, collator: Collator) -> dict[int, str]:
 
 
 def _path(source: SourceCache, collator: Collator) -> Path:
-    """Named by all that decides: budget, prompt, format, tokenizer, and the code that applies them."""
+    return source.folder / f"unusable-{_digest(collator)}.jsonl"
+
+
+@lru_cache(maxsize=1)
+def _digest(collator: Collator) -> str:
+    """Of all that decides: budget, prompt, format, tokenizer, and the code that applies them."""
     package = Path(qwenvl_agent.__file__).parent
     code = [package / "vision.py", package / "prompt.py", *sorted(package.glob("formats/*.py")), Path(__file__)]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in code))
     digest.update(collator.tokenizer.backend_tokenizer.to_str().encode())
     settings = (to_json(collator.vision_cfg), to_json(collator.prompt_cfg), str(collator.geometry))
     digest.update(json.dumps(settings).encode())
-    return source.folder / f"unusable-{digest.hexdigest()[:16]}.jsonl"
+    return digest.hexdigest()[:16]
 
 
 def _find(source: SourceCache, collator: Collator) -> dict[int, str]:

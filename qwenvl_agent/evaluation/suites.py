@@ -21,6 +21,7 @@ import hashlib
 import json
 import math
 import platform
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -148,9 +149,11 @@ def evaluate(
         return Evaluation(scalars, rows=row_records)
     time_left_s = max(0.0, limit_s - (time.monotonic() - start))
     if cfg.suite == "clicks":
-        tasks = pick_rows(held_out_screens(held_out), cfg.episodes)
+        screens, lost = readable_screens(held_out)
+        tasks = pick_rows(screens, cfg.episodes)
         clicks = predict_in_time(policy, tasks, cfg.batch_size, time_left_s, predict=predict_clicks)
-        return Evaluation(scalars | as_scalars(click_metrics(clicks), "clicks"), rows=row_records)
+        scalars |= as_scalars(click_metrics(clicks), "clicks") if clicks else {}
+        return Evaluation(scalars | lost, rows=row_records)
     episodes = play_safari(
         policy,
         cfg.world,
@@ -187,6 +190,20 @@ def held_out_screens(rows: Sequence[Row]) -> tuple[ScreenTask, ...]:
     """The samples of kind computer that these rows were made of."""
     sources = [row.source for row in rows]
     return read_held_out([Path(file) for file in dict.fromkeys(s.rpartition(":")[0] for s in sources)], sources).tasks
+
+
+def readable_screens(rows: Sequence[Row]) -> tuple[tuple[ScreenTask, ...], dict[str, float]]:
+    """The held-out screens that can still be read, and how many cannot: each of those is named on stderr."""
+    sources = [row.source for row in rows]
+    try:
+        tasks = held_out_screens(rows)
+    except ValueError as error:  # none is left
+        print(f"left out of the evaluation: {error}", file=sys.stderr)
+        return (), {"clicks/unusable_screens": float(len(sources))}
+    lost = sorted(set(sources) - {task.source for task in tasks})
+    for source in lost:
+        print(f"left out of the evaluation: {source}: its screen cannot be read any more", file=sys.stderr)
+    return tasks, {"clicks/unusable_screens": float(len(lost))} if lost else {}
 
 
 def score_scalars(policy: Policy, rows: Sequence[Row]) -> dict[str, float]:
