@@ -39,6 +39,7 @@ from qwenvl_agent.config import Config, load_config, to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.pixels import pixel_values
+from qwenvl_agent.data.unusable import drop_unusable
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import base_of, build_model, build_processor, describe_parameters, linear_4bit
 from qwenvl_agent.precision import choose_together
@@ -141,8 +142,8 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
     accelerator = build_accelerator(config.train)
     config = choose_together(config, accelerator, resume=False)
     processor = build_processor(config.model, config.vision)
-    rows = build_rows(config.data, config.prompt)
     collator = Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
+    rows = drop_unusable(build_rows(config.data, config.prompt), collator)
     sampler = train_py.build_sampler(config, rows.train, accelerator, {"step": 0})
     bare_model = build_model(config.model, device).train()
     arch = read_architecture(base_of(bare_model).config.to_dict())
@@ -191,7 +192,7 @@ def load_train():
     """train.py, which is a script beside the package."""
     spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
     module = importlib.util.module_from_spec(spec)
-    # A data worker that is spawned, not forked, looks `collate` up by its module's name.
+    # A data worker that is spawned, not forked, looks functions up by their module's name.
     sys.modules.setdefault("train", module)
     spec.loader.exec_module(module)
     return module
