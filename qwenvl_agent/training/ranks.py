@@ -29,7 +29,7 @@ def ranks_ended_together() -> Iterator[None]:
         yield
     except BaseException as error:
         if distributed.is_initialized():
-            with suppress(RuntimeError):  # the rank that holds the store is gone too
+            with suppress(RuntimeError, ValueError):  # the rank that holds the store is gone too
                 _store().set(KEY, f"{rank()}{str(error) or type(error).__name__}"[:300])
         raise
     finally:
@@ -55,6 +55,8 @@ def _failure() -> str:
         return _store().get(KEY).decode() if _store().check([KEY]) else ""
     except RuntimeError:
         return "the one that holds the store"
+    except ValueError:  # the group is just being taken down
+        return ""
 
 
 def _store():
