@@ -8,11 +8,13 @@ this machine reaches in one large matrix product.
 import re
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from qwenvl_agent.config import Config
@@ -81,11 +83,9 @@ class StepProfiler:
 
     def summary(self) -> str:
         """The page, in Markdown."""
-        seconds = phase_seconds(self.profile.key_averages(), self.device.type)
-        if self.device.type == "cuda":
-            seconds["backward"] = kernel_seconds(self.profile.key_averages()) - sum(seconds.values())
-        communication = seconds.pop("communication")
-        seconds = {"data wait": self.waited, **seconds}
+        events = self.profile.events()
+        seconds = {"data wait": self.waited, **phase_seconds(events, self.device.type)}
+        communication = communication_seconds(events, self.device.type)
         seconds["everything else"] = self.wall - sum(seconds.values())
         rate = matmul_flops(self.device, torch.bfloat16 if self.config.model.autocast else torch.float32)
         floor = self.flops / rate
@@ -112,7 +112,9 @@ class StepProfiler:
 
     def _operators(self) -> Iterator[str]:
         kind = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-        events = [event for event in self.profile.key_averages() if event.key not in PHASES]
+        # Operators alone: on a GPU their kernels are listed beside them, with the same time once more.
+        averages = self.profile.key_averages()
+        events = [e for e in averages if e.key not in PHASES and e.device_type == DeviceType.CPU]
         for event in sorted(events, key=lambda e: -getattr(e, kind))[:NUM_OPERATORS]:
             yield f"| {event.key} | {getattr(event, kind) / 1e3 / self.num_steps:.1f} | {event.count / self.num_steps:g} |"
 
@@ -131,20 +133,48 @@ def label(module: nn.Module, name: str) -> list:
     return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
 
-def phase_seconds(events, device_type: str) -> dict[str, float]:
-    """Of all phases, and of communication."""
+def phase_seconds(events: Iterable[FunctionEvent], device_type: str) -> dict[str, float]:
+    """Of all phases, each moment once: a phase inside another, or inside itself, is taken out of the outer one.
+
+    A trace of a GPU holds everything twice: a kernel as what its operator started and as an event of its own, a phase on
+    the host and once more as a range on the device. Operators on the host's side are read; their `device_time_total` is
+    that of the kernels below them.
+    """
     kind = "device_time_total" if device_type == "cuda" else "cpu_time_total"
-    seconds = dict.fromkeys((*PHASES, "communication"), 0.0)
+    seconds = dict.fromkeys(PHASES, 0.0)
     for event in events:
-        if event.key in PHASES:
+        if event.key in PHASES and event.device_type == DeviceType.CPU:
             seconds[event.key] += getattr(event, kind) / 1e6
-        elif COMMUNICATION.search(event.key):
-            seconds["communication"] += getattr(event, f"self_{kind}") / 1e6
+            outer = enclosing_phase(event)
+            if outer:
+                seconds[outer] -= getattr(event, kind) / 1e6
+    if device_type == "cuda":
+        # Autograd starts the kernels of the backward pass from a thread of its own, outside of what is labelled.
+        seconds["backward"] = 0.0
+        seconds["backward"] = kernel_seconds(events) - sum(seconds.values())
     return seconds
 
 
-def kernel_seconds(events) -> float:
-    return sum(event.self_device_time_total for event in events if event.key not in PHASES) / 1e6
+def enclosing_phase(event: FunctionEvent) -> str:
+    """The phase in which a phase was recorded, or ''."""
+    while event.cpu_parent is not None:
+        event = event.cpu_parent
+        if event.key in PHASES:
+            return event.key
+    return ""
+
+
+def communication_seconds(events: Iterable[FunctionEvent], device_type: str) -> float:
+    """Of NCCL's kernels, or of gloo's operators; inside the phases."""
+    if device_type == "cuda":
+        return kernel_seconds(event for event in events if COMMUNICATION.search(event.key))
+    return sum(event.self_cpu_time_total for event in events if COMMUNICATION.search(event.key)) / 1e6
+
+
+def kernel_seconds(events: Iterable[FunctionEvent]) -> float:
+    """Of all kernels and copies on the device; ranges that people label are no work of its own."""
+    on_device = (e for e in events if e.device_type != DeviceType.CPU and not e.is_user_annotation)
+    return sum(event.device_time_total for event in on_device) / 1e6
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
