@@ -9,7 +9,8 @@ Writes results.json and results.md, prints the table.
 
 All sides are processes that stay loaded and take turns, so that what else the machine does hits all; a figure is the
 median of the repeats and a ratio the median of the repeats' own ratios. Seconds are CPU seconds of the process (with one
-thread the same as wall time on a quiet machine, and meaningful on a busy one); both are in results.json.
+thread the same as wall time on a quiet machine, and meaningful on a busy one), on a GPU those of the wall until the device
+is done; both are in results.json. Memory is the process's, on a GPU that of the tensors there.
 """
 
 import argparse
@@ -392,9 +393,9 @@ def measure_data(bench: Bench) -> None:
             for side, worker in {"ours": ours, **peers}.items():
                 for passes in (first, again):
                     done = worker("collate", indices=indices)
-                    passes[side].append(num / done["cpu_s"])
+                    passes[side].append(num / done["seconds"])
                     if passes is first and side == "ours":
-                        with_floats.append(num / (done["cpu_s"] + done["floats_cpu_s"]))
+                        with_floats.append(num / (done["seconds"] + done["floats_s"]))
     first, again, floats = (
         {side: values[1:] for side, values in samples.items()}  # the first repeat warms up lazy imports
         for samples in (first, again, first | {"ours": with_floats})
@@ -415,10 +416,10 @@ def measure_training(bench: Bench) -> None:
             done |= {name: peer("steps", steps=steps) for name, peer in peers.items()}
             again = ours("steps", steps=steps)
             padding.append(1 - done["ours"]["tokens"] / done["ours"]["places"])
-            later.append(again["supervised"] / again["cpu_s"])
+            later.append(again["supervised"] / again["seconds"])
             for side, figures in done.items():
                 # The same rows, so the same supervised tokens.
-                speeds[side].append(done["ours"]["supervised"] / figures["cpu_s"])
+                speeds[side].append(done["ours"]["supervised"] / figures["seconds"])
                 growths[side].append(figures["growth"] / MIB)
                 peaks[side].append(figures["peak"] / MIB)
     bench.add("training", "supervised tokens", "tokens/s", speeds, target=2)
@@ -461,7 +462,7 @@ def measure_lengths(bench: Bench) -> None:
                 tokens.append(size["tokens"])
                 pictures.append(size["pictures"])
                 for side, figures in done.items():
-                    speeds[side].append(done["ours"]["supervised"] / figures["cpu_s"])
+                    speeds[side].append(done["ours"]["supervised"] / figures["seconds"])
                     growths[side].append(figures["growth"] / MIB)
         name = f"rows of {statistics.mean(tokens):,.0f} tokens, {statistics.mean(pictures):.1f} pictures"
         bench.add(name, "supervised tokens", "tokens/s", speeds)
@@ -474,7 +475,7 @@ def measure_floor(bench: Bench) -> None:
     """The share of a step's time that its matrix products would need at this machine's best rate."""
     with bench.ours() as ours:
         done = [ours("floor") for _ in range(bench.args.repeats)]
-    shares = [one["flops"] / one["flops_per_s"] / one["cpu_s"] for one in done]
+    shares = [one["flops"] / one["flops_per_s"] / one["seconds"] for one in done]
     bench.add("training", "share of the matmul floor", "share", {"ours": shares}, target=0.6, shown="0.6")
     bench.add("training", "matmul rate", "GFLOP/s", {"ours": [one["flops_per_s"] / 1e9 for one in done]})
 
@@ -488,9 +489,9 @@ def measure_rollouts(bench: Bench) -> None:
             indices = rows[repeat * 16 :][:16]
             for side, worker, part in (("ours", ours, indices), (FIRST, peer, indices[:4])):
                 done = worker("write", indices=part, max_new_tokens=32)
-                answered[side].append(done["turns"] / done["cpu_s"])
+                answered[side].append(done["turns"] / done["seconds"])
             done = ours("play", episodes=16, turns=2, batch_size=16)
-            played.append(done["turns"] / done["cpu_s"])
+            played.append(done["turns"] / done["seconds"])
     bench.add("rollouts", "answers of 32 tokens", "turns/s", answered, target=4)
     bench.add("rollouts", "turns in the world", "turns/s", {"ours": played})
 

@@ -101,7 +101,7 @@ class LlamaFactory(Peer):
             "gradient_accumulation_steps": settings["accumulation"],
             "learning_rate": settings["learning_rate"],
             "bf16": settings["autocast"],
-            "use_cpu": True,
+            "use_cpu": settings["device"] == "cpu",
             "report_to": "none",
             "save_strategy": "no",
             "logging_steps": 1,

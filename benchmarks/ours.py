@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from prepare import WORLD, bench_config
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from worker import anonymous_bytes, measured, serve
+from worker import anonymous_bytes, clock, measured, serve
 
 import train
 from qwenvl_agent.config import Config
@@ -79,6 +79,7 @@ class Bench:
         model, settings = self.config.model, self.config.train
         return {
             "model": model.path,
+            "device": self.accelerator.device.type,
             "dtype": model.dtype,
             "autocast": model.autocast,
             "gradient_checkpointing": model.gradient_checkpointing,
@@ -121,21 +122,19 @@ class Bench:
     def collate(self, indices: list[int]) -> dict:
         """Rows to tensors, a micro-batch at a time; kept features are read too. Others are kept now, off the clock.
 
-        `floats_cpu_s` is for the pixel values, which training makes on the model's device.
+        `floats_s` is for the pixel values, which training makes on the model's device.
         """
         with measured() as figures:
             batches = self._micro_batches(indices)
             if self.features and not any("patches" in batch for batch in batches):
-                batches = [self.features.attach(batch) for batch in batches]
-        started = time.process_time()
+                batches = self._attached(batches)
+        started = clock()
         for batch in batches:
             if "patches" in batch:
                 pixel_values(batch)
-        figures["floats_cpu_s"] = time.process_time() - started
+        figures["floats_s"] = clock() - started
         if self.features:
-            for batch in batches:
-                if "picture_keys" in batch and "features" not in batch:
-                    self.features.attach(batch)
+            self._attached([batch for batch in batches if "picture_keys" in batch and "features" not in batch])
         return figures
 
     def loss(self, indices: list[int]) -> dict:
@@ -170,6 +169,8 @@ class Bench:
         return [self._batch(indices[start : start + size]) for start in range(0, len(indices), size)]
 
     def _attached(self, batches: list[dict]) -> list[dict]:
+        """On the model's device, with kept features where the run keeps them."""
+        batches = [train.move(batch, self.accelerator.device) for batch in batches]
         return [self.features.attach(batch) for batch in batches] if self.features else batches
 
     def _optimize(self, batches: list[dict]) -> None:
@@ -196,13 +197,14 @@ class Bench:
     def _matmul_rate(self, num_tokens: int, repeats: int = 20) -> float:
         text = self.model.get_base_model().config.text_config
         dtype = torch.bfloat16 if self.config.model.autocast else torch.float32
-        left = torch.randn(num_tokens, text.hidden_size, dtype=dtype)
-        right = torch.randn(text.hidden_size, text.intermediate_size, dtype=dtype)
+        device = self.accelerator.device
+        left = torch.randn(num_tokens, text.hidden_size, dtype=dtype, device=device)
+        right = torch.randn(text.hidden_size, text.intermediate_size, dtype=dtype, device=device)
         seconds = []
         for _ in range(repeats):
-            started = time.process_time()
+            started = clock()
             left @ right
-            seconds.append(time.process_time() - started)
+            seconds.append(clock() - started)
         return 2 * num_tokens * right.numel() / min(seconds)
 
     def play(self, episodes: int, turns: int, batch_size: int) -> dict:

@@ -74,7 +74,7 @@ class Swift(Peer):
             "gradient_accumulation_steps": settings["accumulation"],
             "learning_rate": settings["learning_rate"],
             "gradient_checkpointing": settings["gradient_checkpointing"],
-            "use_cpu": True,
+            "use_cpu": settings["device"] == "cpu",
             "check_model": False,
             "report_to": ["none"],
             "save_strategy": "no",

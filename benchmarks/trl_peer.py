@@ -84,7 +84,7 @@ class Trl(Peer):
             assistant_only_loss=True,
             max_length=None,
             train_sampling_strategy="sequential",
-            use_cpu=True,
+            use_cpu=self.settings["device"] == "cpu",
             report_to=[],
             save_strategy="no",
             logging_steps=1,
@@ -105,11 +105,12 @@ class Trl(Peer):
             eos_token_id=self.processor.tokenizer.eos_token_id,
             pad_token_id=self.processor.tokenizer.eos_token_id,
         )
-        self.model.eval()
+        self.model.eval().to(self.settings["device"])
         texts = []
-        with measured() as figures, torch.autocast("cpu", torch.bfloat16, enabled=self.settings["autocast"]):
+        autocast = torch.autocast(self.settings["device"], torch.bfloat16, enabled=self.settings["autocast"])
+        with measured() as figures, autocast:
             for index in indices:
-                inputs = self._prompt(index)
+                inputs = self._prompt(index).to(self.settings["device"])
                 ids = self.model.generate(**inputs, generation_config=generation)[0, inputs["input_ids"].shape[1] :]
                 ids = [token for token in ids.tolist() if token != generation.eos_token_id]
                 texts.append(self.processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False))

@@ -1,6 +1,7 @@
 """What a worker process of the benchmarks needs, ours or a peer's: requests on stdin, answers on stdout, meters.
 
-Standard library only, because peers have environments of their own.
+Standard library only, because peers have environments of their own; where torch is loaded and has a GPU, meters are the
+GPU's.
 """
 
 import ctypes
@@ -46,20 +47,44 @@ def serve(commands: Mapping[str, Callable[..., dict]], answers: TextIO | None = 
 
 @contextmanager
 def measured() -> Iterator[dict]:
-    """Fills the yielded dict at the end: wall_s, cpu_s (of all threads) and, in bytes, peak and growth of the memory.
+    """Fills the yielded dict at the end: seconds, wall_s, cpu_s (of all threads) and, in bytes, peak and growth of memory.
 
-    `growth` is the peak above what was resident at the start, after the allocator has given back what it held for
-    nothing.
+    `seconds` are those that count: of the CPU, whatever else the machine does; on a GPU of the wall, when all that was
+    started there is done. Memory is the process's, on a GPU that of its tensors. `growth` is the peak above what was
+    held at the start, after the allocator has given back what it held for nothing.
     """
     figures: dict = {}
     give_back_memory()
-    Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
-    resident = status_bytes("VmRSS")
-    wall, cpu = time.perf_counter(), time.process_time()
+    held = reset_peak()
+    start, wall, cpu = clock(), time.perf_counter(), time.process_time()
     yield figures
+    figures["seconds"] = clock() - start
     figures["wall_s"], figures["cpu_s"] = time.perf_counter() - wall, time.process_time() - cpu
-    figures["peak"] = status_bytes("VmHWM")
-    figures["growth"] = figures["peak"] - resident
+    figures["peak"] = cuda().max_memory_allocated() if cuda() else status_bytes("VmHWM")
+    figures["growth"] = figures["peak"] - held
+
+
+def clock() -> float:
+    """Seconds that count, see `measured`."""
+    if cuda():
+        cuda().synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def cuda():
+    """The module torch.cuda, if there is a GPU."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch and torch.cuda.is_available() else None
+
+
+def reset_peak() -> int:
+    """Let the peak be counted from now on; the bytes held now."""
+    if cuda():
+        cuda().reset_peak_memory_stats()
+        return cuda().memory_allocated()
+    Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
+    return status_bytes("VmRSS")
 
 
 def give_back_memory() -> None:

@@ -137,7 +137,7 @@ def test_commands_measure_real_steps(bench):
     batch = bench.loader.collate_fn(planned[1])
     assert done["supervised"] == int((batch["labels"] != -100).sum())
     assert done["tokens"] == int(batch["attention_mask"].sum()) <= done["places"]
-    assert done["cpu_s"] > 0 and done["peak"] > 0
+    assert done["seconds"] == pytest.approx(done["cpu_s"], abs=0.05) and done["peak"] > 0  # without a GPU
 
 
 def test_packed_rows_have_the_loss_of_padded_ones(folder, bench):
