@@ -115,8 +115,7 @@ def train(
     check_data(state, rows.report, accept_changes)
     sampler = build_sampler(config, rows.train, accelerator, state, accept_changes)
     max_steps = config.train.max_steps or sampler.num_steps(config.train.epochs)
-    device = None if config.train.zero_stage == 3 else accelerator.device  # ZeRO-3 places the shards itself
-    bare_model = build_model(config.model, device, checkpoint and checkpoint / "model").train()
+    bare_model = build_model(config.model, accelerator.device, checkpoint and checkpoint / "model").train()
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
 
     options = {"is_main": accelerator.is_main_process, "compiles": config.model.compile}

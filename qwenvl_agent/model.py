@@ -27,6 +27,8 @@ from qwenvl_agent.checksums import find_damage
 from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, VisionConfig, build_config
 from qwenvl_agent.kernels import Dropout, Head, PatchProjection
 from qwenvl_agent.precision import announce, choose, choose_for_evaluation
+from qwenvl_agent.requirements import check_installed
+from qwenvl_agent.shards import convert, held, loads_slices, slices_loaded_as, whole_shape
 from qwenvl_agent.vision import Geometry, num_image_tokens
 
 ASSETS_DIR = Path(__file__).parent / "assets"
@@ -139,6 +141,7 @@ def load_model_config(path: str):
     """The checkpoint's config; ValueError, before any weight is read, for what is not Qwen3-VL Instruct."""
     from transformers import AutoConfig
 
+    check_installed()
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -168,7 +171,11 @@ def refuse_thinking(path: str, chat_template: str | None) -> None:
 def build_model(
     model_cfg: ModelConfig, device: torch.device | str | None = None, weights_dir: Path | None = None
 ) -> nn.Module:
-    """The model that `model_cfg` asks for, on `device`, in eval mode; with `weights_dir`, as `save_weights` left it."""
+    """The model that `model_cfg` asks for, in eval mode; with `weights_dir`, as `save_weights` left it.
+
+    On `device`, None: a GPU if there is one; all that depends on a device (autocast, attention) is bound to that one.
+    """
+    device = torch.device(device_type(None) if device is None else device)
     model_cfg = choose(model_cfg, device).model
     model = load_base(model_cfg, device, weights_dir)
     if model_cfg.method != "full":
@@ -222,14 +229,16 @@ def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Mo
     load_model_config(path)
     is_full = model_cfg.method == "full"
     options = {"quantization_config": nf4_config(model_cfg)} if model_cfg.method == "qlora" else {}
-    if device is not None:
-        options["device_map"] = {"": torch.device(device)}
-    model = Qwen3VLForConditionalGeneration.from_pretrained(
-        weights_dir if is_full and weights_dir else path,
-        dtype=torch.float32 if is_full else getattr(torch, model_cfg.dtype),
-        attn_implementation=choose_attention(model_cfg.attention, device),
-        **options,
-    )
+    if not loads_slices():  # ZeRO-3 places them itself
+        options["device_map"] = {"": device}
+    dtype = torch.float32 if is_full else getattr(torch, model_cfg.dtype)
+    with slices_loaded_as(dtype):
+        model = Qwen3VLForConditionalGeneration.from_pretrained(
+            weights_dir if is_full and weights_dir else path,
+            dtype=dtype,
+            attn_implementation=choose_attention(model_cfg.attention, device),
+            **options,
+        )
     model.model.visual.patch_embed.proj.__class__ = PatchProjection
     model.lm_head.__class__ = Head
     for module in linear_4bit(model).values():
@@ -316,13 +325,10 @@ def set_trainable(model: nn.Module, model_cfg: ModelConfig) -> None:
     """Stage 3: requires_grad by name; frozen parts of a float32 model go to `model.dtype`."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(should_train(name, model_cfg))
-    if model_cfg.method == "full" and not model_cfg.train_vision and not is_sharded(model):
-        base_of(model).model.visual.to(getattr(torch, model_cfg.dtype))
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether ZeRO-3 holds the weights: each rank has a slice, in the dtype in which it was loaded."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    if model_cfg.method == "full" and not model_cfg.train_vision:
+        # Weights alone: the tower's rotary frequencies are float32 in every dtype.
+        for parameter in base_of(model).model.visual.parameters():
+            convert(parameter, getattr(torch, model_cfg.dtype))
 
 
 def should_train(name: str, model_cfg: ModelConfig) -> bool:
@@ -367,10 +373,15 @@ def base_of(model: nn.Module) -> nn.Module:
 
 
 def manifest(model: nn.Module) -> list[dict]:
-    """Name, shape, dtype and trainable of every parameter; a 4-bit weight has its packed shape."""
+    """Name, whole shape, dtype and trainable of every parameter; a 4-bit weight has its packed shape."""
     return [
-        {"name": n, "shape": list(p.shape), "dtype": str(p.dtype).removeprefix("torch."), "trainable": p.requires_grad}
-        for n, p in model.named_parameters()
+        {
+            "name": name,
+            "shape": list(whole_shape(parameter)),
+            "dtype": str(held(parameter).dtype).removeprefix("torch."),
+            "trainable": parameter.requires_grad,
+        }
+        for name, parameter in model.named_parameters()
     ]
 
 
@@ -385,8 +396,7 @@ def check_manifest(model: nn.Module, model_cfg: ModelConfig) -> None:
     packed_weights = {f"{name}.weight" for name in packed}
     for entry in entries:
         assert entry["trainable"] == should_train(entry["name"], model_cfg), f"trainable is wrong: {entry}"
-        in_float32 = entry["trainable"] or (model_cfg.method == "full" and is_sharded(model))
-        dtype = "float32" if in_float32 else model_cfg.dtype
+        dtype = "float32" if entry["trainable"] else model_cfg.dtype
         assert entry["dtype"] == dtype or entry["name"] in packed_weights, f"dtype is not {dtype}: {entry}"
 
 
@@ -395,9 +405,8 @@ def describe_parameters(model: nn.Module) -> str:
     totals: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         part = "vision" if is_vision(name) else "adapters" if ".lora_" in name else "language"
-        # What is packed in 4 bit, or sharded by ZeRO-3, has its true shape elsewhere.
-        shape = getattr(getattr(parameter, "quant_state", parameter), "shape", parameter.shape)
-        shape = getattr(parameter, "ds_shape", shape)
+        # What is packed in 4 bit has its true shape elsewhere.
+        shape = getattr(getattr(parameter, "quant_state", parameter), "shape", whole_shape(parameter))
         trainable, total = totals.setdefault(part, [0, 0])
         totals[part] = [trainable + math.prod(shape) * parameter.requires_grad, total + math.prod(shape)]
     return ", ".join(f"{part} {trainable:,} of {total:,}" for part, (trainable, total) in totals.items())

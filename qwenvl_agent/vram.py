@@ -467,12 +467,11 @@ def quantisation_bytes(arch: Architecture) -> int:
     return arch.layers * total
 
 
-def weight_bytes(cfg: ModelConfig, arch: Architecture, zero_stage: int = 0) -> dict[str, int]:
+def weight_bytes(cfg: ModelConfig, arch: Architecture) -> dict[str, int]:
     """Of the whole model, by category; adapters are float32."""
     frozen = 2 if cfg.dtype == "bfloat16" else 4
     if cfg.method == "full":
-        # Sharded by ZeRO-3, the tower stays in the dtype in which everything was loaded.
-        tower = 4 if cfg.train_vision or zero_stage == 3 else frozen
+        tower = 4 if cfg.train_vision else frozen
         return {"weights": 4 * arch.language + tower * arch.vision, "quantisation": 0, "adapters": 0}
     matrices = arch.layers * arch.layer_matrices
     rest = frozen * (arch.language_other + arch.vision)
@@ -485,7 +484,7 @@ def weight_bytes(cfg: ModelConfig, arch: Architecture, zero_stage: int = 0) -> d
 def _persistent(config: Config, arch: Architecture, num_gpus: int) -> tuple[dict[str, int], dict[str, int], int]:
     """What stays between micro-batches by category, ZeRO's buffers by moment, bytes in the host's memory."""
     cfg, stage, offload = config.model, config.train.zero_stage, config.train.cpu_offload
-    held = weight_bytes(cfg, arch, stage)
+    held = weight_bytes(cfg, arch)
     trainable = 4 * trainable_parameters(cfg, arch)
     share = trainable / num_gpus
     held["optimizer"] = int(2 * (share if stage else trainable))

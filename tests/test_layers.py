@@ -13,8 +13,8 @@ PACKAGE = Path(qwenvl_agent.__file__).parent
 LAYERS = (
     {"png", "checksums", "threads"},
     {"images"},
-    {"config", "schema", "coordinates", "checksums", "command", "processes", "json_input", "threads", "tool_schema"},
-    {"vision", "kernels", "precision"},
+    {"config", "schema", "coordinates", "command", "processes", "json_input", "tool_schema", "requirements"},
+    {"vision", "kernels", "precision", "shards"},
     {"formats", "envs"},
     {"prompt"},
     {"data", "model", "vram"},
@@ -23,7 +23,7 @@ LAYERS = (
     {"sweep", "agent"},
     {"predict", "export"},
 )
-HEAVY_ROOMS = {"data", "kernels", "model", "precision", "training", "export"}
+HEAVY_ROOMS = {"data", "kernels", "model", "precision", "shards", "training", "export"}
 # Inside these rooms, and outside of the others.
 LIGHT_FILES = {
     "data/annotation.py",

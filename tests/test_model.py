@@ -16,11 +16,13 @@ from qwenvl_agent.checksums import write_checksums
 from qwenvl_agent.config import ModelConfig, VisionConfig, build_config, to_json
 from qwenvl_agent.model import (
     ADDED_TOKENS,
+    base_of,
     build_model,
     build_processor,
     build_tiny_tokenizer,
     check_manifest,
     check_probe_pictures,
+    device_type,
     linear_4bit,
     load_run,
     manifest,
@@ -187,6 +189,25 @@ def test_a_frozen_vision_tower_keeps_no_graph(config):
         out = tower(pixels, grid_thw=inputs["image_grid_thw"])
         features = [out.pooler_output, *out.deepstack_features]
         assert [f.requires_grad for f in features] == [has_graph] * 2
+
+
+def test_the_frozen_tower_sees_the_same_under_every_method(config):
+    """In the dtype of its weights, with rotary frequencies in float32 as published."""
+    config, inputs = replace(config, dtype="bfloat16", autocast=True), probe(config)
+    seen = {}
+    for method in METHODS:
+        tower = base_of(build_model(replace(config, method=method))).model.visual
+        seen[method] = tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
+        assert {buffer.dtype for buffer in tower.buffers()} == {torch.float32}
+    assert torch.equal(seen["full"], seen["lora"]) and torch.equal(seen["qlora"], seen["lora"])
+
+
+def test_weights_go_where_autocast_is_bound_to(config, monkeypatch):
+    """Without a device both are the GPU's where there is one, so here the load fails; weights never stay behind."""
+    assert {p.device.type for p in build_model(config).parameters()} == {device_type(None)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises((RuntimeError, AssertionError)):
+        build_model(replace(config, attention="eager"))
 
 
 def test_with_adapters_in_the_mergers_alone_the_blocks_keep_no_graph(config):

@@ -1,6 +1,10 @@
-"""DeepSpeed ZeRO for real: two CPU ranks over gloo take the same steps as one process without DeepSpeed."""
+"""DeepSpeed ZeRO for real: two CPU ranks over gloo take the same steps as one process without DeepSpeed.
+
+And what each rank holds is what was asked for and planned; all shipped configs: test_shipped_configs.py.
+"""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -12,9 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import zero_worker
 from safetensors.torch import load_file
 from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 
+from qwenvl_agent.model import build_model
+from qwenvl_agent.training.optim import build_optimizer
+from qwenvl_agent.vram import budget_row, find_architecture, plan_memory, trainable_parameters
 from train import train
 
 pytestmark = pytest.mark.slow
@@ -31,10 +39,10 @@ def runs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("zero")
     base, dataset = save_tiny_checkpoint(directory / "base"), save_dataset(directory / "data", 16)
 
-    def write(name, data=dataset, method="lora", train_vision=False, **train):
+    def write(name, data=dataset, method="lora", train_vision=False, more=None, **train):
         # The rows of a step are those of batch_size * accumulation * ranks = 4, however they are shared out.
         train = {"max_steps": STEPS, "save_every": 2, "accumulation": 2, "batch_size": 1, **train}
-        model = {"lora_dropout": 0.0, "method": method, "train_vision": train_vision}
+        model = {"lora_dropout": 0.0, "method": method, "train_vision": train_vision, **(more or {})}
         config = tiny_config(directory, base, data, name=name, model=model, train=train, eval={"step_rows": 0})
         return save_config(config, directory / f"{name}.json"), config
 
@@ -43,7 +51,11 @@ def runs(tmp_path_factory):
 
 
 def launch(config_path: Path, *options: str, expect: int = 0) -> str:
-    command = [*LAUNCH, "--use_deepspeed", str(ROOT / "train.py"), "--config", str(config_path), *options]
+    return start("train.py", "--config", str(config_path), *options, expect=expect)
+
+
+def start(script: str, *arguments: str, expect: int = 0) -> str:
+    command = [*LAUNCH, "--use_deepspeed", str(ROOT / script), *arguments]
     done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-5000:]
     return done.stdout + done.stderr
@@ -52,6 +64,10 @@ def launch(config_path: Path, *options: str, expect: int = 0) -> str:
 def logged(run_dir: Path) -> dict[int, dict]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line for line in lines if "train/loss" in line}
+
+
+def read_manifest(run_dir: Path) -> list[dict]:
+    return json.loads((run_dir / "manifest.json").read_text())
 
 
 def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
@@ -64,12 +80,16 @@ def assert_two_ranks(run_dir: Path, stage: int) -> None:
     assert ranks == [{"zero_stage": stage, "rank": r, "world_size": 2, "backend": "gloo"} for r in range(2)]
 
 
-def assert_same_run(run_dir: Path, expected: Path, tolerance: float = 1e-5) -> None:
+def assert_same_losses(run_dir: Path, expected: Path, tolerance: float = 1e-5) -> None:
     ours, wanted = logged(run_dir), logged(expected)
     assert list(ours) == list(wanted) == list(range(1, STEPS + 1))
     for step in wanted:
         for name in ("train/loss", "train/gradient_norm"):
             assert ours[step][name] == pytest.approx(wanted[step][name], rel=tolerance), f"step {step}, {name}"
+
+
+def assert_same_run(run_dir: Path, expected: Path) -> None:
+    assert_same_losses(run_dir, expected)
     for name, tensor in weights(expected, STEPS).items():
         torch.testing.assert_close(weights(run_dir, STEPS)[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
@@ -97,6 +117,64 @@ def test_two_ranks_learn_what_one_process_learns(runs, one_process, stage, metho
     launch(path)
     assert_two_ranks(config.run_dir, stage)
     assert_same_run(config.run_dir, one_process(method))
+
+
+@pytest.fixture(scope="module")
+def published(runs):
+    """A checkpoint of the published dtype."""
+    return save_tiny_checkpoint(runs.directory / "published", torch.bfloat16)
+
+
+BFLOAT16 = {
+    "lora": {"zero_stage": 3},
+    "full": {"zero_stage": 3, "cpu_offload": True, "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("method", BFLOAT16)
+def test_bfloat16_weights_in_slices_learn_what_one_process_learns(runs, published, method):
+    """The same micro-batches, so that only the order of sums differs."""
+    model = {"path": str(published), "dtype": "bfloat16", "autocast": True}
+    path, config = runs(f"bfloat16_{method}", method=method, more=model, **BFLOAT16[method])
+    launch(path)
+    alone = BFLOAT16[method] | {"zero_stage": 0, "cpu_offload": False, "accumulation": 4}
+    _, alone = runs(f"bfloat16_one_{method}", method=method, more=model, **alone)
+    train(alone)
+    assert_two_ranks(config.run_dir, 3)
+    assert_same_losses(config.run_dir, alone.run_dir, tolerance=3e-3)
+    assert logged(config.run_dir)[1]["train/loss"] == logged(alone.run_dir)[1]["train/loss"]
+    frozen = sum(math.prod(e["shape"]) * 2 for e in read_manifest(config.run_dir) if not e["trainable"])
+    parts = (config.run_dir / "checkpoints/last/deepspeed").rglob("*model_states.pt")
+    assert sum(part.stat().st_size for part in parts) < frozen / 4, "frozen weights are in the checkpoint"
+    ours, wanted = weights(config.run_dir, STEPS), weights(alone.run_dir, STEPS)
+    assert {name: tensor.dtype for name, tensor in ours.items()} == {n: tensor.dtype for n, tensor in wanted.items()}
+    for name, tensor in wanted.items():  # AdamW makes whole steps of gradients that are noise
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-2, atol=3e-3, msg=name)
+
+
+def test_each_rank_holds_the_bytes_that_were_planned_and_decays_the_same_matrices(runs, published):
+    model = {"path": str(published), "dtype": "bfloat16", "autocast": True}
+    configs = {
+        method: runs(f"held_{method}", method=method, more=model, **settings) for method, settings in BFLOAT16.items()
+    }
+    start("tests/zero_worker.py", *(str(path) for path, _ in configs.values()), str(runs.directory))
+    for _, config in configs.values():
+        arch = find_architecture(str(published))
+        plan = plan_memory(config, arch, budget_row(config, arch), num_gpus=2)
+        alone = build_model(config.model, "cpu")
+        decayed = zero_worker.decayed_names(alone, build_optimizer(alone, config.train))
+        assert bool(decayed) == (config.train.weight_decay > 0)
+        state = 4 * 4 * trainable_parameters(config.model, arch) // 2  # masters, gradients, two averages
+        for rank in range(2):
+            held = json.loads((runs.directory / f"{config.name}_{rank}.json").read_text())
+            assert held["decayed"] == decayed
+            assert (held["wrong_dtype"], held["gathered"], held["buffers"]) == ([], 0, ["torch.float32"])
+            if config.train.cpu_offload:
+                assert plan.host_bytes == held["weights"] + state
+            else:
+                assert {name: plan.steady[name] for name in ("weights", "adapters")} == {
+                    name: held[name] for name in ("weights", "adapters")
+                }
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(runs):
@@ -189,6 +267,46 @@ def test_a_rank_without_a_picture_does_not_change_the_loss(runs, half_text_datas
     train(alone)
     assert_two_ranks(config.run_dir, stage)
     assert_same_run(config.run_dir, alone.run_dir)
+
+
+def test_a_process_that_no_launcher_started_is_the_one_rank_of_zero(runs):
+    path, config = runs("lone", zero_stage=3, batch_size=2, max_steps=1)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--config", str(path)],
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = json.loads((config.run_dir / "checkpoints/last/rank_0.json").read_text())["ranks"]
+    assert ranks == {"zero_stage": 3, "rank": 0, "world_size": 1, "backend": "gloo"}
+
+
+LAUNCHES = {
+    "on the CPU": (3, {"ACCELERATE_USE_CPU": "true"}, (), "train.zero_stage is 3 and DeepSpeed is not active"),
+    "alone twice": (0, {}, (*LAUNCH, "--multi_gpu"), "WORLD_SIZE is 2 and this process counts 1"),
+    "by srun": (0, {"SLURM_STEP_NUM_TASKS": "4"}, (), "SLURM_STEP_NUM_TASKS is 4 and this process counts 1"),
+    "by the launcher": (
+        0,
+        {},
+        (*LAUNCH, "--use_deepspeed"),
+        "train.zero_stage is 0 and the launcher asks for DEEPSPEED",
+    ),
+}
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_ranks_and_zero_that_are_not_what_was_asked_for_are_refused(runs, launch):
+    stage, environment, launcher, message = LAUNCHES[launch]
+    path, config = runs("refused", zero_stage=stage)
+    command = [*(launcher or (sys.executable,)), str(ROOT / "train.py"), "--config", str(path)]
+    done = subprocess.run(command, env=ENVIRONMENT | environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    first = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert message in first, done.stderr[-3000:]
+    assert not config.run_dir.exists()
 
 
 def test_a_dead_rank_ends_the_job_and_is_named(runs):

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from qwenvl_agent.config import Config, build_config
@@ -25,10 +26,13 @@ TOOLS = [
 DIRECTIONS = ("UP", "DOWN", "LEFT", "RIGHT")
 
 
-def save_tiny_checkpoint(directory: Path) -> Path:
-    """Random weights that `from_pretrained` loads, hidden size 64, a vocabulary of a few hundred."""
+def save_tiny_checkpoint(directory: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Random weights that `from_pretrained` loads, hidden size 64, a vocabulary of a few hundred.
+
+    The published checkpoints are bfloat16.
+    """
     tokenizer = build_tiny_tokenizer([SYSTEM, json.dumps(TOOLS), "Thought: the animal is to the right. Action:"], 320)
-    save_tiny(directory, tokenizer, build_tiny_model(tokenizer, "test"))
+    save_tiny(directory, tokenizer, build_tiny_model(tokenizer, "test").to(dtype))
     return directory
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from qwenvl_agent.config import TrainConfig
+from qwenvl_agent.shards import whole_shape
 
 
 def build_optimizer(model: nn.Module, train_cfg: TrainConfig) -> torch.optim.Optimizer:
@@ -17,7 +18,7 @@ def build_optimizer(model: nn.Module, train_cfg: TrainConfig) -> torch.optim.Opt
     groups = {True: [], False: []}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups[parameter.ndim >= 2 and id(parameter) not in embeddings].append(parameter)
+            groups[len(whole_shape(parameter)) >= 2 and id(parameter) not in embeddings].append(parameter)
     # Fused is one kernel for all parameters; the default on a CPU is a Python loop.
     return torch.optim.AdamW(
         [
