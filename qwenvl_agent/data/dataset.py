@@ -407,9 +407,7 @@ def _open_source(cfg: SourceConfig, data_cfg: DataConfig) -> SourceCache:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file, so no rows to read; correct data.sources")
     content = _file_digest(path, Path(data_cfg.cache_dir))
-    is_whole = data_cfg.check_pictures == "whole" or (
-        data_cfg.check_pictures == "auto" and _num_lines(path) <= MAX_LINES_WHOLE
-    )
+    is_whole = data_cfg.check_pictures == "whole" or (data_cfg.check_pictures == "auto" and _is_short(path))
     options = [data_cfg.max_thought_chars, is_whole]
     key = _digest([str(path), str(path.resolve()), cfg.kind, content, *options, _code_digest()])
     folder = Path(data_cfg.cache_dir) / key
@@ -469,9 +467,12 @@ def _if_pictures_are_whole(item: SourceRow | Reject) -> SourceRow | Reject:
     return item
 
 
-def _num_lines(path: Path) -> int:
+def _is_short(path: Path) -> bool:
+    """Of few lines; a JSON list may be one line of any length."""
+    if path.stat().st_size >= LONG_FILE:
+        return False
     with open(path, "rb") as file:
-        return sum(chunk.count(b"\n") for chunk in iter(partial(file.read, 2**20), b""))
+        return sum(1 for _ in itertools.islice(file, MAX_LINES_WHOLE + 1)) <= MAX_LINES_WHOLE
 
 
 def _with_progress(items: Iterable[SourceRow | Reject], path: Path) -> Iterator[SourceRow | Reject]:
@@ -480,9 +481,11 @@ def _with_progress(items: Iterable[SourceRow | Reject], path: Path) -> Iterator[
     if not console.is_terminal or path.stat().st_size < LONG_FILE:
         yield from items
         return
+    with open(path, "rb") as file:
+        num_lines = sum(chunk.count(b"\n") for chunk in iter(partial(file.read, 2**20), b""))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"indexing {path.name}", total=_num_lines(path))
+        task = bar.add_task(f"indexing {path.name}", total=num_lines)
         for number, item in enumerate(items):
             if number % 100 == 0:
                 bar.update(task, completed=int(item.source.rpartition(":")[2]))
