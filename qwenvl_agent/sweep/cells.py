@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwenvl_agent.config import Config, check_choice, load_config, to_json
+from qwenvl_agent.evaluation.suites import check_suite
 
 KEYS = ("config", "set", "cells", "grid", "metric", "goal")
 PLACES = ("name", "runs_dir")
@@ -167,6 +168,7 @@ def build_cell(config_path: str, directory: Path, name: str, overrides: dict[str
     places = {"runs_dir": str(directory), "name": name}
     try:
         config = load_config(config_path, [override_of(key, value) for key, value in (places | overrides).items()])
+        check_suite(config)
     except ValueError as error:
         raise ValueError(f"cell {name}: {error}") from None
     return Cell(name, overrides, config)
