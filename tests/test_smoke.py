@@ -185,7 +185,7 @@ def test_the_whole_of_it_on_the_tiny_base(smoke, tmp_path, kind, capsys):
         str(tmp_path),
         "--json",
     ]
-    settings = ["model.method=qlora", "model.dtype=bfloat16", "train.batch_size=2", f"data.sources={sources}"]
+    settings = ["model.method=qlora", "model.dtype=auto", "train.batch_size=2", f"data.sources={sources}"]
     if kind == "computer":
         settings += ["vision.tiles=0", "eval.suite=none", "vision.min_tokens_per_image=4"]
     status = smoke.main([*args, *(word for setting in settings for word in ("--set", setting))])
