@@ -451,6 +451,14 @@ def plain_and_native(study) -> list[float]:
         ({"plain_seed1": {"world": {"width": 9}}}, "plain_seed1 was evaluated with another world"),
         ({"plain_seed1": {"num_missions": 9}}, "not played the same missions"),
         ({"plain_seed1": {"dataset_hash": "d2"}}, "not trained on the same data (d1: "),
+        (
+            {
+                "plain_seed1": {"precision": {"trained": "float32", "evaluated": "float32"}},
+                "plain_seed0": {"precision": {"trained": "bfloat16", "evaluated": "float32"}},
+            },
+            "not computed in the same precision (trained in bfloat16, evaluated in float32: plain_seed0; trained in "
+            "float32, evaluated in float32: plain_seed1)",
+        ),
         ({"plain_seed1": {"max_steps": 9}}, "not trained on the same number of decisions learned from"),
         ({"skip": ("native_seed0", "native_seed1")}, "the baseline native has no cell to compare with"),
     ],

@@ -278,7 +278,7 @@ def usable(study: Study) -> tuple[dict[str, dict[int, Cell]], list[str]]:
         cells = {cell.seed: cell for cell in kept if cell.arm == arm}
         if cells:
             by_arm[arm] = cells
-    notes += unequal_seeds(by_arm) + unequal_missions(kept) + unequal_training(kept)
+    notes += unequal_seeds(by_arm) + unequal_missions(kept) + unequal_training(kept) + unequal_precision(kept)
     if study.baseline not in by_arm:
         notes.append(f"the baseline {study.baseline} has no cell to compare with: no difference is computed")
     return by_arm, notes
@@ -346,6 +346,19 @@ def unequal_training(cells: Sequence[Cell]) -> list[str]:
             shown = "; ".join(f"{value}: {', '.join(names)}" for value, names in values.items())
             notes.append(f"the cells were not trained on the same {what} ({shown}): a difference may come from that")
     return notes
+
+
+def unequal_precision(cells: Sequence[Cell]) -> list[str]:
+    """Cells on machines of different kinds; results from before precision was noted say nothing."""
+    values: dict[str, list[str]] = {}
+    for cell in cells:
+        if precision := cell.about.get("precision"):
+            shown = f"trained in {precision.get('trained')}, evaluated in {precision.get('evaluated')}"
+            values.setdefault(shown, []).append(cell.name)
+    if len(values) <= 1:
+        return []
+    shown = "; ".join(f"{value}: {', '.join(names)}" for value, names in values.items())
+    return [f"the cells were not computed in the same precision ({shown}): a difference may come from that"]
 
 
 def decisions_learned(cell: Cell) -> int | None:
