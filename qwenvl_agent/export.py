@@ -31,7 +31,7 @@ from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model import (
     Processor,
     base_of,
-    build_model,
+    build_for_evaluation,
     build_processor,
     checkpoint_path,
     choose_attention,
@@ -129,9 +129,10 @@ def export_run(
     processor = build_processor(config.model, config.vision)
     inputs = probe_inputs(config, processor)
 
-    precision = choose_for_evaluation(without_training(config.model), device)
+    trained = without_training(config.model)
+    precision = choose_for_evaluation(trained, device)
     say("loading the run's model")
-    model = build_model(precision.model, device, checkpoint / "model").requires_grad_(False)
+    model = build_for_evaluation(trained, precision, device, checkpoint / "model").requires_grad_(False)
     live = source = probe_logits(model, inputs)
     bare = None
     if hasattr(model, "disable_adapter"):
@@ -139,8 +140,8 @@ def export_run(
             bare = probe_logits(model, inputs)
     if base == "original":
         del model
-        unpacked = replace(precision.model, method="lora")
-        model = build_model(unpacked, device, checkpoint / "model").requires_grad_(False)
+        unpacked = replace(trained, method="lora", dtype="bfloat16")
+        model = build_for_evaluation(unpacked, precision, device, checkpoint / "model").requires_grad_(False)
         source = probe_logits(model, inputs)
 
     temporary = out.with_name(f".{out.name}.tmp")

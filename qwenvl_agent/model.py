@@ -26,7 +26,7 @@ from torch import nn
 from qwenvl_agent.checksums import find_damage
 from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, VisionConfig, build_config
 from qwenvl_agent.kernels import Dropout, Head, PatchProjection
-from qwenvl_agent.precision import announce, choose, choose_for_evaluation
+from qwenvl_agent.precision import Precision, announce, choose, choose_for_evaluation
 from qwenvl_agent.requirements import check_installed
 from qwenvl_agent.shards import convert, held, loads_slices, slices_loaded_as, whole_shape
 from qwenvl_agent.vision import Geometry, num_image_tokens
@@ -437,8 +437,24 @@ def load_run(
     precision = choose_for_evaluation(config.model, device, autocast)
     say(precision.line)
     # Evaluation recomputes nothing, and adapters need no gradient.
-    model = build_model(replace(precision.model, gradient_checkpointing=False), device, directory / "model")
+    model_cfg = replace(config.model, gradient_checkpointing=False)
+    model = build_for_evaluation(model_cfg, precision, device, directory / "model")
     return config, model.requires_grad_(False), processor
+
+
+def build_for_evaluation(trained: ModelConfig, precision: Precision, device, weights_dir: Path | None) -> nn.Module:
+    """A trained model that computes in `precision`: its weights are loaded as for the training, then widened.
+
+    So that not one number of them depends on where it is evaluated, whatever the base's own type; not in 4 bit either.
+    """
+    chosen = precision.model
+    model = build_model(replace(trained, autocast=chosen.autocast), device, weights_dir)
+    if chosen.precision == "float32":
+        for module in linear_4bit(model).values():
+            module.compute_dtype = torch.float32
+        model.float()
+    base_of(model).precision = chosen.precision
+    return model
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -155,7 +155,7 @@ def choose_for_evaluation(trained: ModelConfig, device, autocast: bool | str = "
     `autocast` true or false: as it says.
     """
     trained = choose(trained, device).model  # a checkpoint has no "auto", settings that somebody wrote may
-    asked = replace(trained, autocast=autocast, dtype="auto")
+    asked = replace(trained, autocast=autocast, dtype=trained.dtype if autocast is True else "auto")
     is_fast, why = (True, "") if trained.precision == "float32" else bfloat16_is_fast(device)
     if autocast == trained.autocast or (autocast == "auto" and is_fast):
         return Precision(trained, f"precision: {trained.precision}, as it was trained{warning(trained, device)}")

@@ -14,7 +14,7 @@ import torch
 from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 
 from qwenvl_agent.config import ModelConfig, build_config
-from qwenvl_agent.model import build_model
+from qwenvl_agent.model import build_for_evaluation, build_model
 from qwenvl_agent.precision import bfloat16_is_fast, choose, choose_for_evaluation
 from qwenvl_agent.vram import describe_plan
 
@@ -152,7 +152,7 @@ def test_evaluated_in_float32_where_bfloat16_is_slow(two_gpus):
     assert choose_for_evaluation(trained, FAST, False).model.precision == "float32"
     exact = replace(AUTO, autocast=False, dtype="float32")
     assert choose_for_evaluation(exact, FAST).model == exact == choose_for_evaluation(exact, SLOW).model
-    assert choose_for_evaluation(exact, FAST, True).model.precision == "bfloat16 autocast, frozen weights in bfloat16"
+    assert choose_for_evaluation(exact, FAST, True).model.precision == "bfloat16 autocast, frozen weights in float32"
     with pytest.raises(ValueError, match="model.autocast is 'ture', which means nothing here"):
         choose_for_evaluation(trained, FAST, "ture")
 
@@ -186,16 +186,23 @@ def test_every_combination_trains(base, method, autocast, dtype):
             assert module.compute_dtype == (torch.bfloat16 if autocast else getattr(torch, dtype)), name
 
 
-def test_nf4_weights_of_a_float32_load_are_those_of_a_bfloat16_load():
-    """So a QLoRA run on a published (bfloat16) base that is evaluated in float32 has the weights it was trained on."""
-    settings = ModelConfig(path="tiny", method="qlora", lora_rank=4, autocast=False)
-    models = [build_model(replace(settings, dtype=dtype), "cpu") for dtype in ("bfloat16", "float32")]
-    halves, wholes = (dict(model.named_parameters()) for model in models)
-    packed = [name for name, parameter in halves.items() if hasattr(parameter, "quant_state")]
-    assert len(packed) == 28
-    for name in packed:
-        assert torch.equal(halves[name].data, wholes[name].data)
-        assert torch.equal(halves[name].quant_state.absmax, wholes[name].quant_state.absmax)
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_evaluated_in_float32_not_one_weight_is_another(base, two_gpus, method):
+    """The base is float32 here, so that loading it in bfloat16 for the training has rounded it."""
+    from test_model import logits_of, probe
+
+    trained = ModelConfig(path=str(base[0]), method=method, lora_rank=4, autocast=True, dtype="bfloat16")
+    live = build_model(trained, "cpu")
+    model = build_for_evaluation(trained, choose_for_evaluation(trained, SLOW), "cpu", None)
+    assert model.get_base_model().precision == "float32" if method != "full" else model.precision == "float32"
+    weights, wide = dict(live.named_parameters()), dict(model.named_parameters())
+    frozen = [name for name in weights if ".lora_" not in name]
+    assert frozen and all(torch.equal(wide[name].data.float(), weights[name].data.float()) for name in frozen)
+    assert {parameter.dtype for parameter in wide.values()} - {torch.uint8} == {torch.float32}
+    assert all(m.compute_dtype == torch.float32 for m in model.modules() if hasattr(m, "compute_dtype"))
+    logits, inputs = logits_of(model, probe(trained)), probe(trained)
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits_of(live, inputs))
+    torch.testing.assert_close(logits, logits_of(live, inputs), rtol=0, atol=0.05)
 
 
 # whole runs
