@@ -172,13 +172,14 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
     def one_step() -> None:
         train_py.train_step(accelerator, model, optimizer, on_device, Means(), num_steps, config.train.max_grad_norm)
 
+    compute = torch.bfloat16 if config.model.autocast else torch.float32
     report = {
         "config": to_json(config),
         "machine": describe_machine(device),
         "parameters": describe_parameters(bare_model),
         "row": asdict(row),
         "memory": compare_memory(plan, memory),
-        "speed": speed(steps[min(WARMUP_STEPS, num_steps - 1) :], device),
+        "speed": speed(steps[min(WARMUP_STEPS, num_steps - 1) :], device, compute),
         "losses": [step.loss for step in steps],
         "step_seconds": [step.seconds for step in steps],
         "vision": check_vision(base_of(bare_model), on_device[0], watch),
@@ -292,12 +293,12 @@ def peak_tflops(device_name: str) -> float | None:
     return next((peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
-def speed(steps: Sequence[Step], device: torch.device) -> dict:
+def speed(steps: Sequence[Step], device: torch.device, compute: torch.dtype = torch.bfloat16) -> dict:
     """Over all the steps together; utilisation of the data sheet's peak, and of what a large product reaches here."""
     seconds = sum(step.seconds for step in steps)
     tflops = sum(step.flops for step in steps) / seconds / 1e12
     sheet = peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    reached = matmul_flops(device, torch.bfloat16) / 1e12
+    reached = matmul_flops(device, compute) / 1e12
     return {
         "steps": len(steps),
         "tokens_per_s": sum(step.tokens for step in steps) / seconds,

@@ -166,7 +166,7 @@ def test_a_conv3d_and_the_matrix_product_are_equal_and_a_wrong_one_is_not(check_
 def config(tmp_path_factory):
     directory = tmp_path_factory.mktemp("check_gpu")
     checkpoint, dataset = save_tiny_checkpoint(directory / "base"), save_dataset(directory / "data", 12)
-    return tiny_config(directory, checkpoint, dataset, model={"method": "qlora", "dtype": "bfloat16", "autocast": True})
+    return tiny_config(directory, checkpoint, dataset, model={"method": "qlora", "dtype": "auto", "autocast": "auto"})
 
 
 @pytest.fixture(scope="module")
