@@ -18,6 +18,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 LONGEST_END_S = 20
@@ -95,9 +96,10 @@ def reason(error: Exception) -> str | None:
         return OUT_OF_MEMORY.format(text[:200] or "MemoryError")
     if FULL_DISK.search(text):
         return f"{place(error)}{REMEDIES[errno.ENOSPC]}"
-    if DEAD_WORKER.search(text):
+    if DEAD_WORKER.search(text) or came_through(error, "resource_sharer.py"):
+        dead = text.rstrip(". ") if DEAD_WORKER.search(text) else "a DataLoader worker was killed with a batch in hand"
         return (
-            f"{text.rstrip('. ')}: its rows are lost, so training cannot go on; if the kernel was short of memory (see "
+            f"{dead}: its rows are lost, so training cannot go on; if the kernel was short of memory (see "
             "dmesg), lower data.num_workers or train.batch_size; --resume goes on from the last checkpoint"
         )
     if DEAD_PROCESS.search(text):
@@ -156,6 +158,10 @@ def drop_output() -> None:
 def place(error: Exception) -> str:
     name = getattr(error, "filename", None)
     return f"{name}: " if isinstance(name, str) else ""
+
+
+def came_through(error: Exception, file: str) -> bool:
+    return any(frame.filename.endswith(file) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def is_of(error: Exception, package: str) -> bool:

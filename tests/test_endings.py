@@ -1,6 +1,8 @@
 """Every way out of a training: a status, the reason on stderr, and nothing left running; in real processes."""
 
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 
 REPOSITORY = Path(__file__).parent.parent
@@ -112,10 +115,14 @@ def test_an_error_in_a_data_worker_ends_it_all(start, training):
 
 
 @pytest.mark.slow
-def test_an_error_in_a_step_ends_it_all(start, training):
-    command = start(*training(train={"weight_thought": 0.0, "weight_call": 0.0}))
+def test_an_error_in_a_step_ends_it_all(start, training, base, tmp_path):
+    broken = shutil.copytree(base, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    next(weight for name, weight in weights.items() if "up_proj" in name).fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    command = start(*training(model={"path": str(broken)}))
     assert command.ended("error: ") == 2
-    assert "nothing to learn" in command.text() and "Traceback" not in command.text()
+    assert "loss is nan at step 1: " in command.text() and "Traceback" not in command.text()
 
 
 def has_logged(run_dir: Path) -> bool:
@@ -143,24 +150,6 @@ def test_a_deleted_picture_ends_it_all(start, training, tmp_path):
         picture.unlink()
     assert command.ended("error: ") == 2
     assert "dataset.jsonl:" in command.text() and "Traceback" not in command.text()
-
-
-@pytest.mark.slow
-def test_an_error_in_an_evaluation_ends_it_all(start, training, tmp_path):
-    """The second step is long enough to take the held-out pictures away."""
-    from qwenvl_agent.config import load_config
-    from qwenvl_agent.data.dataset import build_rows
-
-    words = training(train={"max_steps": 2, "accumulation": 40})
-    config = load_config(words[-1])
-    held_out = [row.id.partition("#")[0].removeprefix("row") for row in build_rows(config.data, config.prompt).held_out]
-    command = start(*words)
-    command.wait_for(lambda: has_logged(tmp_path / "runs" / "run"))
-    for number in held_out:
-        (tmp_path / "data" / f"{number}.png").unlink()
-    assert command.ended("error: ") == 2
-    assert "step_000002" not in command.text() and "Traceback" not in command.text()
-    assert any(f"/{number}.png" in command.text() for number in held_out)
 
 
 @pytest.mark.slow
@@ -264,7 +253,7 @@ def test_an_error_in_one_rank_ends_the_other(start, training, tmp_path, launcher
     statuses = [command.ended("error: ") for command in commands]
     assert statuses == ([1] if launcher else [2, 2])
     text = "".join(command.text() for command in commands)
-    assert "error: rank 1: DataLoader worker" in text
+    assert re.search("error: rank 1: (a )?DataLoader worker", text)
 
 
 RECORDING = ["scripts/generate_oracle.py", "--episodes", 100_000, "--workers", 2, "--out"]
