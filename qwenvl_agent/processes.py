@@ -20,15 +20,14 @@ from multiprocessing.connection import wait
 @contextmanager
 def parallel_map(num_workers: int, method: str = "fork") -> Iterator[Callable]:
     """A `map` of processes, which are gone on every way out; BrokenProcessPool if one of them was killed."""
-    before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context(method), initializer=follow_the_parent)
     try:
         yield partial(_in_order, pool, 4 * num_workers)
     except BrokenProcessPool:
         raise  # it ends the others itself
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        kill(set(multiprocessing.active_children()) - before)
+        # What is begun is finished: a process killed with a lock of the pool's in hand would hold up our own end.
+        pool.shutdown(cancel_futures=True)
         raise
     finally:
         pool.shutdown()
