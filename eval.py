@@ -33,7 +33,7 @@ from qwenvl_agent.agent import (
     local_policy,
     with_format,
 )
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import FORMAT_NAMES, Config, ModelConfig, apply_override, build_config, load_config, to_json
 from qwenvl_agent.envs import WORLDS, browser, make_env, make_oracle
 from qwenvl_agent.envs.safari import NoisyOracle, RandomAgent, SafariRules
@@ -102,8 +102,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="safari, browser: closed loop; steps: held-out rows; clicks, screenspot: labelled screens; elements: all "
         "elements of a screen",
     )
-    suite.add_argument("--episodes", type=int, default=200, help="of a closed loop (default: %(default)s)")
-    suite.add_argument("--seed-start", type=int, default=REPORT_SEEDS.start, help="first seed (default: %(default)s)")
+    suite.add_argument("--episodes", type=bounded(int, 1), default=200, help="of a closed loop (default: %(default)s)")
+    suite.add_argument(
+        "--seed-start", type=bounded(int, 0), default=REPORT_SEEDS.start, help="first seed (default: %(default)s)"
+    )
     suite.add_argument("--world", action="append", default=[], metavar="KEY=VALUE", help="rule, over the config's")
     suite.add_argument("--oracle", action="append", default=[], metavar="KEY=VALUE", help="setting of the reference")
     suite.add_argument(
@@ -112,7 +114,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="",
         help="of the suite safari: change the missions and see what it costs (for pictures: --blank-pictures)",
     )
-    suite.add_argument("--rows", type=int, help="at most so many rows or screens (default: steps 1000, others all)")
+    suite.add_argument(
+        "--rows", type=bounded(int, 1), help="at most so many rows or screens (default: steps 1000, others all)"
+    )
     screen = parser.add_argument_group("screens")
     screen.add_argument(
         "--data",
@@ -124,14 +128,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     screen.add_argument("--layout", choices=screens.SCREENSPOT_LAYOUTS, help="of screenspot: which version's files")
     screen.add_argument("--pictures", type=Path, help="of screenspot: folder where its picture names start")
-    suite.add_argument("--time-limit", type=float, metavar="SECONDS", help="running episodes fail after that")
+    suite.add_argument(
+        "--time-limit", type=bounded(float, 0, 1e9), metavar="SECONDS", help="running episodes fail after that"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="folder of the result (default: in the run's folder, eval/SUITE)")
     output.add_argument("--no-pictures", action="store_true", help="keep no pictures of the turns: a page without them")
     output.add_argument("--json", action="store_true", help="print metrics.json on stdout, and nothing else there")
     args = parser.parse_args(argv)
-    if args.episodes < 1 or (args.rows is not None and args.rows < 1) or args.seed_start < 0:
-        parser.error("--episodes and --rows are at least 1, --seed-start at least 0")
     return args
 
 

@@ -12,8 +12,10 @@ The rest of the code raises ValueError for what its own users cause; this module
 memory, ports, packages that are not installed, data workers and other ranks that are gone. No torch here.
 """
 
+import argparse
 import errno
 import functools
+import math
 import os
 import re
 import signal
@@ -53,6 +55,20 @@ WORKERS_ERROR = re.compile(r"Caught (\w+) in DataLoader worker process")
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: whatever cleans up after Ctrl-C cleans up after it too."""
+
+
+def bounded(kind: type, least: float, most: float = math.inf) -> Callable[[str], float]:
+    """`type` of an argparse argument: an int or float from `least` to `most`; NaN is none."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not least <= value <= most:
+            limits = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"{text} means nothing here; use {limits}")
+        return value
+
+    parse.__name__ = kind.__name__  # what argparse calls the text that is no number
+    return parse
 
 
 def command(interrupted: str) -> Callable[[Callable[..., int | None]], Callable[..., int]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from qwenvl_agent.agent import TEMPERATURE, load_agent, run_of
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import FORMAT_NAMES
 from qwenvl_agent.envs.computer import KINDS
 from qwenvl_agent.images import read_rgb
@@ -54,8 +54,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="settings for --model: picture budget, format")
     parser.add_argument("--format", choices=FORMAT_NAMES, default="", help="action format of --model")
     parser.add_argument("--actions", nargs="+", choices=KINDS, default=(), help="kinds that the tool offers")
-    parser.add_argument("--temperature", type=float, default=TEMPERATURE, help="default: %(default)s; 0: greedy")
-    parser.add_argument("--max-new-tokens", type=int, default=0, help="default: the config's")
+    parser.add_argument(
+        "--temperature", type=bounded(float, 0, 1e3), default=TEMPERATURE, help="default: %(default)s; 0: greedy"
+    )
+    parser.add_argument("--max-new-tokens", type=bounded(int, 0), default=0, help="default: the config's")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     return parser.parse_args(argv)
 

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import FORMAT_NAMES
 from qwenvl_agent.evaluation.ablation import Study, read_cell
 from qwenvl_agent.evaluation.ablation_report import write_study
@@ -59,7 +59,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ablation", type=Path, metavar="ABLATION.json")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--local", type=int, metavar="N", help="do all that is missing here, N cells at a time")
+    what.add_argument(
+        "--local", type=bounded(int, 1), metavar="N", help="do all that is missing here, N cells at a time"
+    )
     what.add_argument("--submit", action="store_true", help="train under Slurm, then evaluate and report there")
     what.add_argument(
         "--evaluate", action="store_true", help="only the missing evaluations of trained cells, and the report"
@@ -68,12 +70,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--status", action="store_true", help="a table: what is done of each cell")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="only these training seeds of the file")
     parser.add_argument("--out", type=Path, help="folder of the report (default: the ablation's folder, report/)")
-    parser.add_argument("--limit", type=int, default=4, help="of --submit: cells at a time (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=bounded(int, 1), default=4, help="of --submit: cells at a time (default: %(default)s)"
+    )
     parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="of --submit: sbatch's, --sbatch='--mem=64G'")
     parser.add_argument("--json", action="store_true", help="of --status: JSON on stdout")
     args = parser.parse_args(argv)
-    if args.limit < 1 or (args.local is not None and args.local < 1):
-        parser.error("--limit and --local are at least 1")
     return args
 
 

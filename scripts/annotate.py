@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 import qwenvl_agent
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.data.annotation import Annotation, find_pictures, look_at
 from qwenvl_agent.data.sample_folder import SampleFolder
 
@@ -133,7 +133,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path, nargs="+", help="screenshots, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or to go on with")
-    parser.add_argument("--port", type=int, default=0, help="default: any that is free")
+    parser.add_argument("--port", type=bounded(int, 0, 65535), default=0, help="default: any that is free")
     parser.add_argument("--no-open", action="store_true", help="print the address, open no browser")
     return parser.parse_args(argv)
 

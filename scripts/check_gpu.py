@@ -34,7 +34,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import Config, load_config, to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import build_rows
@@ -98,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="a JSON file of configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
     parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="optimizer steps (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=bounded(int, 1), default=NUM_STEPS, help="optimizer steps (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print the JSON, and nothing else on stdout")
     args = parser.parse_args(argv)
     if args.steps <= WARMUP_STEPS:

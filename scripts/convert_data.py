@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.data.computer import Sample, SampleWriter, summary
 from qwenvl_agent.data.convert import LAYOUTS, convert, known_pictures
 
@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a .jsonl, .json or .parquet file")
     parser.add_argument("--pictures", type=Path, help="folder of its pictures (for .parquet: where they are saved)")
     parser.add_argument("--out", type=Path, help="folder to write")
-    parser.add_argument("--limit", type=int, help="stop after this many samples and rejects")
+    parser.add_argument("--limit", type=bounded(int, 1), help="stop after this many samples and rejects")
     parser.add_argument("--keep-apart", nargs=3, metavar=("LAYOUT", "DATA", "PICTURES"), help="an evaluation set")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder's dataset.jsonl")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")

@@ -26,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import apply_override, load_config
 from qwenvl_agent.envs.safari import SafariEnv, SafariOracle, SafariRules
 from qwenvl_agent.envs.safari.baselines import random_move
@@ -81,17 +81,21 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
-    parser.add_argument("--episodes", type=int, required=True)
-    parser.add_argument("--seed-start", type=int, default=0)
+    parser.add_argument("--episodes", type=bounded(int, 1), required=True)
+    parser.add_argument("--seed-start", type=bounded(int, 0), default=0)
     parser.add_argument("--config", type=Path, help="take the rules from eval.world of this config")
     parser.add_argument("--world", type=json.loads, default={}, help="rules as one JSON object, over --config")
     parser.add_argument("--set", action="append", default=[], metavar="RULE=VALUE", help="one rule, over --world")
     parser.add_argument("--task", choices=("agent", "perception"), default="agent")
-    parser.add_argument("--noise", type=float, default=0.0, help="share of random moves between the recorded turns")
-    parser.add_argument("--max-path", type=int, default=12, help="tiles walked in a turn")
-    parser.add_argument("--max-final-path", type=int, default=12, help="tiles walked in the turn that declares")
+    parser.add_argument(
+        "--noise", type=bounded(float, 0, 1), default=0.0, help="share of random moves between the recorded turns"
+    )
+    parser.add_argument("--max-path", type=bounded(int, 1), default=12, help="tiles walked in a turn")
+    parser.add_argument(
+        "--max-final-path", type=bounded(int, 1), default=12, help="tiles walked in the turn that declares"
+    )
     parser.add_argument("--thought-form", choices=sorted(THOUGHT_FORMS), default="tiles")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--workers", type=bounded(int, 1), default=1, help="processes")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
     return parser.parse_args()
 

@@ -31,7 +31,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import Progress
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.envs.browser.camera import Camera, Shot
 from qwenvl_agent.envs.browser.chromium import open_browser
 from qwenvl_agent.envs.browser.pages import FAMILIES, REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, draw_page
@@ -145,14 +145,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
-    parser.add_argument("--pages", type=int, required=True)
-    parser.add_argument("--seed-start", type=int, default=0)
+    parser.add_argument("--pages", type=bounded(int, 1), required=True)
+    parser.add_argument("--seed-start", type=bounded(int, 0), default=0)
     parser.add_argument("--family", nargs="+", choices=sorted(FAMILIES), default=["desktop", "mobile", "tablet"])
     parser.add_argument("--language", nargs="+", choices=LANGUAGES, default=list(LANGUAGES))
-    parser.add_argument("--rows", type=int, default=6, help="instructions a page at most")
-    parser.add_argument("--questions", type=int, default=3, help="questions a page at most")
-    parser.add_argument("--draw", type=int, default=0, metavar="N", help="draw the boxes of the first N pages")
-    parser.add_argument("--workers", type=int, default=1, help="browsers")
+    parser.add_argument("--rows", type=bounded(int, 0), default=6, help="instructions a page at most")
+    parser.add_argument("--questions", type=bounded(int, 0), default=3, help="questions a page at most")
+    parser.add_argument(
+        "--draw", type=bounded(int, 0), default=0, metavar="N", help="draw the boxes of the first N pages"
+    )
+    parser.add_argument("--workers", type=bounded(int, 1), default=1, help="browsers")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
     return parser.parse_args()
 

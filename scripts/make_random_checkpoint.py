@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.vram import ARCHITECTURES, Architecture, find_architecture
 
 SIZES: dict[str, Architecture] = {
@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--processor", type=Path, required=True, metavar="DIR", help="folder with processor and config")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shard-gb", type=float, default=1.0, help="most in one file, and in memory (default: 1)")
+    parser.add_argument(
+        "--shard-gb", type=bounded(float, 0.001, 1e6), default=1.0, help="most in one file, and in memory (default: 1)"
+    )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON, and nothing else")
     args = parser.parse_args(argv)
     written = make_checkpoint(args.size, args.processor, args.out, args.seed, args.shard_gb, quiet=args.json)

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.model import build_processor, checkpoint_path
 from qwenvl_agent.vram import (
@@ -40,12 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a JSON file of configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
-    parser.add_argument("--gpu", type=float, default=24, metavar="GB", help="memory of one card (default: 24)")
-    parser.add_argument("--gpus", type=int, default=1, help="how many cards (default: 1)")
+    parser.add_argument(
+        "--gpu", type=bounded(float, 0, 1e6), default=24, metavar="GB", help="memory of one card (default: 24)"
+    )
+    parser.add_argument("--gpus", type=bounded(int, 1), default=1, help="how many cards (default: 1)")
     parser.add_argument("--model-config", metavar="DIR", help="folder or config.json of another architecture")
-    parser.add_argument("--row-tokens", type=int, help="plan for rows of so many tokens, not for those of the data")
-    parser.add_argument("--image-tokens", type=int, help="vision tokens among them (default: by the config's budget)")
-    parser.add_argument("--supervised", type=int, help="supervised tokens among them (default: a typical turn)")
+    parser.add_argument(
+        "--row-tokens", type=bounded(int, 1), help="plan for rows of so many tokens, not for those of the data"
+    )
+    parser.add_argument(
+        "--image-tokens", type=bounded(int, 0), help="vision tokens among them (default: by the config's budget)"
+    )
+    parser.add_argument(
+        "--supervised", type=bounded(int, 1), help="supervised tokens among them (default: a typical turn)"
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     args = parser.parse_args(argv)
     config = load_config(args.config, args.set)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.data.collator import Collator, Sample
 from qwenvl_agent.data.dataset import Rows, build_rows
@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a JSON file of configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
-    parser.add_argument("--rows", type=int, default=0, help="how many, spread over the data; 0: 4, with --json all")
+    parser.add_argument(
+        "--rows", type=bounded(int, 0), default=0, help="how many, spread over the data; 0: 4, with --json all"
+    )
     parser.add_argument("--audit", action="store_true", help="check the mask of every row; status 1 if one is wrong")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of colours")
     parser.add_argument("--html", default="samples.html", help="where the page goes (default: samples.html)")

@@ -31,7 +31,7 @@ import psutil
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import Config, ModelConfig, load_config, to_json
 from qwenvl_agent.vram import Architecture, find_architecture, trainable_parameters
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--base", type=Path, help="a checkpoint to train on instead")
     parser.add_argument("--out", type=Path, required=True, help="folder of base, data, runs and smoke.json")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
+    parser.add_argument("--threads", type=bounded(int, 1), default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--json", action="store_true", help="print smoke.json, and nothing else on stdout")
     args = parser.parse_args(argv)
     messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)

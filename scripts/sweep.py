@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import bounded, command
 from qwenvl_agent.sweep.cells import Cell, Sweep, load_sweep
 from qwenvl_agent.sweep.local import local_log, run_cells, running_cells
 from qwenvl_agent.sweep.progress import (
@@ -55,18 +55,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("sweep", type=Path, metavar="SWEEP.json")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--submit", action="store_true", help="submit an sbatch array of the cells")
-    what.add_argument("--local", type=int, metavar="N", help="run the cells here, N at a time; GPUs are shared out")
+    what.add_argument(
+        "--local", type=bounded(int, 1), metavar="N", help="run the cells here, N at a time; GPUs are shared out"
+    )
     what.add_argument("--status", action="store_true", help="a table: state, step, loss, best metric")
     what.add_argument("--collect", action="store_true", help="write results.csv and plots, print a table")
     parser.add_argument(
         "--cells", nargs="+", metavar="CELL", help="start only these (default: missing, stopped, failed)"
     )
-    parser.add_argument("--limit", type=int, default=4, help="of --submit: cells at a time (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=bounded(int, 1), default=4, help="of --submit: cells at a time (default: %(default)s)"
+    )
     parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="of --submit: sbatch's, --sbatch='--mem=64G'")
     parser.add_argument("--json", action="store_true", help="of --status: JSON on stdout")
     args = parser.parse_args(argv)
-    if args.limit < 1 or (args.local is not None and args.local < 1):
-        parser.error("--limit and --local are at least 1")
     return args
 
 

@@ -1,5 +1,6 @@
 """What a command says and returns when it cannot go on."""
 
+import argparse
 import errno
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qwenvl_agent.command import command, reason
+from qwenvl_agent.command import bounded, command, reason
 
 
 def ended(capsys, action) -> tuple[int, str]:
@@ -138,3 +139,16 @@ def test_output_onto_a_full_disk_is_no_traceback():
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", PRINTING], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: the disk is full, ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["nan", "-1", "inf", "25", "many", ""])
+def test_an_argument_outside_its_limits_is_named_with_them(text, capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--gpu", type=bounded(float, 0, 24))
+    assert parser.parse_args(["--gpu", "0"]).gpu == 0 and parser.parse_args(["--gpu=24"]).gpu == 24
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args([f"--gpu={text}"])
+    assert ended.value.code == 2
+    is_number = text in ("nan", "-1", "inf", "25")
+    expected = f"{text} means nothing here; use 0 to 24" if is_number else f"invalid float value: '{text}'"
+    assert f"argument --gpu: {expected}" in capsys.readouterr().err
