@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -42,15 +44,25 @@ def test_masks_follow_torchs_seed_and_differ_from_draw_to_draw():
     assert torch.equal(dropout_mask(x, 0.5), first) and not torch.equal(first, second)
 
 
+COMPILED = """
+import torch
+from qwenvl_agent.kernels import Dropout
+one, two = Dropout(0.5), Dropout(0.5)
+compiled = torch.compile(lambda x: (one(x), two(x)))
+x = torch.ones(4096, requires_grad=True)
+first, second = compiled(x)
+assert not torch.equal(first, second)
+(first + 3 * second).sum().backward()
+assert torch.equal(x.grad, first.detach() + 3 * second.detach())
+"""
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="nothing to compile with")
 def test_compiled_layers_have_masks_of_their_own_and_the_same_one_backward():
-    one, two = Dropout(0.5), Dropout(0.5)
-    compiled = torch.compile(lambda x: (one(x), two(x)))
-    x = torch.ones(4096, requires_grad=True)
-    first, second = compiled(x)
-    assert not torch.equal(first, second)
-    (first + 3 * second).sum().backward()
-    assert torch.equal(x.grad, first.detach() + 3 * second.detach())
+    # In a process of its own, as a training is: in that of many other tests torch 2.14 may end it in backward
+    # ("corrupted size vs. prev_size").
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
