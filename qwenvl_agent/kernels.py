@@ -4,6 +4,9 @@ Each takes the place of the layer that it extends by `layer.__class__ = ...`, so
 N tokens, H hidden size, V vocabulary.
 """
 
+import os
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -118,3 +121,16 @@ class HeadLoss(torch.autograd.Function):
         for_hidden = (gradients * factors).to(ctx.dtypes[0])
         for_weight = None if errors is None else (errors.T @ (low * factors).to(low.dtype)).to(ctx.dtypes[1])
         return for_hidden, for_weight, None
+
+
+def keep_compiled_code_apart() -> None:
+    """A folder for each kind of CPU in torch's cache of compiled code, before anything is compiled.
+
+    Its key leaves the CPU's capability out (torch 2.14): code compiled for AVX2 breaks the heap of a process that uses
+    AVX-512, and the other way round gradients are wrong.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    folder, kind = Path(cache_dir()), torch.backends.cpu.get_cpu_capability()
+    if folder.name != kind:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / kind)

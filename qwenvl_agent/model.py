@@ -25,7 +25,7 @@ from torch import nn
 
 from qwenvl_agent.checksums import find_damage
 from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, VisionConfig, build_config
-from qwenvl_agent.kernels import Dropout, Head, PatchProjection
+from qwenvl_agent.kernels import Dropout, Head, PatchProjection, keep_compiled_code_apart
 from qwenvl_agent.precision import Precision, announce, choose, choose_for_evaluation
 from qwenvl_agent.requirements import check_installed
 from qwenvl_agent.shards import convert, held, loads_slices, slices_loaded_as, whole_shape
@@ -200,6 +200,7 @@ def compile_blocks(model: nn.Module, device) -> None:
             "model.compile is true and there is no C++ compiler (g++, or what $CXX names): nothing can be compiled; "
             "install one, or use model.compile=false"
         )
+    keep_compiled_code_apart()
     for block in base_of(model).model.language_model.layers:
         block.compile(dynamic=True)
 

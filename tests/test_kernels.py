@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,9 @@ def test_masks_follow_torchs_seed_and_differ_from_draw_to_draw():
 
 COMPILED = """
 import torch
-from qwenvl_agent.kernels import Dropout
+from qwenvl_agent.kernels import Dropout, keep_compiled_code_apart
+keep_compiled_code_apart()
+keep_compiled_code_apart()
 one, two = Dropout(0.5), Dropout(0.5)
 compiled = torch.compile(lambda x: (one(x), two(x)))
 x = torch.ones(4096, requires_grad=True)
@@ -57,12 +60,17 @@ assert torch.equal(x.grad, first.detach() + 3 * second.detach())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="nothing to compile with")
-def test_compiled_layers_have_masks_of_their_own_and_the_same_one_backward():
-    # In a process of its own, as a training is: in that of many other tests torch 2.14 may end it in backward
-    # ("corrupted size vs. prev_size").
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_compiled_layers_have_masks_of_their_own_and_the_same_one_backward_on_every_kind_of_cpu(tmp_path):
+    """With one cache of compiled code for a CPU as it is and for one limited to AVX2, in turn."""
+    kind = torch.backends.cpu.get_cpu_capability()
+    for is_limited in (False, True, False):
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        environment |= {"ATEN_CPU_CAPABILITY": "avx2"} if is_limited else {}
+        done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} >= {kind, "AVX2"} if kind != "DEFAULT" else {kind}
 
 
 @pytest.fixture

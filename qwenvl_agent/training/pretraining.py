@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
+from qwenvl_agent.kernels import keep_compiled_code_apart
 from qwenvl_agent.model import save_tiny
 from qwenvl_agent.precision import fast_autocast
 
@@ -123,7 +124,9 @@ def train_language(
             use_cache=False,
         ).last_hidden_state
 
-    forward = torch.compile(forward, dynamic=False) if compiled else forward
+    if compiled:
+        keep_compiled_code_apart()
+        forward = torch.compile(forward, dynamic=False)
     optimizer = torch.optim.AdamW(language.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=num_steps, pct_start=0.02, final_div_factor=100
