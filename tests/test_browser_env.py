@@ -296,7 +296,7 @@ def test_limits(play):
     assert env.step(CENTRE)[3] is False
     _, _, terminated, truncated, info = env.step(CENTRE)
     assert (terminated, truncated, info["end_reason"]) == (False, True, "max_turns")
-    env = play("<p>Nothing</p>", rules={"episode_seconds": 0.0001})
+    env = play("<p>Nothing</p>", rules={"episode_seconds": 0.001})
     assert env.step(CENTRE)[4]["end_reason"] == "time_limit"
 
 

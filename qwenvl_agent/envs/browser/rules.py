@@ -67,7 +67,7 @@ class BrowserRules:
                 raise ValueError(
                     f"browser rule {name} is {unknown or '(none)'}: no task can be drawn; choose of {', '.join(known)}"
                 )
-        leasts = {"past_steps": 0, "max_turns": 0, "max_calls": 1, "step_seconds": 0.1, "episode_seconds": 0.1}
+        leasts = {"past_steps": 0, "max_turns": 0, "max_calls": 1, "step_seconds": 0.1, "episode_seconds": 0.001}
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"browser rule {name} is {getattr(self, name)}: give at least {least}")
