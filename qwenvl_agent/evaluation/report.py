@@ -54,7 +54,7 @@ LABELS = {
     "text_accuracy": ("text", "of matched elements"),
     "harm_rate": ("harm", "episodes in which something was done that cannot be made good"),
     "success_rate": ("mission success", "declare_done called, every target found, nothing declared falsely"),
-    "error_rate": ("errors", "cases that a crash of the world or a silent server ended, not the policy"),
+    "error_rate": ("crashed", "cases that a crash of the world or a silent server ended, not the policy"),
     "progress": ("targets found", "mean share of a mission's targets"),
     "mean_turns": ("turns", "over all episodes; a failure counts with the turns it took"),
     "mean_turns_success": ("turns of successes", ""),
@@ -263,7 +263,7 @@ def comparison_table(comparison: dict) -> Table:
     suite = comparison["results"][0]["metrics"]["about"]["suite"]
     columns = TERMINAL_COLUMNS[suite]
     if any(result["metrics"].get("error_rate", {}).get("value") for result in comparison["results"]):
-        columns = columns | {"error_rate": "errors %"}
+        columns = columns | {"error_rate": "crashed %"}
     table = Table(title=f"{suite}: 95 % intervals; p against the first (McNemar, Holm)")
     table.add_column("", no_wrap=True)
     for heading in (*columns.values(), "n", "difference", "p"):
