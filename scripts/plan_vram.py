@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--gpu", type=bounded(float, 0, 1e6), default=24, metavar="GB", help="memory of one card (default: 24)"
     )
-    parser.add_argument("--gpus", type=bounded(int, 1), default=1, help="how many cards (default: 1)")
+    parser.add_argument("--gpus", type=int, default=1, help="how many cards (default: 1)")
     parser.add_argument("--model-config", metavar="DIR", help="folder or config.json of another architecture")
     parser.add_argument(
         "--row-tokens", type=bounded(int, 1), help="plan for rows of so many tokens, not for those of the data"

@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from qwenvl_agent.command import bounded, command
+from qwenvl_agent.command import command
 from qwenvl_agent.data.sample_folder import SampleFolder
 from qwenvl_agent.envs.browser.chromium import FLAGS, is_local, open_browser, open_context
 from qwenvl_agent.envs.browser.recorder import Recorder, Step
@@ -200,9 +200,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--instruction", help="the task; asked for if it is not given")
     parser.add_argument("--end", choices=ENDS, default="success", help="the last step when the window is closed")
     parser.add_argument("--size", type=int, nargs=2, default=(1280, 800), metavar=("WIDTH", "HEIGHT"), help="CSS px")
-    parser.add_argument(
-        "--scale", type=bounded(float, 0.1, 16), default=1.0, help="device scale: pixels of the picture for a CSS px"
-    )
+    parser.add_argument("--scale", type=float, default=1.0, help="device scale: pixels of the picture for a CSS px")
     parser.add_argument("--online", action="store_true", help="let the browser load from the network")
     parser.add_argument("--headless", action="store_true", help="no window: for tests")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON at the end")

@@ -468,7 +468,7 @@ def test_one_page_of_html_costs_one_episode(tmp_path, config_file, capsys):
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["error_rate"]["value"], metrics["error_rate"]["n"]) == (0.25, 4)
     assert list(metrics)[:3] == ["about", "success_rate", "error_rate"]
-    assert re.search(r"errors +. +25.0 %", capsys.readouterr().out)
+    assert re.search(r"crashed +. +25.0 %", capsys.readouterr().out)
     assert "1 of them ended with an error" in (out / "report.html").read_text()
 
 
