@@ -287,8 +287,9 @@ def build_run(args: argparse.Namespace) -> Subject:
     precision = subject.about["precision"] | {"trained": config.model.precision}
     data = args.run / "data.json"
     dataset_hash = json.loads(data.read_text(encoding="utf-8"))["dataset_hash"] if data.exists() else None
-    about = {"checkpoint": args.checkpoint or "best", "dataset_hash": dataset_hash, "precision": precision}
-    return replace(subject, about=subject.about | about, weights=weights_of(locate_checkpoint(path)))
+    checkpoint = locate_checkpoint(path).resolve()  # its step: `best` and `last` move on with the training
+    about = {"checkpoint": checkpoint.name, "dataset_hash": dataset_hash, "precision": precision}
+    return replace(subject, about=subject.about | about, weights=weights_of(checkpoint))
 
 
 def weights_of(folder: Path) -> str:

@@ -433,10 +433,7 @@ def is_about(about: dict, checkpoint: Path) -> bool:
     name = about.get("checkpoint")
     if not name or about.get("blank_pictures"):
         return False
-    measured = checkpoint.parent / name
-    if name == "best" and not measured.exists():  # eval.py takes the last one then
-        measured = checkpoint.parent / "last"
-    return measured.resolve() == checkpoint
+    return (checkpoint.parent / name).resolve() == checkpoint
 
 
 def result_table(result: dict) -> str:

@@ -66,7 +66,10 @@ def test_a_trained_run(tmp_path, tiny, capsys):
     assert train.main(["--config", str(save_config(short, tmp_path / "run.json"))]) == 0
     assert run("--run", short.run_dir, "--checkpoint", "last", "--episodes", 2) == 0
     metrics = json.loads((short.run_dir / "eval" / "safari" / "metrics.json").read_text())
-    assert metrics["about"]["checkpoint"] == "last" and metrics["about"]["dataset_hash"]
+    assert metrics["about"]["checkpoint"] == "step_000001" and metrics["about"]["dataset_hash"]
+    (short.run_dir / "checkpoints" / "best").unlink()
+    assert run("--run", short.run_dir, "--episodes", 2, "--out", tmp_path / "no_best") == 0
+    assert json.loads((tmp_path / "no_best" / "metrics.json").read_text())["about"]["checkpoint"] == "step_000001"
 
 
 def test_results_beside_each_other(tmp_path, capsys):
