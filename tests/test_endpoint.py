@@ -21,6 +21,7 @@ import eval as evaluation
 from qwenvl_agent.config import EvalConfig, PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.pixels import pixel_values
+from qwenvl_agent.evaluation import endpoint
 from qwenvl_agent.evaluation.endpoint import EndpointPolicy, to_chat
 from qwenvl_agent.evaluation.rollout import read_records
 from qwenvl_agent.formats import FORMATS
@@ -363,6 +364,29 @@ def test_after_an_error_no_other_request_is_waited_for(collator):
         started = time.monotonic()
         with pytest.raises(ValueError, match="counts 7 prompt tokens"):
             policy_of(url, collator, timeout_s=20.0).act(requests)
+        assert time.monotonic() - started < 5
+        release.set()
+
+
+def test_a_request_that_begins_after_another_ones_error_is_not_waited_for_either(collator, monkeypatch):
+    class LateCall(endpoint.Call):
+        def __init__(self, client, timeout_s):
+            if threading.current_thread().name.endswith("_1"):
+                assert policy.is_stopped.wait(10)
+            super().__init__(client, timeout_s)
+
+    monkeypatch.setattr(endpoint, "Call", LateCall)
+    release = threading.Event()
+
+    def reply(body, number):
+        return (200, completion("a", 7)) if "No 0" in body["messages"][0]["content"] else release.wait(20) and None
+
+    server = Server(collator, reply)
+    with serving(server) as url:
+        policy = policy_of(url, collator, timeout_s=20.0)
+        started = time.monotonic()
+        with pytest.raises(ValueError, match="counts 7 prompt tokens"):
+            policy.act([request_of(0, 1, system=f"No {i}. Play.") for i in range(2)])
         assert time.monotonic() - started < 5
         release.set()
 

@@ -110,6 +110,7 @@ class EndpointPolicy:
         """Ask for one token; ValueError if the server is out of reach, has no such model, or has another prompt."""
         picture = Picture.from_image(Image.new("RGB", (self.collator.geometry.token_px,) * 2, "white"))
         body, num_tokens = self._prompt(Request("Answer.", (), (), Observation("What is it?", (picture,))))
+        self.is_stopped.clear()
         status, content = self._post(body | {"max_tokens": 1})
         if status == FAILED:
             raise ValueError(f"{self.url} fails on its first request ({said(status, content)}): see the server's log")
@@ -179,6 +180,8 @@ class EndpointPolicy:
     def _call(self) -> "Iterator[Call]":
         call = Call(self.client, self.timeout_s)
         self.under_way.add(call)
+        if self.is_stopped.is_set():  # by an error in another request, after its round of cutting
+            call.cut()
         try:
             yield call
         finally:
