@@ -25,7 +25,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from qwenvl_agent.agent import (
+from qwenvl_agent.command import bounded, command
+from qwenvl_agent.config import FORMAT_NAMES, Config, ModelConfig, apply_override, build_config, load_config, to_json
+from qwenvl_agent.evaluation import screens, suites
+from qwenvl_agent.evaluation.browser import play_browser, write_replay
+from qwenvl_agent.evaluation.clicks import predict_clicks
+from qwenvl_agent.evaluation.elements import ListOracle, predict_elements, read_elements
+from qwenvl_agent.evaluation.report import SCREENS, compare, comparison_table, metrics_table, write_report
+from qwenvl_agent.evaluation.step_metrics import predict_rows
+from qwenvl_agent.evaluation.unfinished import Unfinished, replaced, set_aside
+from qwenvl_agent.inference.agent import (
     LoadedModel,
     default_device,
     endpoint_policy,
@@ -33,20 +42,11 @@ from qwenvl_agent.agent import (
     local_policy,
     with_format,
 )
-from qwenvl_agent.command import bounded, command
-from qwenvl_agent.config import FORMAT_NAMES, Config, ModelConfig, apply_override, build_config, load_config, to_json
-from qwenvl_agent.envs import WORLDS, browser, make_env, make_oracle
-from qwenvl_agent.envs.safari import NoisyOracle, RandomAgent, SafariRules
-from qwenvl_agent.envs.safari.world import REPORT_SEEDS
-from qwenvl_agent.evaluation import screens, suites
-from qwenvl_agent.evaluation.browser import play_browser, write_replay
-from qwenvl_agent.evaluation.clicks import predict_clicks
-from qwenvl_agent.evaluation.counterfactuals import COUNTERFACTUALS
-from qwenvl_agent.evaluation.elements import ListOracle, predict_elements, read_elements
-from qwenvl_agent.evaluation.report import SCREENS, compare, comparison_table, metrics_table, write_report
-from qwenvl_agent.evaluation.step_metrics import predict_rows
-from qwenvl_agent.evaluation.unfinished import Unfinished, replaced, set_aside
 from qwenvl_agent.schema import Observation, Policy, Request
+from qwenvl_agent.worlds import WORLDS, browser, make_env, make_oracle
+from qwenvl_agent.worlds.safari import NoisyOracle, RandomAgent, SafariRules
+from qwenvl_agent.worlds.safari.counterfactuals import COUNTERFACTUALS
+from qwenvl_agent.worlds.safari.world import REPORT_SEEDS
 
 STEP_ROWS = 1000
 """Of the suite steps, if --rows is not given."""
@@ -257,7 +257,7 @@ def build_zero_shot(args: argparse.Namespace) -> Subject:
 
 def build_endpoint(args: argparse.Namespace) -> Subject:
     """The served model; prompts are made with the tokenizer and picture budget of --config, else of --model's folder."""
-    from qwenvl_agent.model import build_processor
+    from qwenvl_agent.model.build import build_processor
 
     config = with_format(read_config(args, {"path": args.model}), args.format or "")
     processor = build_processor(config.model, config.vision)
@@ -270,7 +270,7 @@ def build_endpoint(args: argparse.Namespace) -> Subject:
 
 
 def build_run(args: argparse.Namespace) -> Subject:
-    from qwenvl_agent.model import load_run, locate_checkpoint, saved_config
+    from qwenvl_agent.model.build import load_run, locate_checkpoint, saved_config
 
     overrides = [override for override in args.set if not override.startswith("model.autocast=")]
     if args.config or args.format or any(not override.startswith("eval.") for override in overrides):
@@ -299,7 +299,7 @@ def weights_of(folder: Path) -> str:
 
 
 def model_subject(args: argparse.Namespace, name: str, loaded: LoadedModel, directory: Path) -> Subject:
-    from qwenvl_agent.model import base_of
+    from qwenvl_agent.model.build import base_of
 
     policy = local_policy(loaded, blank_pictures=args.blank_pictures)
     subject = describe_subject(args, name, policy, loaded.config, loaded.processor, directory)

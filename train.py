@@ -30,11 +30,11 @@ from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import RowDataset, build_rows
 from qwenvl_agent.data.sampler import RowSampler
 from qwenvl_agent.data.unusable import collate, drop_unusable, name_skipped, usable_rows
-from qwenvl_agent.evaluation.policy import ModelPolicy
 from qwenvl_agent.evaluation.rollout import EpisodeRecord
 from qwenvl_agent.evaluation.suites import check_held_out, check_suite, evaluate, pick_rows
 from qwenvl_agent.formats import FORMATS, Format
-from qwenvl_agent.model import (
+from qwenvl_agent.inference.policy import ModelPolicy
+from qwenvl_agent.model.build import (
     Processor,
     base_of,
     build_model,
@@ -43,7 +43,9 @@ from qwenvl_agent.model import (
     manifest,
     save_weights,
 )
-from qwenvl_agent.precision import choose_together
+from qwenvl_agent.model.features import build_features
+from qwenvl_agent.model.precision import choose_together
+from qwenvl_agent.planning.vram import data_row, describe_plan, read_architecture
 from qwenvl_agent.schema import Row
 from qwenvl_agent.training.checkpoint import (
     check_data,
@@ -56,7 +58,6 @@ from qwenvl_agent.training.checkpoint import (
     write_json,
     write_training_state,
 )
-from qwenvl_agent.training.features import build_features
 from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.lock import locks_released
 from qwenvl_agent.training.loss import supervised_weight, token_losses
@@ -67,7 +68,6 @@ from qwenvl_agent.training.ranks import ranks_ended_together
 from qwenvl_agent.training.stop import StopRequest
 from qwenvl_agent.training.workers import ignore_signals, workers_ended
 from qwenvl_agent.training.zero import build_accelerator
-from qwenvl_agent.vram import data_row, describe_plan, read_architecture
 
 NUM_SHOWN = 4
 """Answers and rollouts that an evaluation writes to TensorBoard."""

@@ -23,17 +23,18 @@ from qwenvl_agent.config import Config
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.pixels import pixel_values
-from qwenvl_agent.envs import make_env
-from qwenvl_agent.evaluation.policy import ModelPolicy
 from qwenvl_agent.evaluation.rollout import rollout
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_model, build_processor
-from qwenvl_agent.precision import announce, choose
-from qwenvl_agent.training.features import build_features
-from qwenvl_agent.training.loss import supervised_positions, supervised_weight, token_losses
+from qwenvl_agent.inference.policy import ModelPolicy
+from qwenvl_agent.model.build import build_model, build_processor
+from qwenvl_agent.model.call import supervised_positions
+from qwenvl_agent.model.features import build_features
+from qwenvl_agent.model.precision import announce, choose
+from qwenvl_agent.training.loss import supervised_weight, token_losses
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.optim import build_optimizer
 from qwenvl_agent.training.zero import build_accelerator
+from qwenvl_agent.worlds import make_env
 
 FIRST_SEED = 1_000_000
 """Of the worlds that are played."""

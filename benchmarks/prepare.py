@@ -29,7 +29,7 @@ import torch
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.data.dataset import RowDataset, build_rows
 from qwenvl_agent.formats import FORMATS, Format
-from qwenvl_agent.model import build_tiny_tokenizer, save_tiny
+from qwenvl_agent.model.build import build_tiny_tokenizer, save_tiny
 from qwenvl_agent.prompt import END, IMAGE, Rendered, render_row, to_messages
 from qwenvl_agent.schema import Row
 

@@ -28,7 +28,7 @@ import qwenvl_agent
 from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, build_config, to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import (
+from qwenvl_agent.model.build import (
     Processor,
     base_of,
     build_for_evaluation,
@@ -38,10 +38,10 @@ from qwenvl_agent.model import (
     find_checkpoint,
     load_model_config,
 )
-from qwenvl_agent.precision import bfloat16_is_fast, choose_for_evaluation
+from qwenvl_agent.model.call import model_inputs
+from qwenvl_agent.model.precision import bfloat16_is_fast, choose_for_evaluation
 from qwenvl_agent.prompt import ASSISTANT, END
 from qwenvl_agent.schema import Observation, Picture, Request, Tool
-from qwenvl_agent.training.loss import model_inputs
 
 BASES = ("trained", "original")
 AGENT_CONFIG = "qwenvl_agent.json"

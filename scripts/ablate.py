@@ -10,7 +10,7 @@
 --local does whatever is missing, in order: the files that cells need, trainings (one that was stopped goes on from its
 checkpoint), evaluations, the report. It may be broken off and started again at any time. --submit sends the missing
 trainings to Slurm as one array, and with them, after their end, --evaluate: what is missing of the evaluations, and
-the report. An ablation's file: qwenvl_agent/sweep/arms.py; what the report says and what it does not: docs/ABLATIONS.md.
+the report. An ablation's file: qwenvl_agent/studies/arms.py; what the report says and what it does not: docs/ABLATIONS.md.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from rich.table import Table
 
 from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import FORMAT_NAMES
-from qwenvl_agent.evaluation.ablation import Study, read_cell
-from qwenvl_agent.evaluation.ablation_report import write_study
-from qwenvl_agent.evaluation.fairness import prompt_differences
-from qwenvl_agent.sweep.arms import Ablation, evaluation_command, is_evaluated, load_ablation
-from qwenvl_agent.sweep.cells import Cell
-from qwenvl_agent.sweep.local import interrupt_on_sigterm, locked, run_cells, running_cells
-from qwenvl_agent.sweep.progress import DONE, STARTABLE, read_progress, state_of
-from qwenvl_agent.sweep.slurm import queued_cells, submit
+from qwenvl_agent.studies.ablation import Study, read_cell
+from qwenvl_agent.studies.ablation_report import write_study
+from qwenvl_agent.studies.arms import Ablation, evaluation_command, is_evaluated, load_ablation
+from qwenvl_agent.studies.cells import Cell
+from qwenvl_agent.studies.fairness import prompt_differences
+from qwenvl_agent.studies.local import interrupt_on_sigterm, locked, run_cells, running_cells
+from qwenvl_agent.studies.progress import DONE, STARTABLE, read_progress, state_of
+from qwenvl_agent.studies.slurm import queued_cells, submit
 
 EVALUATE_SCRIPT = """#!/usr/bin/env bash
 #SBATCH --nodes=1 --ntasks=1 --gpus-per-node=1 --time=24:00:00 --open-mode=append

@@ -23,8 +23,8 @@ from rich.progress import track
 
 import qwenvl_agent
 from qwenvl_agent.command import bounded, command
-from qwenvl_agent.data.annotation import Annotation, find_pictures, look_at
-from qwenvl_agent.data.sample_folder import SampleFolder
+from qwenvl_agent.curation.annotation import Annotation, find_pictures, look_at
+from qwenvl_agent.curation.sample_folder import SampleFolder
 
 PAGE_PATH = Path(qwenvl_agent.__file__).parent / "assets" / "annotate.html"
 MAX_BODY_BYTES = 1_000_000

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import track
 
 from qwenvl_agent.command import command
-from qwenvl_agent.data.augment import WAYS, Policy, augment
-from qwenvl_agent.data.computer import TEST, Sample, SampleWriter, read_samples, summary
+from qwenvl_agent.curation.augment import WAYS, Policy, augment
+from qwenvl_agent.data.readers.computer import TEST, Sample, SampleWriter, read_samples, summary
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

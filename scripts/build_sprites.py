@@ -2,7 +2,7 @@
 
     python scripts/build_sprites.py --font /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 
-The sheet is one row of square RGBA cells, in the order of `qwenvl_agent.envs.safari.world.SPRITES`. Noto Color Emoji has
+The sheet is one row of square RGBA cells, in the order of `qwenvl_agent.worlds.safari.world.SPRITES`. Noto Color Emoji has
 bitmaps at one size only, so every picture is drawn at that size and cropped; the renderer scales it to a tile.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from qwenvl_agent.command import command
-from qwenvl_agent.envs.safari.render import CELL_PX, SHEET_PATH
-from qwenvl_agent.envs.safari.world import SPRITES
+from qwenvl_agent.worlds.safari.render import CELL_PX, SHEET_PATH
+from qwenvl_agent.worlds.safari.world import SPRITES
 
 FONT_SIZE = 109
 """The only size that Noto Color Emoji has bitmaps for."""

@@ -10,7 +10,7 @@ models here are built with, the attention backend and the NF4 kernels that reall
 
 Status: 0 measured; 2 it could not be, also for want of a GPU: what has checked nothing has not passed.
 
-FLOPs are counted as qwenvl_agent/training/flops.py says.
+FLOPs are counted as qwenvl_agent/planning/flops.py says.
 """
 
 import argparse
@@ -41,16 +41,11 @@ from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.pixels import pixel_values
 from qwenvl_agent.data.unusable import drop_unusable
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import base_of, build_model, build_processor, describe_parameters, linear_4bit
-from qwenvl_agent.precision import choose_together
-from qwenvl_agent.training.flops import batch_flops, picture_patches
-from qwenvl_agent.training.gradients import GradientCheck
-from qwenvl_agent.training.loss import supervised_positions
-from qwenvl_agent.training.metrics import Means
-from qwenvl_agent.training.optim import build_optimizer
-from qwenvl_agent.training.profile import matmul_flops
-from qwenvl_agent.training.zero import build_accelerator
-from qwenvl_agent.vram import (
+from qwenvl_agent.model.build import base_of, build_model, build_processor, describe_parameters, linear_4bit
+from qwenvl_agent.model.call import supervised_positions
+from qwenvl_agent.model.precision import choose_together
+from qwenvl_agent.planning.flops import batch_flops, picture_patches
+from qwenvl_agent.planning.vram import (
     GIB,
     Architecture,
     Plan,
@@ -58,6 +53,11 @@ from qwenvl_agent.vram import (
     plan_memory,
     read_architecture,
 )
+from qwenvl_agent.training.gradients import GradientCheck
+from qwenvl_agent.training.metrics import Means
+from qwenvl_agent.training.optim import build_optimizer
+from qwenvl_agent.training.profile import matmul_flops
+from qwenvl_agent.training.zero import build_accelerator
 
 ROOT = Path(__file__).parents[1]
 NUM_STEPS = 20

@@ -6,7 +6,7 @@
         --keep-apart screenspot_v2 screenspot_desktop_v2.json screenspotv2_image
     python scripts/convert_data.py --layouts
 
-Where a layout finds what, and in which unit, is declared in qwenvl_agent/data/convert.py. Rows that do not fit are counted
+Where a layout finds what, and in which unit, is declared in qwenvl_agent/curation/convert.py. Rows that do not fit are counted
 by reason and written to rejects.jsonl with their place. A training picture that shows the same as one of --keep-apart,
 scaled or compressed though it be, is rejected.
 """
@@ -24,8 +24,8 @@ from rich.progress import track
 from rich.table import Table
 
 from qwenvl_agent.command import bounded, command
-from qwenvl_agent.data.computer import Sample, SampleWriter, summary
-from qwenvl_agent.data.convert import LAYOUTS, convert, known_pictures
+from qwenvl_agent.curation.convert import LAYOUTS, convert, known_pictures
+from qwenvl_agent.data.readers.computer import Sample, SampleWriter, summary
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -28,15 +28,15 @@ from rich.progress import track
 
 from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import apply_override, load_config
-from qwenvl_agent.envs.safari import SafariEnv, SafariOracle, SafariRules
-from qwenvl_agent.envs.safari.baselines import random_move
-from qwenvl_agent.envs.safari.perception import perception_rows
-from qwenvl_agent.envs.safari.records import RowWriter
-from qwenvl_agent.envs.safari.render import png_bytes, render_view
-from qwenvl_agent.envs.safari.thoughts import THOUGHT_FORMS
-from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS
 from qwenvl_agent.processes import parallel_map
 from qwenvl_agent.schema import Request, Turn
+from qwenvl_agent.worlds.safari import SafariEnv, SafariOracle, SafariRules
+from qwenvl_agent.worlds.safari.baselines import random_move
+from qwenvl_agent.worlds.safari.perception import perception_rows
+from qwenvl_agent.worlds.safari.records import RowWriter
+from qwenvl_agent.worlds.safari.render import png_bytes, render_view
+from qwenvl_agent.worlds.safari.thoughts import THOUGHT_FORMS
+from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS
 
 SEED_SETS = {"training": TRAIN_SEEDS, "selection": SELECTION_SEEDS, "report": REPORT_SEEDS}
 Recorded = tuple[list[tuple[bytes, dict]], dict[str, int]]

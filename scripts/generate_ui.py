@@ -32,12 +32,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from qwenvl_agent.command import bounded, command
-from qwenvl_agent.envs.browser.camera import Camera, Shot
-from qwenvl_agent.envs.browser.chromium import open_browser
-from qwenvl_agent.envs.browser.pages import FAMILIES, REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, draw_page
-from qwenvl_agent.envs.browser.samples import action_rows, elements_row, question_rows, sample_id
-from qwenvl_agent.envs.browser.words import LANGUAGES
 from qwenvl_agent.processes import parallel_map
+from qwenvl_agent.worlds.browser.camera import Camera, Shot
+from qwenvl_agent.worlds.browser.chromium import open_browser
+from qwenvl_agent.worlds.browser.pages import FAMILIES, REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, draw_page
+from qwenvl_agent.worlds.browser.samples import action_rows, elements_row, question_rows, sample_id
+from qwenvl_agent.worlds.browser.words import LANGUAGES
 
 PAGES_PER_BROWSER = 100
 SEED_SETS = {"training": TRAIN_SEEDS, "selection": SELECTION_SEEDS, "report": REPORT_SEEDS}

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from qwenvl_agent.command import bounded, command
-from qwenvl_agent.vram import ARCHITECTURES, Architecture, find_architecture
+from qwenvl_agent.planning.vram import ARCHITECTURES, Architecture, find_architecture
 
 SIZES: dict[str, Architecture] = {
     size: ARCHITECTURES[f"Qwen/Qwen3-VL-{size.upper()}-Instruct"] for size in ("2b", "4b", "8b")

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import Config, load_config
-from qwenvl_agent.model import build_processor, checkpoint_path
-from qwenvl_agent.vram import (
+from qwenvl_agent.model.build import build_processor, checkpoint_path
+from qwenvl_agent.planning.vram import (
     GIB,
     TYPICAL_TEXT,
     Architecture,

@@ -31,26 +31,9 @@ from rich.progress import track
 from torch.nn import functional
 
 from qwenvl_agent.command import command
-from qwenvl_agent.envs import make_env
-from qwenvl_agent.envs.safari.missions import KIND_WORDS, write_mission
-from qwenvl_agent.envs.safari.notepad import Notes, tile_name, write_notes
-from qwenvl_agent.envs.safari.oracle import SafariOracle
-from qwenvl_agent.envs.safari.paths import actions_of, first_part, shortest_way
-from qwenvl_agent.envs.safari.render import (
-    FIRST_ANIMAL,
-    GROUND,
-    NUM_SYMBOLS,
-    PLAYER,
-    TREE,
-    animal_symbol,
-    symbol_animal,
-    tile_pictures,
-)
-from qwenvl_agent.envs.safari.thoughts import Plan
-from qwenvl_agent.envs.safari.world import COLOURS, DIRECTIONS, KINDS, VIEW, Animal, Tile
 from qwenvl_agent.formats import FORMATS, Format
-from qwenvl_agent.kernels import PatchProjection
-from qwenvl_agent.model import build_tiny_model, build_tiny_tokenizer
+from qwenvl_agent.model.build import build_tiny_model, build_tiny_tokenizer
+from qwenvl_agent.model.kernels import PatchProjection
 from qwenvl_agent.prompt import render_row
 from qwenvl_agent.schema import Request, Tool, ToolCall, Turn
 from qwenvl_agent.training.pretraining import (
@@ -61,6 +44,23 @@ from qwenvl_agent.training.pretraining import (
     save_half,
     train_language,
 )
+from qwenvl_agent.worlds import make_env
+from qwenvl_agent.worlds.safari.missions import KIND_WORDS, write_mission
+from qwenvl_agent.worlds.safari.notepad import Notes, tile_name, write_notes
+from qwenvl_agent.worlds.safari.oracle import SafariOracle
+from qwenvl_agent.worlds.safari.paths import actions_of, first_part, shortest_way
+from qwenvl_agent.worlds.safari.render import (
+    FIRST_ANIMAL,
+    GROUND,
+    NUM_SYMBOLS,
+    PLAYER,
+    TREE,
+    animal_symbol,
+    symbol_animal,
+    tile_pictures,
+)
+from qwenvl_agent.worlds.safari.thoughts import Plan
+from qwenvl_agent.worlds.safari.world import COLOURS, DIRECTIONS, KINDS, VIEW, Animal, Tile
 
 console = Console()
 TILE_PX = 16

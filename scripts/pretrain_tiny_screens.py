@@ -3,15 +3,15 @@
     python scripts/pretrain_tiny_screens.py --out generated/tiny_screens --compile
 
 The base brings what a pre-trained Qwen3-VL brings along and random weights learn late (docs/LOG.md): it reads the words,
-pictures and colours of a board (the family `simple` of qwenvl_agent/envs/browser/pages.py), in three languages, and
+pictures and colours of a board (the family `simple` of qwenvl_agent/worlds/browser/pages.py), in three languages, and
 says where they are. It has never seen a request to click, a tool or a call: configs/computer_use_tiny.json teaches that.
 
 Vision stage: the tower's output for a token must name the element that it is a part of through the language model's own
 embedding table: its word or picture, its colour, its middle, its place among the others. Then the tower is frozen, and
 the language model learns short statements about boards: where something is that a phrase means, what that phrase means,
 what is at a point; at last the same as
-questions and answers of a chat. The phrases are those of qwenvl_agent/envs/browser/instructions.py; what is asked is not supervised,
-only what can be seen. Boards are pasted from pictures that Chromium took once (qwenvl_agent/envs/browser/boards.py), so
+questions and answers of a chat. The phrases are those of qwenvl_agent/worlds/browser/instructions.py; what is asked is not supervised,
+only what can be seen. Boards are pasted from pictures that Chromium took once (qwenvl_agent/worlds/browser/boards.py), so
 Chromium is needed: apt-get install chromium fonts-noto-color-emoji fonts-noto-cjk.
 """
 
@@ -34,27 +34,12 @@ from rich.progress import track
 from torch.nn import functional
 
 from qwenvl_agent.command import command
+from qwenvl_agent.computer import Action, build_tool, to_turn
+from qwenvl_agent.computer.context import SYSTEM_PROMPT, observation
 from qwenvl_agent.coordinates import Screen
-from qwenvl_agent.envs.browser.boards import Sprites, draw_board, layout_of, paint, take_sprites
-from qwenvl_agent.envs.browser.camera import Camera
-from qwenvl_agent.envs.browser.chromium import open_browser
-from qwenvl_agent.envs.browser.elements import Element, Layout
-from qwenvl_agent.envs.browser.instructions import (
-    PHRASES,
-    Scene,
-    Speaker,
-    call_it,
-    centre,
-    ninth,
-    write_instructions,
-)
-from qwenvl_agent.envs.browser.pages import FAMILIES, PALETTES
-from qwenvl_agent.envs.browser.words import LANGUAGES, picture_word, words
-from qwenvl_agent.envs.computer import Action, build_tool, to_turn
-from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT, observation
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_tiny_model, build_tiny_tokenizer
-from qwenvl_agent.precision import fast_autocast
+from qwenvl_agent.model.build import build_tiny_model, build_tiny_tokenizer
+from qwenvl_agent.model.precision import fast_autocast
 from qwenvl_agent.prompt import render_row
 from qwenvl_agent.schema import Picture, Request
 from qwenvl_agent.training.pretraining import (
@@ -65,6 +50,21 @@ from qwenvl_agent.training.pretraining import (
     save_half,
     train_language,
 )
+from qwenvl_agent.worlds.browser.boards import Sprites, draw_board, layout_of, paint, take_sprites
+from qwenvl_agent.worlds.browser.camera import Camera
+from qwenvl_agent.worlds.browser.chromium import open_browser
+from qwenvl_agent.worlds.browser.elements import Element, Layout
+from qwenvl_agent.worlds.browser.instructions import (
+    PHRASES,
+    Scene,
+    Speaker,
+    call_it,
+    centre,
+    ninth,
+    write_instructions,
+)
+from qwenvl_agent.worlds.browser.pages import FAMILIES, PALETTES
+from qwenvl_agent.worlds.browser.words import LANGUAGES, picture_word, words
 
 console = Console()
 FAMILY = FAMILIES["simple"]

@@ -33,12 +33,12 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from qwenvl_agent.command import command
-from qwenvl_agent.data.sample_folder import SampleFolder
-from qwenvl_agent.envs.browser.chromium import FLAGS, is_local, open_browser, open_context
-from qwenvl_agent.envs.browser.recorder import Recorder, Step
-from qwenvl_agent.envs.browser.window import Frame
-from qwenvl_agent.envs.computer.dialects import to_seed
+from qwenvl_agent.computer.dialects import to_seed
+from qwenvl_agent.curation.sample_folder import SampleFolder
 from qwenvl_agent.schema import confined_path
+from qwenvl_agent.worlds.browser.chromium import FLAGS, is_local, open_browser, open_context
+from qwenvl_agent.worlds.browser.recorder import Recorder, Step
+from qwenvl_agent.worlds.browser.window import Frame
 
 COOKIE = "qwenvl_recorder"
 ENDS = ("success", "failure", "none")

@@ -16,13 +16,13 @@ from rich.text import Text
 
 from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import Config, load_config
+from qwenvl_agent.curation.samples import colour, pieces, to_json, write_samples
 from qwenvl_agent.data.collator import Collator, Sample
 from qwenvl_agent.data.dataset import Rows, build_rows
 from qwenvl_agent.data.masks import MaskAudit
-from qwenvl_agent.data.samples import colour, pieces, to_json, write_samples
 from qwenvl_agent.data.unusable import drop_unusable
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_processor
+from qwenvl_agent.model.build import build_processor
 from qwenvl_agent.schema import Row
 
 MAX_SHOWN_ERRORS = 10

@@ -33,7 +33,7 @@ from rich.console import Console
 
 from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import Config, ModelConfig, load_config, to_json
-from qwenvl_agent.vram import Architecture, find_architecture, trainable_parameters
+from qwenvl_agent.planning.vram import Architecture, find_architecture, trainable_parameters
 
 ROOT = Path(__file__).parents[1]
 NUM_EPISODES = 4

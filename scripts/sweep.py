@@ -7,7 +7,7 @@
     python scripts/sweep.py configs/sweeps/safari_2b_lora.json --collect      # results.csv, a table, plots
 
 --submit and --local start the cells that are missing, stopped or failed; one that has a checkpoint goes on from it.
-Cells that are done, run or wait are left alone. A sweep's file: qwenvl_agent/sweep/cells.py. All runs in one
+Cells that are done, run or wait are left alone. A sweep's file: qwenvl_agent/studies/cells.py. All runs in one
 TensorBoard, with their hyper-parameters: tensorboard --logdir runs/NAME.
 """
 
@@ -25,9 +25,9 @@ from rich.table import Table
 from rich.text import Text
 
 from qwenvl_agent.command import bounded, command
-from qwenvl_agent.sweep.cells import Cell, Sweep, load_sweep
-from qwenvl_agent.sweep.local import local_log, run_cells, running_cells
-from qwenvl_agent.sweep.progress import (
+from qwenvl_agent.studies.cells import Cell, Sweep, load_sweep
+from qwenvl_agent.studies.local import local_log, run_cells, running_cells
+from qwenvl_agent.studies.progress import (
     DONE,
     FAILED,
     QUEUED,
@@ -39,7 +39,7 @@ from qwenvl_agent.sweep.progress import (
     result_row,
     state_of,
 )
-from qwenvl_agent.sweep.slurm import log_path, queued_cells, submit
+from qwenvl_agent.studies.slurm import log_path, queued_cells, submit
 
 COLOURS = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", FAILED: "red"}
 
@@ -169,7 +169,7 @@ def best_row(sweep: Sweep, rows: Sequence[dict]) -> dict | None:
 
 
 def collect(sweep: Sweep, rows: Sequence[dict], progresses: dict[str, Progress]) -> None:
-    from qwenvl_agent.sweep.plots import plot_curves, plot_metric
+    from qwenvl_agent.studies.sweep_plots import plot_curves, plot_metric
 
     sweep.directory.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -20,8 +20,8 @@ from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.unusable import collate
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_model, build_processor
-from qwenvl_agent.training.loss import supervised_positions
+from qwenvl_agent.model.build import build_model, build_processor
+from qwenvl_agent.model.call import supervised_positions
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.zero import build_accelerator
 from train import build_sampler, train_step

@@ -11,16 +11,16 @@ from made_up_study import MISSION_SEED, write_cell
 from PIL import Image
 
 from qwenvl_agent.config import load_config
-from qwenvl_agent.envs import make_env, make_oracle
-from qwenvl_agent.evaluation import ablation, paired
-from qwenvl_agent.evaluation.counterfactuals import FROM_TURN, changed_world, corrupt, swap_mission
-from qwenvl_agent.evaluation.fairness import differences, prompt_differences, prompt_facts
 from qwenvl_agent.evaluation.statistics import mcnemar_exact
 from qwenvl_agent.evaluation.suites import play_safari, split_values
 from qwenvl_agent.formats import FORMATS, Span
 from qwenvl_agent.schema import Observation, Request, Step, Tool, ToolCall, Turn
-from qwenvl_agent.sweep.arms import evaluation_command, is_evaluated, load_ablation
-from qwenvl_agent.sweep.cells import changed_keys
+from qwenvl_agent.studies import ablation, paired
+from qwenvl_agent.studies.arms import evaluation_command, is_evaluated, load_ablation
+from qwenvl_agent.studies.cells import changed_keys
+from qwenvl_agent.studies.fairness import differences, prompt_differences, prompt_facts
+from qwenvl_agent.worlds import make_env, make_oracle
+from qwenvl_agent.worlds.safari.counterfactuals import FROM_TURN, changed_world, corrupt, swap_mission
 from scripts import ablate as script
 
 REPOSITORY = Path(__file__).parent.parent
@@ -499,8 +499,8 @@ def test_order_and_batch_size_change_no_record():
     """A/A in float32: the tiny base plays the same missions in another order and in other batches."""
     from qwenvl_agent.config import EvalConfig, ModelConfig, PromptConfig, TrainConfig, VisionConfig
     from qwenvl_agent.data.collator import Collator
-    from qwenvl_agent.evaluation.policy import ModelPolicy
-    from qwenvl_agent.model import build_model, build_processor
+    from qwenvl_agent.inference.policy import ModelPolicy
+    from qwenvl_agent.model.build import build_model, build_processor
 
     model_cfg = ModelConfig(path="tiny", method="full", dtype="float32", autocast=False)
     vision_cfg = VisionConfig(max_tokens_per_image=100, tiles=10)
@@ -526,9 +526,9 @@ def test_in_bfloat16_another_batch_changes_a_token_only_at_a_near_tie():
 
     from qwenvl_agent.config import ModelConfig, PromptConfig, TrainConfig, VisionConfig
     from qwenvl_agent.data.collator import Collator
-    from qwenvl_agent.evaluation.decoding import decode
-    from qwenvl_agent.model import build_model, build_processor
-    from qwenvl_agent.training.loss import model_inputs
+    from qwenvl_agent.inference.decoding import decode
+    from qwenvl_agent.model.build import build_model, build_processor
+    from qwenvl_agent.model.call import model_inputs
 
     model_cfg = ModelConfig(path="tiny", method="full", autocast=True)
     vision_cfg = VisionConfig(max_tokens_per_image=100, tiles=10)
@@ -604,7 +604,7 @@ def test_a_swapped_mission_names_another_target_in_the_same_language(language):
         swapped = swap_mission(observation)
         first, rest = swapped.text.split("\n", 1)
         assert first != observation.text.split("\n", 1)[0] and rest == observation.text.split("\n", 1)[1]
-        from qwenvl_agent.envs.safari.missions import read_mission
+        from qwenvl_agent.worlds.safari.missions import read_mission
 
         names = {animal.name for animal in read_mission(first).targets}
         assert len(names) == len(set(info["targets"])) and not names & set(info["targets"])

@@ -11,12 +11,12 @@ from tiny_run import save_tiny_checkpoint, tiny_config
 
 import qwenvl_agent
 from qwenvl_agent import predict
-from qwenvl_agent.agent import Agent, base_of_adapter, load_agent, load_model, local_policy, to_result
+from qwenvl_agent.computer import Action, build_tool, to_turn
+from qwenvl_agent.computer.context import SYSTEM_PROMPT
 from qwenvl_agent.config import to_json
 from qwenvl_agent.coordinates import Screen
-from qwenvl_agent.envs.computer import Action, build_tool, to_turn
-from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT
-from qwenvl_agent.model import build_model, save_weights
+from qwenvl_agent.inference.agent import Agent, base_of_adapter, load_agent, load_model, local_policy, to_result
+from qwenvl_agent.model.build import build_model, save_weights
 from qwenvl_agent.schema import Answer, ToolCall, Turn
 from qwenvl_agent.training.checkpoint import write_json
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import pytest
 from PIL import Image, ImageDraw
 
-from qwenvl_agent.data.annotation import Annotation, find_pictures, look_at
-from qwenvl_agent.data.computer import Sample, read_samples
-from qwenvl_agent.data.sample_folder import SampleFolder
-from qwenvl_agent.envs.browser import chromium
-from qwenvl_agent.envs.computer import Action
+from qwenvl_agent.computer import Action
+from qwenvl_agent.curation.annotation import Annotation, find_pictures, look_at
+from qwenvl_agent.curation.sample_folder import SampleFolder
+from qwenvl_agent.data.readers.computer import Sample, read_samples
+from qwenvl_agent.worlds.browser import chromium
 from scripts import annotate
 
 WIDTH, HEIGHT = 400, 200

@@ -262,7 +262,7 @@ def test_a_fault_that_nobody_foresaw_is_a_reject_that_names_it(read, monkeypatch
             raise ZeroDivisionError("what nobody foresaw")
         return iter([("text", message["content"] or "")])
 
-    monkeypatch.setattr("qwenvl_agent.data.chat._parts", fail)
+    monkeypatch.setattr("qwenvl_agent.data.readers.chat._parts", fail)
     _, rejects = read("chat", good("chat", 1), chat(), good("chat", 2))
     assert [(r["source"][-1], "ZeroDivisionError (what nobody foresaw)" in r["message"]) for r in rejects] == [
         ("2", True)
@@ -274,7 +274,7 @@ def test_what_the_machine_lacks_is_no_reject(read, monkeypatch, fault):
     def fail(message):
         raise fault
 
-    monkeypatch.setattr("qwenvl_agent.data.chat._parts", fail)
+    monkeypatch.setattr("qwenvl_agent.data.readers.chat._parts", fail)
     with pytest.raises(type(fault)):
         read("chat", good("chat", 1))
 
@@ -312,7 +312,7 @@ def test_a_worlds_schema_is_not_fetched_either():
 
 def test_a_list_goes_on_behind_an_item_that_is_refused(tmp_path):
     """A .json file of the computer kind: only brackets that do not close end it."""
-    from qwenvl_agent.data.computer import read_records
+    from qwenvl_agent.data.readers.computer import read_records
 
     path = tmp_path / "data.json"
     path.write_text('[{"a": 1},\n{"a": 1, "a": 2},\n{"a": ' + "7" * 5000 + '},\n{"a": 2},\n{"a": [}, {"a": 3}]')

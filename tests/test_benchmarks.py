@@ -12,11 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from qwenvl_agent.data.chat import read_conversation
 from qwenvl_agent.data.dataset import build_rows
+from qwenvl_agent.data.readers.chat import read_conversation
 from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.planning.vram import ARCHITECTURES
 from qwenvl_agent.prompt import IMAGE, render_row
-from qwenvl_agent.vram import ARCHITECTURES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from qwenvl_agent.config import ModelConfig, VisionConfig
-from qwenvl_agent.envs import make_env, make_oracle
-from qwenvl_agent.envs.browser import BrowserRules, RandomAgent, chromium, session
-from qwenvl_agent.envs.browser.boards import Board, draw_board, key_of, layout_of, paint, take_sprites
-from qwenvl_agent.envs.browser.camera import Camera
-from qwenvl_agent.envs.browser.pages import FAMILIES, Page, draw_theme, render_html
 from qwenvl_agent.evaluation.rollout import rollout
-from qwenvl_agent.model import build_processor, load_base
+from qwenvl_agent.model.build import build_processor, load_base
+from qwenvl_agent.worlds import make_env, make_oracle
+from qwenvl_agent.worlds.browser import BrowserRules, RandomAgent, chromium, session
+from qwenvl_agent.worlds.browser.boards import Board, draw_board, key_of, layout_of, paint, take_sprites
+from qwenvl_agent.worlds.browser.camera import Camera
+from qwenvl_agent.worlds.browser.pages import FAMILIES, Page, draw_theme, render_html
 from scripts import pretrain_tiny_screens as script
 
 TINY = ModelConfig(path="tiny_screens", method="full", dtype="float32", autocast=False)

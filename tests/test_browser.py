@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwenvl_agent.data import chat
-from qwenvl_agent.data.computer import read_samples
+from qwenvl_agent.data.readers import chat
+from qwenvl_agent.data.readers.computer import read_samples
 from qwenvl_agent.data.source import Reject
-from qwenvl_agent.envs.browser import chromium
-from qwenvl_agent.envs.browser.camera import SCROLL, Camera
-from qwenvl_agent.envs.browser.elements import evaluate, read_layout
-from qwenvl_agent.envs.browser.instructions import WAYS, Scene, Speaker, requests
-from qwenvl_agent.envs.browser.pages import draw_page
-from qwenvl_agent.envs.browser.samples import ask_list
+from qwenvl_agent.worlds.browser import chromium
+from qwenvl_agent.worlds.browser.camera import SCROLL, Camera
+from qwenvl_agent.worlds.browser.elements import evaluate, read_layout
+from qwenvl_agent.worlds.browser.instructions import WAYS, Scene, Speaker, requests
+from qwenvl_agent.worlds.browser.pages import draw_page
+from qwenvl_agent.worlds.browser.samples import ask_list
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[1]

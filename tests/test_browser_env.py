@@ -5,16 +5,16 @@ import signal
 
 import pytest
 
-from qwenvl_agent.envs import make_env, make_oracle
-from qwenvl_agent.envs.browser import BrowserRules, RandomAgent, chromium, session
-from qwenvl_agent.envs.browser.miniwob import MINIWOB
-from qwenvl_agent.envs.browser.oracle import PLANS
-from qwenvl_agent.envs.browser.problem import Effects, SiteProblem, Task
-from qwenvl_agent.envs.browser.server import Asked, Response
-from qwenvl_agent.envs.browser.tasks import TASKS, is_number
-from qwenvl_agent.envs.browser.window import Frame, free_path
 from qwenvl_agent.evaluation.rollout import rollout
 from qwenvl_agent.schema import Request, ToolCall, Turn
+from qwenvl_agent.worlds import make_env, make_oracle
+from qwenvl_agent.worlds.browser import BrowserRules, RandomAgent, chromium, session
+from qwenvl_agent.worlds.browser.miniwob import MINIWOB
+from qwenvl_agent.worlds.browser.oracle import PLANS
+from qwenvl_agent.worlds.browser.problem import Effects, SiteProblem, Task
+from qwenvl_agent.worlds.browser.server import Asked, Response
+from qwenvl_agent.worlds.browser.tasks import TASKS, is_number
+from qwenvl_agent.worlds.browser.window import Frame, free_path
 
 needs_browser = pytest.mark.browser
 CLICK_TASKS = ("press_element", "get_picture", "download_kitten", "avoid_trap", "dismiss_dialog", "use_menu")
@@ -282,7 +282,7 @@ def test_a_browser_that_dies_fails_its_episode_and_is_replaced(play):
 
 @needs_browser
 def test_a_page_that_never_comes_is_told(play, monkeypatch):
-    monkeypatch.setattr("qwenvl_agent.envs.browser.window.LOAD_MS", 300)
+    monkeypatch.setattr("qwenvl_agent.worlds.browser.window.LOAD_MS", 300)
     env = play(f"<a {WHOLE} href='never'>Go</a>", {"never": lambda asked: Response(never=True)})
     _, _, terminated, truncated, info = env.step(CENTRE)
     assert not terminated and not truncated and info["end_reason"] == ""

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from qwenvl_agent.data.chat import read_rows
+from qwenvl_agent.data.readers.chat import read_rows
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.schema import ToolCall, ToolResult, Turn
 

@@ -12,9 +12,9 @@ from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_confi
 from torch import nn
 
 from qwenvl_agent.config import ModelConfig
-from qwenvl_agent.kernels import PatchProjection
-from qwenvl_agent.training.flops import step_flops, tower_flops
-from qwenvl_agent.vram import ARCHITECTURES, Architecture, RowShape
+from qwenvl_agent.model.kernels import PatchProjection
+from qwenvl_agent.planning.flops import step_flops, tower_flops
+from qwenvl_agent.planning.vram import ARCHITECTURES, Architecture, RowShape
 
 ROOT = Path(__file__).parents[1]
 ARCH = Architecture(

@@ -10,11 +10,11 @@ from PIL import Image
 
 import eval as evaluation
 import train
+from qwenvl_agent.computer import Action, to_turn
 from qwenvl_agent.config import DataConfig, EvalConfig, PromptConfig, SourceConfig
 from qwenvl_agent.coordinates import Screen
-from qwenvl_agent.data.computer import read_rows
 from qwenvl_agent.data.dataset import build_rows
-from qwenvl_agent.envs.computer import Action, to_turn
+from qwenvl_agent.data.readers.computer import read_rows
 from qwenvl_agent.evaluation import suites
 from qwenvl_agent.evaluation.clicks import (
     ClickRecord,

@@ -11,8 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from qwenvl_agent.coordinates import GRID, Screen
-from qwenvl_agent.envs.computer import (
+from qwenvl_agent.computer import (
     COMPUTER_USE,
     Action,
     ActionError,
@@ -23,10 +22,11 @@ from qwenvl_agent.envs.computer import (
     to_call,
     to_turn,
 )
-from qwenvl_agent.envs.computer.actions import from_arguments, to_arguments
-from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT, describe, observation
-from qwenvl_agent.envs.computer.keys import ALIASES, NAMED_KEYS, browser_key, key_name
-from qwenvl_agent.envs.computer.tool import CLICKS, KINDS, argument_error
+from qwenvl_agent.computer.actions import from_arguments, to_arguments
+from qwenvl_agent.computer.context import SYSTEM_PROMPT, describe, observation
+from qwenvl_agent.computer.keys import ALIASES, NAMED_KEYS, browser_key, key_name
+from qwenvl_agent.computer.tool import CLICKS, KINDS, argument_error
+from qwenvl_agent.coordinates import GRID, Screen
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.prompt import render_prompt
 from qwenvl_agent.schema import Answer, Picture, Request, ToolCall, Turn

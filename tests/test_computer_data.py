@@ -6,13 +6,13 @@ from collections import Counter
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from qwenvl_agent.computer import Action, build_tool
+from qwenvl_agent.computer.context import SYSTEM_PROMPT
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
-from qwenvl_agent.data.computer import Rejected, Sample, SampleWriter, read_rows, read_samples, summary
-from qwenvl_agent.data.convert import LAYOUTS, convert, known_pictures
+from qwenvl_agent.curation.convert import LAYOUTS, convert, known_pictures
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.pictures import KnownPictures, see
-from qwenvl_agent.envs.computer import Action, build_tool
-from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT
+from qwenvl_agent.data.readers.computer import Rejected, Sample, SampleWriter, read_rows, read_samples, summary
 from scripts import convert_data
 
 WIDTH, HEIGHT = 400, 200

@@ -16,17 +16,17 @@ from tiny_run import save_tiny_checkpoint
 from transformers import AutoTokenizer
 
 import qwenvl_agent
+from qwenvl_agent.computer.tool import COMPUTER_USE
 from qwenvl_agent.config import EvalConfig, ModelConfig, PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator
-from qwenvl_agent.envs.computer.tool import COMPUTER_USE
-from qwenvl_agent.envs.safari.tools import TOOLS as SAFARI_TOOLS
-from qwenvl_agent.evaluation.constraint import Grammars
-from qwenvl_agent.evaluation.endpoint import EndpointPolicy
-from qwenvl_agent.evaluation.policy import ModelPolicy
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.formats.calls import END
-from qwenvl_agent.model import build_model, build_processor
+from qwenvl_agent.inference.constraint import Grammars
+from qwenvl_agent.inference.endpoint import EndpointPolicy
+from qwenvl_agent.inference.policy import ModelPolicy
+from qwenvl_agent.model.build import build_model, build_processor
 from qwenvl_agent.schema import Observation, Picture, Request, Tool, ToolCall, Turn, tool_named
+from qwenvl_agent.worlds.safari.tools import TOOLS as SAFARI_TOOLS
 
 ASSETS = Path(qwenvl_agent.__file__).parent / "assets"
 ALL_KINDS = Tool(

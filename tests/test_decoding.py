@@ -7,11 +7,11 @@ from tiny_run import save_tiny_checkpoint
 
 from qwenvl_agent.config import ModelConfig, PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator
-from qwenvl_agent.evaluation.decoding import RoomyLayer, cast_weights, count_shared, decode, share_prefix
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_model, build_processor
+from qwenvl_agent.inference.decoding import RoomyLayer, cast_weights, count_shared, decode, share_prefix
+from qwenvl_agent.model.build import build_model, build_processor
+from qwenvl_agent.model.call import model_inputs
 from qwenvl_agent.schema import Observation, Picture, Request, Tool
-from qwenvl_agent.training.loss import model_inputs
 
 TOOLS = (Tool("move", "Walk.", {"type": "object", "properties": {"direction": {"type": "string"}}}),)
 NUM_TOKENS = 12
@@ -78,7 +78,7 @@ def test_rows_end_each_at_its_end_and_the_others_do_not_notice(model, collator, 
     select, forward = RoomyLayer.batch_select_indices, model.forward
     monkeypatch.setattr(RoomyLayer, "batch_select_indices", lambda self, i: (sizes.append(len(i)), select(self, i)))
     monkeypatch.setattr(model, "forward", lambda **inputs: (lengths.append(1), forward(**inputs))[1])
-    monkeypatch.setattr("qwenvl_agent.evaluation.decoding.LEAVE_BELOW", leave_below)
+    monkeypatch.setattr("qwenvl_agent.inference.decoding.LEAVE_BELOW", leave_below)
     inputs = inputs_of(collator, REQUESTS)
     for end_id in {ids[3] for ids in one_by_one}:  # ends at least one row in its midst
         wanted = [ids[: ids.index(end_id) + 1] if end_id in ids else ids for ids in one_by_one]
@@ -90,9 +90,9 @@ def test_rows_end_each_at_its_end_and_the_others_do_not_notice(model, collator, 
 
 def test_the_batch_ends_with_its_last_row(model, collator, one_by_one, monkeypatch):
     """Also when the rows that ended before have not left."""
-    monkeypatch.setattr("qwenvl_agent.evaluation.decoding.LEAVE_BELOW", 0.0)
+    monkeypatch.setattr("qwenvl_agent.inference.decoding.LEAVE_BELOW", 0.0)
     ends = iter([[7, 1, 1], [1, 7, 1], [2, 2, 7], [3, 3, 3]])  # rows 0, 1, 2 end one after another
-    monkeypatch.setattr("qwenvl_agent.evaluation.decoding.choose", lambda logits, _: torch.tensor(next(ends)))
+    monkeypatch.setattr("qwenvl_agent.inference.decoding.choose", lambda logits, _: torch.tensor(next(ends)))
     made = decode(model, inputs_of(collator, REQUESTS[:3]), end_id=7, max_new_tokens=NUM_TOKENS)
     assert made == [[7], [1, 7], [1, 1, 7]]
 

@@ -1,11 +1,11 @@
 import pytest
 from made_up_study import made, move, note, thought
 
-from qwenvl_agent.envs import make_oracle
-from qwenvl_agent.evaluation.diagnosis import error_of, first_error, first_errors, quadrant, quadrants
 from qwenvl_agent.evaluation.rollout import EpisodeRecord, StepRecord
 from qwenvl_agent.evaluation.suites import judge, play_safari
 from qwenvl_agent.schema import Answer, ToolCall, Turn
+from qwenvl_agent.studies.diagnosis import error_of, first_error, first_errors, quadrant, quadrants
+from qwenvl_agent.worlds import make_oracle
 
 DUE = [note("Map V.\nGo b0"), move("UP", 2)]
 SEEN = thought("f3", "UP", 2)

@@ -12,10 +12,10 @@ from tiny_run import save_tiny_checkpoint, tiny_config
 from qwenvl_agent import export
 from qwenvl_agent.config import load_config, to_json
 from qwenvl_agent.data.collator import Collator
-from qwenvl_agent.evaluation.endpoint import to_chat
 from qwenvl_agent.export import distance, export_run, load_plain, probe_inputs, probe_logits
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_model, build_processor, load_run, save_weights
+from qwenvl_agent.inference.endpoint import to_chat
+from qwenvl_agent.model.build import build_model, build_processor, load_run, save_weights
 from qwenvl_agent.prompt import render_prompt
 from qwenvl_agent.training.checkpoint import link, write_json
 from scripts import merge_adapter

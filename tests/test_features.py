@@ -15,9 +15,9 @@ from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.pixels import picture_key
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_model, build_processor
+from qwenvl_agent.model.build import build_model, build_processor
+from qwenvl_agent.model.features import build_features, tower_hash
 from qwenvl_agent.schema import Picture
-from qwenvl_agent.training.features import build_features, tower_hash
 from qwenvl_agent.training.loss import token_losses
 
 

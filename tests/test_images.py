@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from qwenvl_agent import png
-from qwenvl_agent.data.computer import PictureFiles, RecordError
 from qwenvl_agent.data.pixels import load_pixels
+from qwenvl_agent.data.readers.computer import PictureFiles, RecordError
 from qwenvl_agent.images import read_rgb
 from qwenvl_agent.schema import Picture
 

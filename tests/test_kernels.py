@@ -11,8 +11,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qwenvl_agent import config
 from qwenvl_agent.config import head_rows
-from qwenvl_agent.kernels import Dropout, Head, draw_bits, dropout_mask
-from qwenvl_agent.training.attention import BatchedAttention, pack_mask
+from qwenvl_agent.model.attention import BatchedAttention, pack_mask
+from qwenvl_agent.model.kernels import Dropout, Head, draw_bits, dropout_mask
 
 
 @pytest.mark.parametrize("p", [0.95, 0.5, 3 / 2**16, 0.0, 1 - 2**-16])
@@ -47,7 +47,7 @@ def test_masks_follow_torchs_seed_and_differ_from_draw_to_draw():
 
 COMPILED = """
 import torch
-from qwenvl_agent.kernels import Dropout, keep_compiled_code_apart
+from qwenvl_agent.model.kernels import Dropout, keep_compiled_code_apart
 keep_compiled_code_apart()
 keep_compiled_code_apart()
 one, two = Dropout(0.5), Dropout(0.5)

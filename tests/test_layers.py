@@ -14,28 +14,28 @@ LAYERS = (
     {"png", "checksums", "threads"},
     {"images"},
     {"config", "schema", "coordinates", "command", "processes", "json_input", "tool_schema", "requirements"},
-    {"vision", "kernels", "precision", "shards"},
-    {"formats", "envs"},
-    {"prompt"},
-    {"data", "model", "vram"},
-    {"training"},
+    {"vision"},
+    {"formats", "computer"},
+    {"prompt", "worlds"},
+    {"data"},
+    {"model"},
+    {"planning"},
+    {"training", "curation"},
     {"evaluation"},
-    {"sweep", "agent"},
+    {"inference", "studies"},
     {"predict", "export"},
 )
-HEAVY_ROOMS = {"data", "kernels", "model", "precision", "shards", "training", "export"}
+HEAVY_ROOMS = {"data", "model", "training", "inference", "export"}
 # Inside these rooms, and outside of the others.
 LIGHT_FILES = {
-    "data/annotation.py",
-    "data/augment.py",
-    "data/chat.py",
-    "data/computer.py",
-    "data/convert.py",
+    "data/readers/chat.py",
+    "data/readers/computer.py",
     "data/pictures.py",
-    "data/sample_folder.py",
     "data/source.py",
+    "inference/agent.py",
+    "inference/endpoint.py",
 }
-HEAVY_FILES = {"evaluation/constraint.py", "evaluation/decoding.py", "evaluation/policy.py"}
+HEAVY_FILES = {"curation/samples.py", "planning/flops.py"}
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft")
 
 
@@ -83,11 +83,11 @@ def test_imports_go_down_only(file):
 
 
 def test_worlds_do_not_know_each_other():
-    for file in (PACKAGE / "envs").rglob("*.py"):
-        world = file.relative_to(PACKAGE / "envs").parts[0]
-        others = [m.split(".")[2] for m in own_imports(file) if m.startswith("qwenvl_agent.envs.")]
-        if file.parent != PACKAGE / "envs":
-            assert set(others) <= {world, "computer", "rules"}, f"{file} imports {others}"
+    for file in (PACKAGE / "worlds").rglob("*.py"):
+        world = file.relative_to(PACKAGE / "worlds").parts[0]
+        others = [m.split(".")[2] for m in own_imports(file) if m.startswith("qwenvl_agent.worlds.")]
+        if file.parent != PACKAGE / "worlds":
+            assert set(others) <= {world, "rules"}, f"{file} imports {others}"
 
 
 def is_light(file: str) -> bool:
@@ -110,4 +110,4 @@ def test_light_files_import_nothing_heavy():
     command = [sys.executable, "-c", WATCH, modules, ",".join(HEAVY)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "data.chat" in light and "evaluation.rollout" in light and "envs" in light
+    assert "data.readers.chat" in light and "evaluation.rollout" in light and "worlds" in light

@@ -8,17 +8,17 @@ from collections.abc import Callable
 import pytest
 from conftest import TOOLS
 
+from qwenvl_agent.computer.dialect_text import split_thought
+from qwenvl_agent.computer.dialects import read
 from qwenvl_agent.coordinates import Screen
-from qwenvl_agent.data.chat import read_conversation
-from qwenvl_agent.data.convert import convert
-from qwenvl_agent.envs.computer.dialect_text import split_thought
-from qwenvl_agent.envs.computer.dialects import read
-from qwenvl_agent.envs.safari.context import read_context
-from qwenvl_agent.envs.safari.judge import planned
-from qwenvl_agent.envs.safari.missions import read_mission
-from qwenvl_agent.envs.safari.notepad import read_notes
+from qwenvl_agent.curation.convert import convert
+from qwenvl_agent.data.readers.chat import read_conversation
 from qwenvl_agent.evaluation.elements import read_list
 from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.worlds.safari.context import read_context
+from qwenvl_agent.worlds.safari.judge import planned
+from qwenvl_agent.worlds.safari.missions import read_mission
+from qwenvl_agent.worlds.safari.notepad import read_notes
 
 SIZE = 2**16
 MAX_SECONDS = 1.0

@@ -7,8 +7,9 @@ from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.masks import IGNORE_INDEX
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_model, build_processor
-from qwenvl_agent.training.loss import model_inputs, supervised_positions, supervised_weight, token_losses
+from qwenvl_agent.model.build import build_model, build_processor
+from qwenvl_agent.model.call import model_inputs, supervised_positions
+from qwenvl_agent.training.loss import supervised_weight, token_losses
 
 
 @pytest.fixture(scope="module")

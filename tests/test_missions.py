@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from qwenvl_agent.envs.safari.missions import (
+from qwenvl_agent.worlds.safari.missions import (
     COLOUR_WORDS,
     KIND_WORDS,
     PHRASES,
@@ -16,7 +16,7 @@ from qwenvl_agent.envs.safari.missions import (
     with_particles,
     write_mission,
 )
-from qwenvl_agent.envs.safari.world import COLOURS, KINDS, Animal
+from qwenvl_agent.worlds.safari.world import COLOURS, KINDS, Animal
 
 LANGUAGES = ("ko", "en", "zh")
 ANIMALS = [Animal(colour, kind) for colour in COLOURS for kind in KINDS]

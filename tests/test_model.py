@@ -14,7 +14,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from qwenvl_agent.checksums import write_checksums
 from qwenvl_agent.config import ModelConfig, VisionConfig, build_config, to_json
-from qwenvl_agent.model import (
+from qwenvl_agent.model.build import (
     ADDED_TOKENS,
     base_of,
     build_model,
@@ -28,8 +28,8 @@ from qwenvl_agent.model import (
     manifest,
     save_weights,
 )
+from qwenvl_agent.planning.vram import adapter_parameters, find_architecture
 from qwenvl_agent.training.gradients import check_gradients
-from qwenvl_agent.vram import adapter_parameters, find_architecture
 
 VISION = VisionConfig(max_tokens_per_image=64, min_tokens_per_image=4)
 METHODS = ("full", "lora", "qlora")

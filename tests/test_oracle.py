@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenvl_agent.envs.safari import NoisyOracle, RandomAgent, SafariEnv, SafariOracle, SafariRules
-from qwenvl_agent.envs.safari.baselines import random_move
-from qwenvl_agent.envs.safari.context import context_text
-from qwenvl_agent.envs.safari.judge import agrees
-from qwenvl_agent.envs.safari.notepad import Notes, read_notes, write_notes
-from qwenvl_agent.envs.safari.paths import actions_of, first_part, last_run, shortest_way
-from qwenvl_agent.envs.safari.records import Reject, read_rows
-from qwenvl_agent.envs.safari.render import animal_symbol, png_bytes, read_view, view_symbols
-from qwenvl_agent.envs.safari.world import REPORT_SEEDS, Animal, World, in_view, view_corner
 from qwenvl_agent.schema import Picture, Request, Turn
+from qwenvl_agent.worlds.safari import NoisyOracle, RandomAgent, SafariEnv, SafariOracle, SafariRules
+from qwenvl_agent.worlds.safari.baselines import random_move
+from qwenvl_agent.worlds.safari.context import context_text
+from qwenvl_agent.worlds.safari.judge import agrees
+from qwenvl_agent.worlds.safari.notepad import Notes, read_notes, write_notes
+from qwenvl_agent.worlds.safari.paths import actions_of, first_part, last_run, shortest_way
+from qwenvl_agent.worlds.safari.records import Reject, read_rows
+from qwenvl_agent.worlds.safari.render import animal_symbol, png_bytes, read_view, view_symbols
+from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, Animal, World, in_view, view_corner
 
 SMALL = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": 16}
 FULL = {"tile_px": 16}

@@ -12,10 +12,10 @@ from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.masks import IGNORE_INDEX
 from qwenvl_agent.data.packing import PADDING, join, pad, plan_packs
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_model, build_processor
+from qwenvl_agent.model import attention
+from qwenvl_agent.model.attention import pack_mask
+from qwenvl_agent.model.build import build_model, build_processor
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, Turn
-from qwenvl_agent.training import attention
-from qwenvl_agent.training.attention import pack_mask
 from qwenvl_agent.training.loss import token_losses
 
 

@@ -8,9 +8,9 @@ from tiny_run import save_tiny_checkpoint
 from qwenvl_agent.config import EvalConfig, ModelConfig, PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.masks import PARTS
-from qwenvl_agent.evaluation.policy import ModelPolicy, blank
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_model, build_processor
+from qwenvl_agent.inference.policy import ModelPolicy, blank
+from qwenvl_agent.model.build import build_model, build_processor
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, Turn
 from qwenvl_agent.training.loss import token_losses
 

@@ -14,9 +14,9 @@ import torch
 from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 
 from qwenvl_agent.config import ModelConfig, build_config
-from qwenvl_agent.model import build_for_evaluation, build_model
-from qwenvl_agent.precision import bfloat16_is_fast, choose, choose_for_evaluation
-from qwenvl_agent.vram import describe_plan
+from qwenvl_agent.model.build import build_for_evaluation, build_model
+from qwenvl_agent.model.precision import bfloat16_is_fast, choose, choose_for_evaluation
+from qwenvl_agent.planning.vram import describe_plan
 
 REPOSITORY = Path(__file__).parent.parent
 ONLY_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -55,7 +55,7 @@ def run(*words, only_avx2: bool = False, code: int = 0) -> subprocess.CompletedP
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the emulation is of x86")
 def test_without_bfloat16_units_the_probe_says_slow():
-    program = "import torch; from qwenvl_agent.precision import product_speedup as s; print(s('cpu'), s('cpu'))"
+    program = "import torch; from qwenvl_agent.model.precision import product_speedup as s; print(s('cpu'), s('cpu'))"
     assert all(float(speedup) < 0.7 for speedup in run("-c", program, only_avx2=True).stdout.split())
 
 
@@ -68,7 +68,7 @@ def test_with_bfloat16_units_the_probe_says_fast():
 
 
 def test_the_probe_leaves_random_numbers_and_threads_as_they_were():
-    from qwenvl_agent.precision import product_speedup
+    from qwenvl_agent.model.precision import product_speedup
 
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     product_speedup("cpu")
@@ -264,7 +264,7 @@ import json, os, sys
 if os.environ["RANK"] == "1":
     os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")
 from qwenvl_agent.config import load_config
-from qwenvl_agent.precision import bfloat16_is_fast, choose_together
+from qwenvl_agent.model.precision import bfloat16_is_fast, choose_together
 from qwenvl_agent.training.zero import build_accelerator
 config = load_config(sys.argv[1])
 accelerator = build_accelerator(config.train)

@@ -13,8 +13,8 @@ from tiny_run import save_tiny_checkpoint
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from qwenvl_agent.config import ModelConfig
-from qwenvl_agent.model import build_model
-from qwenvl_agent.vram import ARCHITECTURES, find_architecture
+from qwenvl_agent.model.build import build_model
+from qwenvl_agent.planning.vram import ARCHITECTURES, find_architecture
 
 ROOT = Path(__file__).parents[1]
 SHARD_GB = 0.0001

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qwenvl_agent.data.computer import Sample, read_rows, read_samples
+from qwenvl_agent.computer import Action
+from qwenvl_agent.data.readers.computer import Sample, read_rows, read_samples
 from qwenvl_agent.data.source import Reject
-from qwenvl_agent.envs.browser import chromium, recorder
-from qwenvl_agent.envs.browser.recorder import typing_actions
-from qwenvl_agent.envs.computer import Action
+from qwenvl_agent.worlds.browser import chromium, recorder
+from qwenvl_agent.worlds.browser.recorder import typing_actions
 from scripts import record_clicks
 
 needs_browser = pytest.mark.browser

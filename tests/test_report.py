@@ -4,8 +4,6 @@ import re
 
 import pytest
 
-from qwenvl_agent.envs.safari import NoisyOracle, RandomAgent, SafariOracle, SafariRules
-from qwenvl_agent.envs.safari.world import REPORT_SEEDS
 from qwenvl_agent.evaluation import suites
 from qwenvl_agent.evaluation.report import (
     GOOD,
@@ -20,6 +18,8 @@ from qwenvl_agent.evaluation.report import (
 )
 from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.evaluation.step_metrics import RowRecord
+from qwenvl_agent.worlds.safari import NoisyOracle, RandomAgent, SafariOracle, SafariRules
+from qwenvl_agent.worlds.safari.world import REPORT_SEEDS
 from scripts import report, rescore
 
 WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 12, "tile_px": 16}

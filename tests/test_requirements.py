@@ -44,7 +44,7 @@ def install(directory: Path, name: str, version: str, *requires: str) -> None:
 def test_an_older_package_is_named_before_a_model_is_built(requirements, tmp_path):
     install(tmp_path, "torch", "2.11.0")
     install(tmp_path, "qwenvl-agent", "0.1.0", *requirements)
-    program = "from qwenvl_agent.model import load_model_config; load_model_config('tiny')"
+    program = "from qwenvl_agent.model.build import load_model_config; load_model_config('tiny')"
     command = [sys.executable, "-c", program]
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

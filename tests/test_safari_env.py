@@ -4,13 +4,14 @@ import random
 
 import pytest
 
-from qwenvl_agent.envs import make_env, make_oracle
-from qwenvl_agent.envs.safari import SafariEnv, SafariOracle, SafariRules
-from qwenvl_agent.envs.safari.baselines import random_move
-from qwenvl_agent.envs.safari.context import context_text, read_context
-from qwenvl_agent.envs.safari.env import estimate_turns
-from qwenvl_agent.envs.safari.missions import Mission
-from qwenvl_agent.envs.safari.world import (
+from qwenvl_agent.schema import ToolCall, Turn
+from qwenvl_agent.worlds import make_env, make_oracle
+from qwenvl_agent.worlds.safari import SafariEnv, SafariOracle, SafariRules
+from qwenvl_agent.worlds.safari.baselines import random_move
+from qwenvl_agent.worlds.safari.context import context_text, read_context
+from qwenvl_agent.worlds.safari.env import estimate_turns
+from qwenvl_agent.worlds.safari.missions import Mission
+from qwenvl_agent.worlds.safari.world import (
     REPORT_SEEDS,
     SELECTION_SEEDS,
     TRAIN_SEEDS,
@@ -23,7 +24,6 @@ from qwenvl_agent.envs.safari.world import (
     view_corner,
     walk,
 )
-from qwenvl_agent.schema import ToolCall, Turn
 
 SMALL = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": 16}
 RED_TIGER, BLUE_LION = Animal("red", "tiger"), Animal("blue", "lion")

@@ -6,14 +6,14 @@ import random
 import pytest
 from PIL import Image
 
-from qwenvl_agent.envs.safari import SafariEnv, SafariOracle, SafariRules
-from qwenvl_agent.envs.safari.baselines import random_move
-from qwenvl_agent.envs.safari.judge import agrees
-from qwenvl_agent.envs.safari.records import Reject, RowWriter, read_rows
-from qwenvl_agent.envs.safari.render import png_bytes
-from qwenvl_agent.envs.safari.thoughts import generate_thought
-from qwenvl_agent.envs.safari.tools import TOOLS
 from qwenvl_agent.schema import ToolCall, ToolResult, Turn
+from qwenvl_agent.worlds.safari import SafariEnv, SafariOracle, SafariRules
+from qwenvl_agent.worlds.safari.baselines import random_move
+from qwenvl_agent.worlds.safari.judge import agrees
+from qwenvl_agent.worlds.safari.records import Reject, RowWriter, read_rows
+from qwenvl_agent.worlds.safari.render import png_bytes
+from qwenvl_agent.worlds.safari.thoughts import generate_thought
+from qwenvl_agent.worlds.safari.tools import TOOLS
 
 CONTEXT = "Mission: {}\nStep: 1/180\nPosition: (25, 25)\n\nFound Targets: {}\n\nNotepad:\n(empty)"
 CALLS = [

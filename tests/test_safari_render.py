@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenvl_agent.envs.safari.render import (
+from qwenvl_agent.worlds.safari.render import (
     GROUND,
     NUM_SYMBOLS,
     PLAYER,
@@ -20,7 +20,7 @@ from qwenvl_agent.envs.safari.render import (
     tile_pictures,
     view_symbols,
 )
-from qwenvl_agent.envs.safari.world import COLOURS, KINDS, Animal, World
+from qwenvl_agent.worlds.safari.world import COLOURS, KINDS, Animal, World
 
 RED_TIGER, RED_LION = Animal("red", "tiger"), Animal("red", "lion")
 

@@ -9,9 +9,9 @@ import pytest
 from conftest import TOOLS, TURNS, picture, request_of, tiny_processor
 
 from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
+from qwenvl_agent.curation.samples import pieces, to_json, write_samples
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.masks import MaskAudit
-from qwenvl_agent.data.samples import pieces, to_json, write_samples
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.schema import Row
 

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 
-from qwenvl_agent.sweep.cells import load_sweep
+from qwenvl_agent.studies.cells import load_sweep
 
 REPOSITORY = Path(__file__).parent.parent
 PATIENCE_S = 1200

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from qwenvl_agent.config import DataConfig, ModelConfig, PromptConfig, SourceConfig, load_config
 from qwenvl_agent.data.dataset import build_rows
-from qwenvl_agent.vram import ARCHITECTURES
+from qwenvl_agent.planning.vram import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "qwenvl_agent" / "assets" / "tiny"

@@ -4,13 +4,13 @@ import math
 import pytest
 
 from qwenvl_agent.config import EvalConfig
-from qwenvl_agent.envs.safari import RandomAgent, SafariOracle, SafariRules
-from qwenvl_agent.envs.safari.judge import agrees, is_equivalent, planned
-from qwenvl_agent.envs.safari.thoughts import Plan
-from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS
 from qwenvl_agent.evaluation import suites
 from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import NO_ANSWER, Answer, Observation, Request, Row, ToolCall, Turn
+from qwenvl_agent.worlds.safari import RandomAgent, SafariOracle, SafariRules
+from qwenvl_agent.worlds.safari.judge import agrees, is_equivalent, planned
+from qwenvl_agent.worlds.safari.thoughts import Plan
+from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS
 
 WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": 16}
 ORACLE = SafariOracle(SafariRules.from_json(WORLD))

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from qwenvl_agent.config import load_config, to_json
-from qwenvl_agent.sweep.cells import freeze, frozen_path, load_sweep
-from qwenvl_agent.sweep.local import share_gpus
-from qwenvl_agent.sweep.progress import read_progress, state_of
-from qwenvl_agent.sweep.slurm import log_path
+from qwenvl_agent.studies.cells import freeze, frozen_path, load_sweep
+from qwenvl_agent.studies.local import share_gpus
+from qwenvl_agent.studies.progress import read_progress, state_of
+from qwenvl_agent.studies.slurm import log_path
 from scripts import sweep as script
 
 REPOSITORY = Path(__file__).parent.parent

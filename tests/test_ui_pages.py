@@ -8,10 +8,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from qwenvl_agent.envs.browser import chromium, instructions, pages, samples, words
-from qwenvl_agent.envs.browser.elements import Element, Group, Layout, parse_rgb, pixel_box
-from qwenvl_agent.envs.browser.instructions import PHRASES, WAYS, Scene, Speaker, requests, write_instructions
-from qwenvl_agent.envs.browser.pages import BLOCKS, FAMILIES, OVERLAYS, draw_page
+from qwenvl_agent.worlds.browser import chromium, instructions, pages, samples, words
+from qwenvl_agent.worlds.browser.elements import Element, Group, Layout, parse_rgb, pixel_box
+from qwenvl_agent.worlds.browser.instructions import PHRASES, WAYS, Scene, Speaker, requests, write_instructions
+from qwenvl_agent.worlds.browser.pages import BLOCKS, FAMILIES, OVERLAYS, draw_page
 
 
 def element(box=(0, 0, 40, 20), **values) -> Element:

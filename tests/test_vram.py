@@ -11,9 +11,8 @@ import pytest
 from qwenvl_agent.config import LANGUAGE_PROJECTIONS, Config, load_config
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model import build_processor
-from qwenvl_agent.schema import Observation, Picture, Request, Row, ToolCall, Turn
-from qwenvl_agent.vram import (
+from qwenvl_agent.model.build import build_processor
+from qwenvl_agent.planning.vram import (
     ARCHITECTURES,
     CATEGORIES,
     GIB,
@@ -34,6 +33,7 @@ from qwenvl_agent.vram import (
     read_architecture,
     trainable_parameters,
 )
+from qwenvl_agent.schema import Observation, Picture, Request, Row, ToolCall, Turn
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL, MIDDLE, LARGE = ARCHITECTURES.values()
@@ -229,7 +229,7 @@ def test_the_block_for_the_start_of_a_run_says_peak_rows_and_verdict():
 
 
 def test_planning_needs_no_torch():
-    code = "import sys, qwenvl_agent.vram; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import sys, qwenvl_agent.planning.vram; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -324,7 +324,7 @@ def test_the_plan_of_a_small_model_is_what_a_real_step_takes(method, attention, 
     """Tensor bytes of a real optimizer step on the CPU, not the process's memory."""
     from traced_step import trace_real
 
-    from qwenvl_agent.model import build_tiny_model, build_tiny_tokenizer, save_tiny
+    from qwenvl_agent.model.build import build_tiny_model, build_tiny_tokenizer, save_tiny
 
     tokenizer = build_tiny_tokenizer(["find the animal"], 320)
     sizes = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "vision_hidden_size": 128, "vision_depth": 2}
@@ -345,7 +345,7 @@ def test_the_plan_with_adapters_in_the_tower_is_what_a_real_step_takes(method, p
     """Of a row that is mostly picture, so that the tower counts."""
     from traced_step import trace_real
 
-    from qwenvl_agent.model import build_tiny_model, build_tiny_tokenizer, save_tiny
+    from qwenvl_agent.model.build import build_tiny_model, build_tiny_tokenizer, save_tiny
 
     tokenizer = build_tiny_tokenizer(["find the animal"], 320)
     sizes = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "vision_hidden_size": 128, "vision_depth": 2}

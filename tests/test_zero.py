@@ -20,9 +20,9 @@ import zero_worker
 from safetensors.torch import load_file
 from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 
-from qwenvl_agent.model import build_model
+from qwenvl_agent.model.build import build_model
+from qwenvl_agent.planning.vram import budget_row, find_architecture, plan_memory, trainable_parameters
 from qwenvl_agent.training.optim import build_optimizer
-from qwenvl_agent.vram import budget_row, find_architecture, plan_memory, trainable_parameters
 from train import train
 
 pytestmark = pytest.mark.slow

@@ -19,12 +19,12 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-from qwenvl_agent import kernels
-from qwenvl_agent import model as model_module
 from qwenvl_agent.config import Config, ModelConfig
+from qwenvl_agent.model import kernels
+from qwenvl_agent.model.build import build as model_module
+from qwenvl_agent.planning.vram import RowShape
 from qwenvl_agent.training.loss import token_losses
 from qwenvl_agent.training.optim import build_optimizer
-from qwenvl_agent.vram import RowShape
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from qwenvl_agent.config import Config, load_config
-from qwenvl_agent.model import build_model
+from qwenvl_agent.model.build import build_model
 from qwenvl_agent.training.optim import build_optimizer
 from qwenvl_agent.training.zero import build_accelerator
 

@@ -39,7 +39,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import qwenvl_agent
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
-from qwenvl_agent.data import chat, computer
+from qwenvl_agent.data.readers import chat, computer
 from qwenvl_agent.data.source import Reject, SourceRow
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
 
@@ -92,7 +92,7 @@ SETTLED_NS = 10 * 10**9
 
 
 def _read_safari(path: Path, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]:
-    from qwenvl_agent.envs.safari import records
+    from qwenvl_agent.worlds.safari import records
 
     for item in records.read_rows(path, max_thought_chars=data_cfg.max_thought_chars):
         if isinstance(item, records.Reject):
@@ -508,12 +508,15 @@ def _code_digest() -> str:
         "tool_schema.py",
         "coordinates.py",
         "data/source.py",
-        "data/chat.py",
-        "data/computer.py",
+        "data/readers/chat.py",
+        "data/readers/computer.py",
         "data/pictures.py",
         "data/dataset.py",
     )
-    files = [*(package / name for name in names), *sorted(package.glob("envs/**/*.py"))]
+    files = [
+        *(package / name for name in names),
+        *sorted([*package.glob("worlds/**/*.py"), *package.glob("computer/*.py")]),
+    ]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

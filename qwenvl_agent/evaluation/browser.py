@@ -11,11 +11,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from qwenvl_agent.envs import make_env
 from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord, rollout
 from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, clustered_share, wilson
 from qwenvl_agent.evaluation.step_metrics import funnel
 from qwenvl_agent.schema import Policy
+from qwenvl_agent.worlds import make_env
 
 MAX_BROWSERS = 4
 """Episodes at once: each has a browser of its own, of some 200 MB."""

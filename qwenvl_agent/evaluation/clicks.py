@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from qwenvl_agent.computer import Action
+from qwenvl_agent.computer.dialects import Reading, read_turn, to_seed
 from qwenvl_agent.coordinates import Screen
-from qwenvl_agent.envs.computer import Action
-from qwenvl_agent.envs.computer.dialects import Reading, read_turn, to_seed
 from qwenvl_agent.evaluation.screens import ScreenTask, refusal
 from qwenvl_agent.evaluation.statistics import BLOCK_CELLS, RESAMPLES, Interval, wilson
 from qwenvl_agent.schema import Answer, Policy

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from qwenvl_agent.coordinates import GRID, Screen
-from qwenvl_agent.data.chat import read_rows
-from qwenvl_agent.data.computer import PictureFiles, RecordError, Rejected, check_size, read_box, read_records
-from qwenvl_agent.data.computer import rejected as rejected_record
+from qwenvl_agent.data.readers.chat import read_rows
+from qwenvl_agent.data.readers.computer import PictureFiles, RecordError, Rejected, check_size, read_box, read_records
+from qwenvl_agent.data.readers.computer import rejected as rejected_record
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.evaluation.screens import file_hash, refusal
 from qwenvl_agent.evaluation.statistics import Interval, clustered_share, wilson

@@ -15,7 +15,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
-from qwenvl_agent.envs.safari.judge import REFUSALS, agrees
 from qwenvl_agent.evaluation import clicks, elements
 from qwenvl_agent.evaluation.clicks import ClickRecord
 from qwenvl_agent.evaluation.elements import ElementsRecord
@@ -24,6 +23,7 @@ from qwenvl_agent.evaluation.screen_cases import screen_view
 from qwenvl_agent.evaluation.statistics import holm, paired_test
 from qwenvl_agent.evaluation.step_metrics import RowRecord
 from qwenvl_agent.evaluation.suites import describe_failures, judge, outcome, read_result
+from qwenvl_agent.worlds.safari.judge import REFUSALS, agrees
 
 TEMPLATE_DIR = Path(__file__).parent.parent / "assets"
 MAX_CASES = 60

@@ -4,9 +4,9 @@ import base64
 import io
 from collections.abc import Sequence
 
+from qwenvl_agent.computer import Action
+from qwenvl_agent.computer.dialects import to_seed
 from qwenvl_agent.coordinates import Screen
-from qwenvl_agent.envs.computer import Action
-from qwenvl_agent.envs.computer.dialects import to_seed
 from qwenvl_agent.evaluation.clicks import ClickRecord, judge
 from qwenvl_agent.evaluation.elements import ElementsRecord, matches
 from qwenvl_agent.images import read_rgb

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from qwenvl_agent.computer import KINDS, Action, build_tool, to_turn
+from qwenvl_agent.computer.context import SYSTEM_PROMPT, observation
+from qwenvl_agent.computer.tool import CLICKS, NAME
 from qwenvl_agent.coordinates import GRID, Screen
-from qwenvl_agent.data.computer import TEST, Box, RecordError, Rejected, Sample, read_box, read_samples
-from qwenvl_agent.data.convert import LAYOUTS, convert
+from qwenvl_agent.curation.convert import LAYOUTS, convert
+from qwenvl_agent.data.readers.computer import TEST, Box, RecordError, Rejected, Sample, read_box, read_samples
 from qwenvl_agent.data.source import Reject
-from qwenvl_agent.envs.computer import KINDS, Action, build_tool, to_turn
-from qwenvl_agent.envs.computer.context import SYSTEM_PROMPT, observation
-from qwenvl_agent.envs.computer.tool import CLICKS, NAME
 from qwenvl_agent.schema import Answer, Picture, Policy, Request, ToolCall, Turn
 
 SPLITS = ("test", "train", "all")

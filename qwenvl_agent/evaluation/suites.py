@@ -31,12 +31,8 @@ from pathlib import Path
 
 import qwenvl_agent
 from qwenvl_agent.config import Config, EvalConfig
-from qwenvl_agent.envs import WORLDS, make_env, make_oracle
-from qwenvl_agent.envs.safari.judge import agrees, is_equivalent, is_refused
-from qwenvl_agent.envs.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS
 from qwenvl_agent.evaluation.browser import browser_metrics
 from qwenvl_agent.evaluation.clicks import ClickRecord, click_metrics, predict_clicks, screenspot_metrics
-from qwenvl_agent.evaluation.counterfactuals import changed_policy, changed_world
 from qwenvl_agent.evaluation.elements import ElementsRecord, elements_metrics
 from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, read_records, rollout, write_records
 from qwenvl_agent.evaluation.screens import ScreenTask, read_held_out
@@ -53,6 +49,10 @@ from qwenvl_agent.formats import FORMATS, Format, Span
 from qwenvl_agent.formats.calls import json_text, write_plain
 from qwenvl_agent.prompt import render_prompt
 from qwenvl_agent.schema import NO_ANSWER, Observation, Policy, Request, Row, Turn
+from qwenvl_agent.worlds import WORLDS, make_env, make_oracle
+from qwenvl_agent.worlds.safari.counterfactuals import changed_policy, changed_world
+from qwenvl_agent.worlds.safari.judge import agrees, is_equivalent, is_refused
+from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS
 
 RECORD_KINDS = {
     "safari": EpisodeRecord,

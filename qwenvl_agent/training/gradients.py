@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from qwenvl_agent.model import is_vision
+from qwenvl_agent.model.build import is_vision
 
 CHECKED_STEPS = 2
 """At the first, LoRA's A has a gradient of exactly zero, because B is zero; at the second none should."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qwenvl_agent.config import TrainConfig
-from qwenvl_agent.shards import whole_shape
+from qwenvl_agent.model.shards import whole_shape
 
 
 def build_optimizer(model: nn.Module, train_cfg: TrainConfig) -> torch.optim.Optimizer:

@@ -18,9 +18,9 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from qwenvl_agent.config import Config
-from qwenvl_agent.model import base_of
-from qwenvl_agent.training.flops import batch_flops
-from qwenvl_agent.vram import Architecture, read_architecture
+from qwenvl_agent.model.build import base_of
+from qwenvl_agent.planning.flops import batch_flops
+from qwenvl_agent.planning.vram import Architecture, read_architecture
 
 WARMUP_STEPS = 3
 """Before the first profiled one: the allocator grows, kernels are chosen and compiled."""

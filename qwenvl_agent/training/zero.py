@@ -8,7 +8,7 @@ from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwar
 from accelerate.utils import DistributedType
 
 from qwenvl_agent.config import TrainConfig
-from qwenvl_agent.vram import REDUCE_BUCKET
+from qwenvl_agent.planning.vram import REDUCE_BUCKET
 
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 """Where torchrun (so Accelerate), MPI and srun say how many processes they have started."""

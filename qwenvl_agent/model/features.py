@@ -1,0 +1,101 @@
+"""What a frozen vision tower makes of a picture, kept on disk: after the first epoch no picture is decoded or encoded.
+
+    cache/features-TOWER/KEY.safetensors     merged (tokens, hidden) and deepstack (layers, tokens, hidden)
+
+TOWER is a hash of the tower's weights and precision, KEY one of the picture's bytes and the size at which it is seen
+(data/pixels.py), so nothing stale can be read. The collator leaves out the pixels of a picture that is there; this
+file reads it, memory-mapped, and encodes and keeps the others. What is there stays: when the cache is full, further
+pictures are encoded each time.
+"""
+
+import hashlib
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from qwenvl_agent.config import Config
+from qwenvl_agent.data.pixels import feature_path, pixel_values
+from qwenvl_agent.model.build import Processor, base_of
+
+
+class FeatureCache:
+    """Features of one model's tower in `directory`, at most `max_bytes` of them."""
+
+    def __init__(self, directory: Path, max_bytes: int, model: nn.Module):
+        self.base = base_of(model)
+        self.directory, self.max_bytes = directory, max_bytes
+        directory.mkdir(parents=True, exist_ok=True)
+        self.num_bytes = sum(entry.stat().st_size for entry in os.scandir(directory))
+
+    def attach(self, batch: dict) -> dict:
+        """The batch with `features` in place of `patches`; as it is if it has no picture.
+
+        `features` is what the model takes as `mm_encoder_outputs["image"]`: tuples with one tensor a picture.
+        """
+        if "picture_keys" not in batch:
+            return batch
+        device = batch["input_ids"].device
+        made = self._encode(batch)
+        kept = [made[key] if key in made else self._read(key, device) for key in batch["picture_keys"]]
+        features = SimpleNamespace(
+            pooler_output=tuple(merged for merged, _ in kept),
+            deepstack_features=[tuple(levels) for levels in zip(*(deepstack for _, deepstack in kept), strict=True)],
+        )
+        rest = {key: value for key, value in batch.items() if key not in ("patches", "patch_scale", "image_grid_thw")}
+        return rest | {"features": features}
+
+    @torch.no_grad()
+    def _encode(self, batch: dict) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Of the pictures that came with pixels, which are kept from now on."""
+        if "patches" not in batch:
+            return {}
+        device = batch["input_ids"].device
+        is_half = self.base.computes_in_bfloat16
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if is_half else nullcontext():
+            output = self.base.model.get_image_features(pixel_values(batch), batch["image_grid_thw"], return_dict=True)
+        made = {}
+        for i, key in enumerate(batch["encoded_keys"]):
+            deepstack = torch.stack([level[i] for level in output.deepstack_features])
+            made[key] = output.pooler_output[i], deepstack
+            self._write(key, *made[key])
+        return made
+
+    def _read(self, key: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        with safe_open(feature_path(self.directory, key), "pt", device=str(device)) as file:
+            return file.get_tensor("merged"), file.get_tensor("deepstack")
+
+    def _write(self, key: str, merged: torch.Tensor, deepstack: torch.Tensor) -> None:
+        path = feature_path(self.directory, key)
+        size = merged.nbytes + deepstack.nbytes
+        if self.num_bytes + size > self.max_bytes or path.exists():
+            return
+        # Whole or not at all: other ranks and data workers look for it by its name.
+        part = path.with_suffix(f".{os.getpid()}")
+        save_file({"merged": merged.contiguous(), "deepstack": deepstack.contiguous()}, part)
+        os.replace(part, path)
+        self.num_bytes += size
+
+
+def build_features(config: Config, model: nn.Module, processor: Processor) -> FeatureCache | None:
+    """The cache that `vision.feature_cache_gb` asks for, under data.cache_dir."""
+    if not config.vision.feature_cache_gb:
+        return None
+    directory = Path(config.data.cache_dir) / f"features-{tower_hash(model, processor)}"
+    return FeatureCache(directory, int(config.vision.feature_cache_gb * 1e9), model)
+
+
+def tower_hash(model: nn.Module, processor: Processor) -> str:
+    """Of all that makes features from a picture: weights, precision, normalisation, patches."""
+    base, images = base_of(model), processor.image_processor
+    about = (base.computes_in_bfloat16, images.image_mean, images.image_std, images.rescale_factor, processor.geometry)
+    digest = hashlib.blake2b(f"{about}".encode(), digest_size=8)
+    for name, weight in base.model.visual.state_dict().items():
+        digest.update(f"{name} {weight.dtype}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,69 @@
+"""Floating-point operations of training steps, by the arithmetic of the architecture.
+
+FLOPs are those of the model, not of the implementation: a multiply-add is two, attention counts the full square of a
+row's own tokens (as PaLM's appendix B does), padding and the recomputation of checkpointing count nothing. A frozen
+matrix has a forward and an input's gradient, a trained one its own gradient too; a frozen vision tower a forward alone,
+and so has what lies before its first adapter.
+"""
+
+from collections.abc import Sequence
+
+from qwenvl_agent.config import ModelConfig
+from qwenvl_agent.model.call import supervised_positions
+from qwenvl_agent.planning.vram import Architecture, adapters_by_place
+
+
+def batch_flops(cfg: ModelConfig, arch: Architecture, batch: dict) -> float:
+    """Of one micro-batch's forward and backward."""
+    lengths = batch["attention_mask"].sum(1).tolist()
+    supervised = int(supervised_positions(batch["labels"]).sum())
+    return step_flops(cfg, arch, lengths, supervised, picture_patches(batch))
+
+
+def step_flops(
+    cfg: ModelConfig, arch: Architecture, lengths: Sequence[int], supervised: int, pictures: Sequence[int]
+) -> float:
+    """Forward and backward of rows of `lengths` tokens with `supervised` of them, and `pictures` of so many patches."""
+    matrix = 3 if cfg.method == "full" else 2  # forward and the input's gradient; the weight's own if it trains
+    tokens = sum(lengths)
+    layers = matrix * 2 * tokens * arch.layers * arch.layer_matrices
+    by_place = adapters_by_place(cfg, arch)
+    patches = sum(pictures)
+    adapters = 3 * 2 * tokens * by_place["language"]
+    adapters += 3 * 2 * (patches // arch.merge**2 * by_place["merger"] + patches * by_place["vision"])
+    # Scores and their product with the values; backward differentiates both factors of each.
+    attention = 3 * 4 * arch.layers * arch.q * sum(length**2 for length in lengths)
+    head = matrix * 2 * supervised * arch.embedding
+    tower = sum(tower_pass_flops(cfg, arch, patches) for patches in pictures)
+    return float(layers + adapters + attention + head + tower)
+
+
+def tower_pass_flops(cfg: ModelConfig, arch: Architecture, patches: int) -> int:
+    """The vision tower's forward for one picture and, as far as something trains there, its backward."""
+    forward = tower_flops(arch, patches)
+    if cfg.train_vision:
+        return 3 * forward
+    if not cfg.vision_has_gradient:
+        return forward
+    merged = 2 * (patches // arch.merge**2) * arch.num_mergers
+    if "vision" not in cfg.lora_places:
+        inputs, outputs = arch.merger_matrices[1]
+        return forward + merged * inputs * outputs
+    matrices = 2 * patches * arch.vision_depth * sum(a * b for a, b in arch.vision_matrices)
+    attention = 2 * 4 * arch.vision_depth * arch.vision_hidden * patches**2
+    return forward + matrices + attention + merged * sum(a * b for a, b in arch.merger_matrices)
+
+
+def tower_flops(arch: Architecture, patches: int) -> int:
+    """The vision tower's forward for one picture."""
+    v = arch.vision_hidden
+    block = sum(inputs * outputs for inputs, outputs in arch.vision_matrices)
+    mergers = arch.num_mergers * sum(inputs * outputs for inputs, outputs in arch.merger_matrices)
+    stem_and_blocks = 2 * patches * (arch.patch_values * v + arch.vision_depth * block)
+    attention = 4 * arch.vision_depth * v * patches**2
+    return stem_and_blocks + attention + 2 * (patches // arch.merge**2) * mergers
+
+
+def picture_patches(batch: dict) -> list[int]:
+    """Patches of each picture."""
+    return batch["image_grid_thw"].prod(-1).tolist() if "image_grid_thw" in batch else []

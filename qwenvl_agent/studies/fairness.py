@@ -1,0 +1,165 @@
+"""Whether formats tell a model the same: facts read out of finished prompts, compared as facts, not as bytes.
+
+The reader sees nothing but the text of `render_row`. It takes the tools out of whichever place a format lists them in,
+and what is left is held against what the world says (its rules) and against what every format must say (how many calls
+a turn may have, what the thought is for). Two formats are fair to each other if `differences` finds nothing but what
+they are there to differ in: whether a thought is written, and how a call is spelled.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from qwenvl_agent.formats import FORMATS, Format
+from qwenvl_agent.prompt import END, IMAGE_PAD, render_prompt, render_row
+from qwenvl_agent.schema import Request, Step, Turn
+from qwenvl_agent.worlds import make_env, make_oracle
+
+TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
+TOOL_LINE = re.compile(r'(?m)^\{"type": "function".*\}$')
+RESULT = re.compile(r"\s*<tool_response>\n([^\n]*)\n</tool_response>|\s*Result of [\w.-]*: ([^\n]*)")
+RESULTS = re.compile(rf"(?:{RESULT.pattern})+")
+SEVERAL_CALLS = re.compile(r"one or more functions", re.IGNORECASE)
+THOUGHT_IS_FOR = re.compile(r"what you see and plan")
+THOUGHT_IS_SHORT = re.compile(r"\bshort\b")
+NUM_TURNS = 4
+NO_THOUGHT = re.compile(r"Write nothing else")
+
+
+@dataclass(frozen=True)
+class PromptFacts:
+    """What a prompt states and what its turn teaches, in no format's words."""
+
+    rules: str
+    """The world's own system prompt, as far as it stands there word for word; the stopping rule is part of it."""
+    tools: tuple[str, ...]
+    """Name, description and parameters of each tool, in their order, as canonical JSON."""
+    several_calls: bool
+    """Says that a turn may have several calls."""
+    asks_for_thought: str
+    """What a thought is asked for: "short, what you see and plan", or "none"; "" if nothing is said."""
+    turns: tuple[tuple[str, str], ...]
+    """(role of the speaker, what was shown) for every earlier turn and the current one: pictures as marks, texts."""
+    results: tuple[str, ...]
+    """What the world answered in earlier turns, as canonical JSON."""
+    thought: str
+    """Which the turn teaches."""
+    thought_is_first: bool
+    calls: tuple[str, ...]
+    """Which the turn teaches, as canonical JSON, in their order."""
+    ending: str
+    """What stops generation."""
+
+
+def prompt_facts(request: Request, turn: Turn, fmt: Format) -> PromptFacts:
+    """The facts of one training row. Reads the rendered text; the format's parser reads the calls back."""
+    text = render_row(request, turn, fmt).text
+    prompt = render_prompt(request, fmt).text
+    assert text.startswith(prompt), f"{fmt.name}: the prompt is not the beginning of the training text"
+    written = text.removeprefix(prompt).removesuffix("\n")
+    turns = TURN.findall(prompt + END + "\n")
+    system = next((said for role, said in turns if role == "system"), "")
+    answer = fmt.parse(written, request.tools)
+    thought = answer.turn.thought
+    return PromptFacts(
+        rules=request.system_prompt if request.system_prompt in system else "",
+        tools=tuple(canonical(json.loads(line)) for line in TOOL_LINE.findall(system)),
+        several_calls=bool(SEVERAL_CALLS.search(system)),
+        asks_for_thought=thought_asked_for(system),
+        turns=tuple(("user", said) for role, said in turns if role == "user" and not RESULTS.fullmatch(said)),
+        results=tuple(
+            canonical(json.loads(tagged or plain))
+            for role, said in turns
+            if role == "user" and RESULTS.fullmatch(said)
+            for tagged, plain in RESULT.findall(said)
+        ),
+        thought=thought,
+        thought_is_first=is_first(written, thought, answer.turn),
+        calls=tuple(canonical({"name": call.name, "arguments": call.arguments}) for call in answer.turn.tool_calls),
+        ending=END if written.endswith(END) and written.count(END) == 1 else written[-20:],
+    )
+
+
+def thought_asked_for(system: str) -> str:
+    if NO_THOUGHT.search(system):
+        return "none"
+    asked = [
+        name
+        for name, said in (("short", THOUGHT_IS_SHORT), ("what you see and plan", THOUGHT_IS_FOR))
+        if said.search(system)
+    ]
+    return ", ".join(asked)
+
+
+def is_first(written: str, thought: str, turn: Turn) -> bool:
+    """Whether the thought stands before the first argument of any call; true of no thought at all."""
+    values = [json.dumps(call.arguments, ensure_ascii=False) for call in turn.tool_calls]
+    places = [written.find(value) for value in values] + [written.find(f"{call.name}(") for call in turn.tool_calls]
+    found = [place for place in places if place >= 0]
+    return not thought or not found or 0 <= written.find(thought) < min(found)
+
+
+def canonical(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def differences(request: Request, turn: Turn, formats: tuple[Format, ...] = tuple(FORMATS.values())) -> list[str]:
+    """What one format tells and another does not, as sentences; empty if they are fair.
+
+    A format without thoughts may ask for none and teach none, and nothing else may differ.
+    """
+    facts = {fmt.name: prompt_facts(request, turn, fmt) for fmt in formats}
+    thoughtless = {fmt.name for fmt in formats if turn.thought and not fmt.project(turn).thought}
+    found = []
+    for field in fields(PromptFacts):
+        about_thoughts = field.name in ("thought", "asks_for_thought")
+        names = [name for name in facts if not (about_thoughts and name in thoughtless)]
+        values = {name: getattr(facts[name], field.name) for name in names}
+        if len(set(values.values())) > 1:
+            shown = "; ".join(f"{name}: {str(value)[:200]}" for name, value in values.items())
+            found.append(f"{field.name} differs: {shown}")
+    expected = expected_facts(request, turn)
+    for name, fact in facts.items():
+        found += [f"{name}: {what}" for what in missing(fact, expected, name in thoughtless)]
+    return found
+
+
+def expected_facts(request: Request, turn: Turn) -> dict[str, object]:
+    """What the request and the turn say, to which a prompt's facts must be equal: formats may not all be wrong alike."""
+    picture = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
+    observations = [*(step.observation for step in request.history), request.observation]
+    return {
+        "rules": request.system_prompt,
+        "tools": tuple(canonical(tool.to_json()) for tool in request.tools),
+        "several_calls": bool(request.tools),
+        "turns": tuple(("user", picture * len(o.pictures) + o.text) for o in observations),
+        "results": tuple(canonical(r.content) for step in request.history for r in step.results),
+        "thought": turn.thought,
+        "thought_is_first": True,
+        "calls": tuple(canonical({"name": call.name, "arguments": call.arguments}) for call in turn.tool_calls),
+        "ending": END,
+    }
+
+
+def missing(facts: PromptFacts, expected: dict[str, object], is_thoughtless: bool) -> list[str]:
+    """The names of the facts that a prompt gets wrong."""
+    wanted = expected | ({"thought": "", "asks_for_thought": "none"} if is_thoughtless else {})
+    return [f"{name} is not what the world says" for name, value in wanted.items() if getattr(facts, name) != value]
+
+
+def prompt_differences(names: Sequence[str], world: dict) -> list[str]:
+    """`differences` between formats on turns of the safari's oracle: with and without history, one call and several."""
+    env, oracle = make_env("safari", **world), make_oracle("safari", world)
+    observation, _ = env.reset(seed=0)
+    formats, history, found = tuple(FORMATS[name] for name in names), [], []
+    for _ in range(NUM_TURNS):
+        turn = oracle.act([Request(env.system_prompt, env.tools, (), observation)])[0].turn
+        for steps in ((), tuple(history)) if history else ((),):
+            found += differences(Request(env.system_prompt, env.tools, steps, observation), turn, formats)
+        following, _, terminated, truncated, info = env.step(turn)
+        if terminated or truncated:
+            break
+        history.append(Step(observation, turn, tuple(info["results"])))
+        observation = following
+    return list(dict.fromkeys(found))

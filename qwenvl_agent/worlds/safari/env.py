@@ -1,0 +1,254 @@
+"""Vision Safari: find animals on a grid of which only 10x10 tiles are seen.
+
+Description
+    A world of trees and animals on coloured tiles. The mission names one to three animals by colour and kind; the
+    player walks, keeps notes, declares each target found and at last declares that he is done.
+
+Mission Space
+    Korean, English or Chinese; one, two or three targets, in order or not (`missions.py`).
+
+Action Space
+    A `Turn`: any number of calls of `tools.TOOLS[rules]`, run in order. Under `reach` animals do not block and a target
+    is found by standing on its tile; under `catch` animals block like trees and a target is found by catching it.
+
+Observation Encoding
+    One picture (the view, `render.py`) and the context text: mission, step, position, found targets, notepad.
+
+Rewards
+    1 when the mission ends in success, else 0.
+
+Termination
+    `declare_done` terminates, `max_turns` truncates. Success is: declare_done was called, every target was declared
+    found, and nothing was declared found that was not.
+
+Registered Configurations
+    `SafariRules` (`world.py`); its defaults are the full 50x50 game.
+"""
+
+import random
+from collections.abc import Iterable
+from itertools import permutations
+
+from qwenvl_agent.schema import Observation, Picture, ToolCall, ToolResult, Turn, tool_named
+from qwenvl_agent.worlds.safari.context import context_text
+from qwenvl_agent.worlds.safari.missions import Mission, resolve_target, write_mission
+from qwenvl_agent.worlds.safari.render import render_view, view_symbols
+from qwenvl_agent.worlds.safari.tools import MAX_ACTIONS, MAX_STEPS, TOOLS, argument_error
+from qwenvl_agent.worlds.safari.world import (
+    COLOURS,
+    DIRECTIONS,
+    FAR,
+    SPRITES,
+    Animal,
+    SafariRules,
+    Tile,
+    World,
+    distances,
+    draw_task,
+    in_view,
+    neighbours,
+    view_corner,
+)
+
+SYSTEM_PROMPT = {
+    "reach": (
+        "You are on safari in a world of {width}x{height} tiles; x grows to the right, y downward. The picture shows "
+        "10x10 tiles around you, P: columns a to j, rows 0 to 9. Trees block. Stand on a target, then call "
+        "declare_found in the mission's words; when all are found call declare_done."
+    ),
+    "catch": (
+        "You are on safari in a world of {width}x{height} tiles; x grows to the right, y downward. The picture shows "
+        "10x10 tiles around you, P: columns a to j, rows 0 to 9. Trees and animals block. Catch a target from beside "
+        "it, then call declare_found in the mission's words; when all are found call declare_done."
+    ),
+}
+
+
+def system_prompt(rules: SafariRules) -> str:
+    return SYSTEM_PROMPT[rules.rules].format(width=rules.width, height=rules.height)
+
+
+class SafariEnv:
+    """One game at a time; `reset(options={"notepad": text})` brings a notepad along from an earlier mission.
+
+    `info` of reset and step: results, targets, found, false_declarations, invalid_calls, optimal_turns, calls (name,
+    legal, effective of each call of the turn), first_view_outside, success and end_reason ("", done or max_turns).
+    """
+
+    def __init__(self, rules: SafariRules):
+        self.rules = rules
+        self.tools = TOOLS[rules.rules]
+        self.system_prompt = system_prompt(rules)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Observation, dict]:
+        rng = random.Random(seed)
+        rules = self.rules
+        self.world, targets = draw_task(rules, rng)
+        ordered = rng.random() < rules.ordered
+        self.mission = write_mission(targets, ordered, rng.choice(rules.languages), rng, rules.plain_missions)
+        self.player = self.world.start
+        self.notepad = str((options or {}).get("notepad", ""))
+        self.turn = 0
+        self.found: list[Animal] = []
+        self.declared: list[str] = []
+        self.caught: list[Animal] = []
+        self.num_false_declarations = self.num_invalid_calls = 0
+        self.end_reason = ""
+        self.optimal_turns = estimate_turns(self.world, self.mission, self.rules)
+        corner = view_corner(self.player, rules.width, rules.height)
+        wanted = [place for place, animal in self.world.animals.items() if animal in targets]
+        self.first_view_outside = not any(in_view(place, corner) for place in wanted)
+        return self.observation(), self.info((), [])
+
+    def step(self, turn: Turn) -> tuple[Observation, float, bool, bool, dict]:
+        if self.end_reason:
+            raise ValueError(f"the episode has ended ({self.end_reason}): a step has no meaning; call reset first")
+        results, flags = [], []
+        for call in turn.tool_calls:
+            if self.end_reason:
+                break
+            result, legal, effective = self.run_call(call)
+            results.append(ToolResult(call.name, result))
+            flags.append({"name": call.name, "legal": legal, "effective": effective})
+        if not turn.tool_calls:
+            results.append(ToolResult("", {"status": "no_tool_call"}))
+        self.turn += 1
+        terminated = self.end_reason == "done"
+        truncated = not terminated and self.turn >= self.rules.max_turns
+        if truncated:
+            self.end_reason = "max_turns"
+        info = self.info(tuple(results), flags)
+        return self.observation(), float(info["success"]), terminated, truncated, info
+
+    def observation(self) -> Observation:
+        picture = render_view(self.view(), self.rules.tile_px)
+        step = min(self.turn + 1, self.rules.max_turns)  # after the last turn there is no further step
+        found = ", ".join(self.declared)
+        text = context_text(self.mission.text, step, self.rules.max_turns, self.player, found, self.notepad)
+        return Observation(text, (Picture.from_image(picture),))
+
+    def view(self):
+        """The (10, 10) symbols that the picture shows."""
+        return view_symbols(self.world, self.player)
+
+    def info(self, results: tuple[ToolResult, ...], flags: list[dict]) -> dict:
+        return {
+            "results": results,
+            "calls": flags,
+            "mission": self.mission.text,
+            "targets": [animal.name for animal in self.mission.targets],
+            "found": [animal.name for animal in self.found],
+            "false_declarations": self.num_false_declarations,
+            "invalid_calls": self.num_invalid_calls,
+            "optimal_turns": self.optimal_turns,
+            "first_view_outside": self.first_view_outside,
+            "end_reason": self.end_reason,
+            "success": self.end_reason == "done" and not self.wanted() and not self.num_false_declarations,
+        }
+
+    def wanted(self) -> list[Animal]:
+        """The targets not yet found, in the mission's order."""
+        return [animal for animal in self.mission.targets if animal not in self.found]
+
+    def run_call(self, call: ToolCall) -> tuple[dict, bool, bool]:
+        """The result of a call, whether it was legal, and whether it changed anything."""
+        if tool_named(self.tools, call.name) is None:
+            self.num_invalid_calls += 1
+            return {"status": "unknown_tool", "name": call.name}, False, False
+        error = argument_error(call)
+        if error:
+            self.num_invalid_calls += 1
+            return {"status": "invalid_arguments", "error": error}, False, False
+        result, effective = getattr(self, call.name)(**call.arguments)
+        return result, True, effective
+
+    def move(self, actions: list[dict]) -> tuple[dict, bool]:
+        before = self.player
+        for action in actions:
+            blocked, steps = False, 0
+            while steps < int(action["steps"]) and not blocked:
+                ahead = beside(self.player, action["direction"])
+                blocked = self.is_blocked(ahead)
+                if not blocked:
+                    self.player = ahead
+                    steps += 1
+            if blocked:
+                break
+        pos = {"x": self.player[0], "y": self.player[1]}
+        return {"moved": steps > 0, "actualSteps": steps, "blocked": blocked, "pos": pos}, self.player != before
+
+    def is_blocked(self, tile: Tile) -> bool:
+        if self.is_outside(tile) or tile in self.world.trees:
+            return True
+        return self.rules.rules == "catch" and tile in self.world.animals
+
+    def is_outside(self, tile: Tile) -> bool:
+        return not (0 <= tile[0] < self.rules.width and 0 <= tile[1] < self.rules.height)
+
+    def catch(self, direction: str) -> tuple[dict, bool]:
+        tile = beside(self.player, direction)
+        if self.is_outside(tile):
+            return {"success": False, "reason": "out_of_bounds"}, False
+        animal = self.world.animals.pop(tile, None)
+        if animal is None:
+            return {"success": False, "reason": "no_animal"}, False
+        self.caught.append(animal)
+        shown = {"emoji": SPRITES[animal.kind], "bgColor": COLOURS[animal.colour]}
+        return {"success": True, "animal": shown, "position": {"x": tile[0], "y": tile[1]}}, True
+
+    def update_notepad(self, content: str) -> tuple[dict, bool]:
+        changed = content != self.notepad
+        self.notepad = content
+        return {"status": "updated"}, changed
+
+    def declare_found(self, target: str) -> tuple[dict, bool]:
+        """The game believes the player, as the recorded one does; whether he was right is in info only."""
+        animal = resolve_target(target)
+        is_true = animal is not None and self.is_found(animal)
+        if is_true:
+            self.found.append(animal)
+        else:
+            self.num_false_declarations += 1
+        self.declared.append(" ".join(target.split()))
+        return {"status": "found", "target": target, "total": len(self.declared)}, is_true
+
+    def is_found(self, animal: Animal) -> bool:
+        """Whether declaring this animal now is true: wanted, in turn, and reached or caught."""
+        wanted = self.wanted()
+        if animal not in (wanted[:1] if self.mission.ordered else wanted):
+            return False
+        return animal in self.caught if self.rules.rules == "catch" else self.world.animals.get(self.player) == animal
+
+    def declare_done(self, reason: str = "") -> tuple[dict, bool]:
+        self.end_reason = "done"
+        return {"status": "done"}, not self.wanted()
+
+
+def beside(tile: Tile, direction: str) -> Tile:
+    dx, dy = DIRECTIONS[direction]
+    return tile[0] + dx, tile[1] + dy
+
+
+def estimate_turns(world: World, mission: Mission, rules: SafariRules) -> int:
+    """Turns of a player who knows the world: shortest ways from target to target, 12 tiles a turn, one turn at least.
+
+    Of several animals of a kind the nearest is taken each time, so it is an estimate; every order is tried if free.
+    """
+    walls = world.trees | set(world.animals) if rules.rules == "catch" else world.trees
+    places = {target: [p for p, animal in world.animals.items() if animal == target] for target in mission.targets}
+    fields = {
+        place: distances([place], walls, world.width, world.height) for group in places.values() for place in group
+    }
+
+    def turns(order: Iterable[Animal]) -> int:
+        here, total = world.start, 0
+        for target in order:
+            place = min(places[target], key=lambda place: fields[place].get(here, FAR))
+            total += max(1, -(-fields[place].get(here, FAR) // (MAX_ACTIONS * MAX_STEPS)))
+            here = place
+            if rules.rules == "catch":
+                here = next((tile for tile in neighbours(place) if fields[place].get(tile) == 1), place)
+        return total
+
+    orders = [mission.targets] if mission.ordered else permutations(mission.targets)
+    return min(map(turns, orders))

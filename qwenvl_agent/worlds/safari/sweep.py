@@ -1,0 +1,51 @@
+"""Sweeping the zones of a world: which is next, where to stand to see it, and when it counts as seen."""
+
+from dataclasses import replace
+
+from qwenvl_agent.worlds.safari.notepad import Notes, zone_counts
+from qwenvl_agent.worlds.safari.scene import Scene
+from qwenvl_agent.worlds.safari.world import VIEW, SafariRules, Tile, view_corner, walk
+
+SWEEP_SHIFTS = ((0, 0), (-2, -2), (2, 2), (2, -2), (-2, 2))
+"""Where a sweep's waypoints stand from the zones' centres: later sweeps see the strips that the first one missed."""
+
+
+def zones_of(rules: SafariRules) -> list[Tile]:
+    columns, rows = zone_counts(rules.width, rules.height)
+    return [(x, y) for y in range(rows) for x in range(columns)]
+
+
+def with_next_zone(notes: Notes, position: Tile, rules: SafariRules) -> Notes:
+    """The nearest zone not yet swept becomes the one to go to; after the last one a new sweep begins."""
+    zones = zones_of(rules)
+    if len(notes.swept) >= len(zones):
+        notes = replace(notes, swept=frozenset(), sweep=notes.sweep + 1)
+    left = [zone for zone in zones if zone not in notes.swept]
+    return replace(notes, go=min(left, key=lambda zone: walk(waypoint(zone, notes.sweep, rules), position)))
+
+
+def waypoint(zone: Tile, sweep: int, rules: SafariRules) -> Tile:
+    """The place from which a zone is seen whole, shifted in later sweeps."""
+    dx, dy = SWEEP_SHIFTS[sweep % len(SWEEP_SHIFTS)]
+    centre = (zone[0] * VIEW + VIEW // 2, zone[1] * VIEW + VIEW // 2)
+    return min(centre[0] + dx, rules.width - 1), min(centre[1] + dy, rules.height - 1)
+
+
+def waypoint_goals(scene: Scene) -> list[Tile]:
+    """The waypoint of the zone to go to; if something stands on it the places around it, best those with its view."""
+    place = waypoint(scene.notes.go, scene.notes.sweep, scene.rules)
+    if scene.is_standing_room(place):
+        return [place]
+    around = [(place[0] + dx, place[1] + dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    rooms = [other for other in around if scene.is_standing_room(other)]
+    return [room for room in rooms if _corner(scene, room) == _corner(scene, place)] or rooms
+
+
+def is_swept(scene: Scene) -> bool:
+    """Whether the zone to go to fills the view, or the player stands where its waypoint allows."""
+    place = waypoint(scene.notes.go, scene.notes.sweep, scene.rules)
+    return scene.corner == _corner(scene, place) or scene.context.position in waypoint_goals(scene)
+
+
+def _corner(scene: Scene, place: Tile) -> Tile:
+    return view_corner(place, scene.rules.width, scene.rules.height)

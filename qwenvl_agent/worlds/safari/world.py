@@ -1,0 +1,283 @@
+"""The safari world: what stands where, how it is drawn from a seed, and distances on its grid.
+
+x grows to the right, y downward. A seed and a `SafariRules` are a world: all randomness is one `random.Random(seed)`.
+"""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from qwenvl_agent.worlds.rules import rules_from_json
+
+VIEW = 10
+"""The player sees VIEW x VIEW tiles."""
+
+KINDS = ("tiger", "elephant", "giraffe", "monkey", "zebra", "lion", "pig", "koala")
+COLOURS = {
+    "red": "#FF0000",
+    "green": "#00FF00",
+    "blue": "#0000FF",
+    "yellow": "#FFFF00",
+    "pink": "#FF00FF",
+    "cyan": "#00FFFF",
+    "orange": "#FFA500",
+    "purple": "#800080",
+}
+SPRITES = {
+    "tree": "\U0001f332",
+    "tiger": "\U0001f42f",
+    "elephant": "\U0001f418",
+    "giraffe": "\U0001f992",
+    "monkey": "\U0001f412",
+    "zebra": "\U0001f993",
+    "lion": "\U0001f981",
+    "pig": "\U0001f437",
+    "koala": "\U0001f428",
+}
+DIRECTIONS = {"RIGHT": (1, 0), "LEFT": (-1, 0), "UP": (0, -1), "DOWN": (0, 1)}
+"""Also the order in which equal ways are tried."""
+
+Tile = tuple[int, int]
+"""(x, y) in the world, or (column, row) in a view."""
+
+# Training data, selection of the best checkpoint and reports must never share a world.
+TRAIN_SEEDS = range(0, 1_000_000)
+SELECTION_SEEDS = range(1_000_000, 2_000_000)
+REPORT_SEEDS = range(2_000_000, 3_000_000)
+
+FAR = 10**6
+"""Steps to what cannot be reached."""
+MAX_DRAWS = 200
+"""Worlds drawn from one seed before its rules are called impossible."""
+MAX_MOVES = 400
+"""Trees moved to connect a world before another one is drawn."""
+
+
+class Animal(NamedTuple):
+    """Colour of the background and kind, both canonical English."""
+
+    colour: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.kind}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafariRules:
+    """What a suite of worlds is like. The defaults are the full game."""
+
+    width: int = 50
+    height: int = 50
+    num_trees: int = 300
+    num_animals: int = 60
+    max_turns: int = 180
+    rules: str = "reach"
+    """reach: animals do not block, stand on the target. catch: animals block, catch the target from beside it."""
+    languages: tuple[str, ...] = ("ko", "en", "zh")
+    plain_missions: bool = False
+    """Only each language's first phrasing and first words: for models that start from random weights."""
+    num_targets: tuple[float, ...] = (0.6, 0.25, 0.15)
+    """Weights of missions with 1, 2, 3 targets."""
+    ordered: float = 0.5
+    """Share of the missions with several targets in which the order is given."""
+    tile_px: int = 48
+    connected: bool = True
+    """Every free tile can be reached from the start."""
+    min_distance: int = 0
+    """Every animal that would do stands at least this many tiles (dx + dy) from the start."""
+    outside_first_view: float = 0.0
+    """At least this share of worlds has no animal that would do in the first view."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "languages", tuple(self.languages))
+        object.__setattr__(self, "num_targets", tuple(self.num_targets))
+        free = self.width * self.height - 1
+        known_languages = {"ko", "en", "zh"}
+        checks = (
+            (self.rules in ("reach", "catch"), "rules", "reach or catch"),
+            (min(self.width, self.height) >= VIEW, "width", f"a world at least {VIEW} tiles wide and high"),
+            (max(self.width, self.height) <= 1000, "width", "a world at most 1000 tiles wide and high"),
+            (self.num_trees >= 0, "num_trees", "0 or more"),
+            (self.num_trees + self.num_animals <= free * 0.6, "num_trees", "at most 60 % of the tiles occupied"),
+            (self.num_animals >= 1, "num_animals", "at least one animal"),
+            (self.max_turns >= 1, "max_turns", "at least one turn"),
+            (self.languages and set(self.languages) <= known_languages, "languages", f"some of {known_languages}"),
+            (1 <= len(self.num_targets) <= 3 and sum(self.num_targets) > 0, "num_targets", "one to three weights"),
+            (min(self.num_targets, default=0) >= 0, "num_targets", "weights of 0 or more"),
+            (0 <= self.ordered <= 1, "ordered", "a share from 0 to 1"),
+            (0 <= self.outside_first_view <= 1, "outside_first_view", "a share from 0 to 1"),
+            (8 <= self.tile_px <= 1024, "tile_px", "8 to 1024 pixels a tile"),
+            (self.min_distance >= 0, "min_distance", "0 or more tiles"),
+        )
+        for holds, name, wanted in checks:
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: no such world can be built; use {wanted}")
+
+    @property
+    def start(self) -> Tile:
+        return self.width // 2, self.height // 2
+
+    @classmethod
+    def from_json(cls, values: dict) -> "SafariRules":
+        """Rules from JSON values; ValueError naming the nearest key for one that does not exist."""
+        return rules_from_json(cls, "safari", values)
+
+
+@dataclass
+class World:
+    """The things on the grid; animals leave it when they are caught."""
+
+    width: int
+    height: int
+    trees: frozenset[Tile]
+    animals: dict[Tile, Animal]
+    start: Tile
+
+
+def view_corner(player: Tile, width: int, height: int) -> Tile:
+    """World place of the view's top left tile."""
+    half = VIEW // 2
+    return (
+        min(max(player[0] - half, 0), width - VIEW),
+        min(max(player[1] - half, 0), height - VIEW),
+    )
+
+
+def in_view(tile: Tile, corner: Tile) -> bool:
+    return 0 <= tile[0] - corner[0] < VIEW and 0 <= tile[1] - corner[1] < VIEW
+
+
+@cache
+def _grid(width: int, height: int) -> tuple[list[Tile], list[tuple[int, ...]]]:
+    """Tiles by index (y * width + x), and the indices beside each."""
+    tiles = [(x, y) for y in range(height) for x in range(width)]
+    beside = [
+        tuple(ny * width + nx for nx, ny in neighbours(tile) if 0 <= nx < width and 0 <= ny < height) for tile in tiles
+    ]
+    return tiles, beside
+
+
+def distances(
+    goals: Iterable[Tile], blocked: Iterable[Tile], width: int, height: int, *, until: Iterable[Tile] = ()
+) -> dict[Tile, int]:
+    """Steps from every tile to the nearest goal, walking round `blocked`; unreachable tiles are missing.
+
+    A goal may itself be blocked: it can be walked onto, never through. With `until`, tiles farther than all of these
+    may be missing too.
+    """
+    tiles, beside = _grid(width, height)
+    is_open = bytearray(b"\x01") * len(tiles)
+    frontier = [y * width + x for x, y in goals]
+    for x, y in blocked:
+        is_open[y * width + x] = 0
+    for cell in frontier:
+        is_open[cell] = 0
+    steps, count = {}, 0
+    missing = set(until)
+    while frontier and (missing or not until):
+        following = []
+        for cell in frontier:
+            steps[tiles[cell]] = count
+            for ahead in beside[cell]:
+                if is_open[ahead]:
+                    is_open[ahead] = 0
+                    following.append(ahead)
+        missing.difference_update(map(tiles.__getitem__, frontier))
+        frontier = following
+        count += 1
+    return steps
+
+
+def neighbours(tile: Tile) -> list[Tile]:
+    return [(tile[0] + dx, tile[1] + dy) for dx, dy in DIRECTIONS.values()]
+
+
+def draw_world(rules: SafariRules, rng: random.Random) -> World:
+    """Trees and animals on distinct tiles, none on the start."""
+    tiles = [(x, y) for y in range(rules.height) for x in range(rules.width) if (x, y) != rules.start]
+    for _ in range(MAX_DRAWS):
+        things = rng.sample(tiles, rules.num_trees + rules.num_animals)
+        drawn = (things[: rules.num_trees], things[rules.num_trees :])
+        drawn = connect(rules, *drawn, rng) if rules.connected else drawn
+        if drawn:
+            trees, places = drawn
+            animals = {place: Animal(rng.choice(list(COLOURS)), rng.choice(KINDS)) for place in places}
+            return World(rules.width, rules.height, frozenset(trees), animals, rules.start)
+    raise ValueError(
+        f"{rules.num_trees} trees and {rules.num_animals} animals leave no connected {rules.width}x{rules.height} "
+        "world: it cannot be built; use fewer, or connected=false"
+    )
+
+
+def connect(
+    rules: SafariRules, trees: list[Tile], places: list[Tile], rng: random.Random
+) -> tuple[list[Tile], list[Tile]] | None:
+    """Move trees that close off a pocket until everything can be reached; None if that does not succeed.
+
+    Animals count as walls under catch.
+    """
+    reached, pockets = closed_off(rules, trees, places)
+    for _ in range(MAX_MOVES):
+        if not pockets:
+            return trees, places
+        walls = [i for i, tree in enumerate(trees) if any(tile in pockets for tile in neighbours(tree))]
+        doors = [i for i in walls if any(tile in reached for tile in neighbours(trees[i]))]
+        free = [tile for tile in reached if tile not in places and tile != rules.start]
+        if not free:
+            return None
+        moved, stayed = list(trees), places
+        if walls:
+            moved[rng.choice(doors or walls)] = rng.choice(free)
+        else:
+            stayed = rng.sample([*free, *places], len(places))
+        others = closed_off(rules, moved, stayed)
+        if len(others[1]) <= len(pockets) or not doors:
+            trees, places, (reached, pockets) = moved, stayed, others
+    return None
+
+
+def closed_off(rules: SafariRules, trees: list[Tile], places: list[Tile]) -> tuple[dict[Tile, int], set[Tile]]:
+    """Distances from the start, and what cannot be reached: free tiles, and under catch animals with none beside."""
+    walls = {*trees, *places} if rules.rules == "catch" else set(trees)
+    reached = distances([rules.start], walls, rules.width, rules.height)
+    pockets = {place for place in places if place in walls and not any(tile in reached for tile in neighbours(place))}
+    if len(walls) + len(reached) < rules.width * rules.height:
+        tiles = {(x, y) for y in range(rules.height) for x in range(rules.width)}
+        pockets |= tiles - walls - reached.keys()
+    return reached, pockets
+
+
+def walk(a: Tile, b: Tile) -> int:
+    """Steps between two tiles when nothing is in the way."""
+    return abs(a[0] - b[0]) + abs(a[1] - b[1])
+
+
+def draw_task(rules: SafariRules, rng: random.Random) -> tuple[World, tuple[Animal, ...]]:
+    """A world and its targets that keep the rules."""
+    wish = None
+    for _ in range(MAX_DRAWS):
+        world = draw_world(rules, rng)
+        # wished for once: a world that cannot serve is drawn again, not asked for something easier
+        wish = wish or (rng.choices((1, 2, 3)[: len(rules.num_targets)], rules.num_targets)[0], rng.random())
+        candidates = possible_targets(rules, world, is_outside=wish[1] < rules.outside_first_view)
+        if len(candidates) >= wish[0]:
+            return world, tuple(rng.sample(candidates, wish[0]))
+    raise ValueError(
+        f"no world with targets at least {rules.min_distance} tiles away in {MAX_DRAWS} draws: the suite would be "
+        "empty; use more animals, a larger world, a smaller min_distance or fewer targets"
+    )
+
+
+def possible_targets(rules: SafariRules, world: World, is_outside: bool) -> list[Animal]:
+    """What a mission may ask for: all that stand far enough away and, if asked, out of the first view."""
+    corner = view_corner(world.start, world.width, world.height)
+    too_near = {
+        animal
+        for place, animal in world.animals.items()
+        if walk(place, world.start) < rules.min_distance or (is_outside and in_view(place, corner))
+    }
+    return [animal for animal in dict.fromkeys(world.animals.values()) if animal not in too_near]
