@@ -30,7 +30,6 @@ from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import RowDataset, build_rows
 from qwenvl_agent.data.sampler import RowSampler
 from qwenvl_agent.data.unusable import collate, drop_unusable, name_skipped, usable_rows
-from qwenvl_agent.evaluation.rollout import EpisodeRecord
 from qwenvl_agent.evaluation.suites import check_held_out, check_suite, evaluate, pick_rows
 from qwenvl_agent.formats import FORMATS, Format
 from qwenvl_agent.inference.policy import ModelPolicy
@@ -46,6 +45,7 @@ from qwenvl_agent.model.build import (
 from qwenvl_agent.model.features import build_features
 from qwenvl_agent.model.precision import choose_together
 from qwenvl_agent.planning.vram import data_row, describe_plan, read_architecture
+from qwenvl_agent.records import EpisodeRecord
 from qwenvl_agent.schema import Row
 from qwenvl_agent.training.checkpoint import (
     check_data,
@@ -372,7 +372,7 @@ def show_episodes(reporter: Reporter, step: int, episodes: Sequence[EpisodeRecor
     """Transcripts of rollouts: context, answer and results of every step."""
     for episode in episodes:
         steps = [f"{s.context}\n> {s.text}\n{s.results}" for s in episode.steps]
-        title = f"{episode.mission}: {episode.end_reason}, found {episode.found} of {episode.targets}"
+        title = f"{episode.mission}: {episode.end_reason}, reached {episode.reached} of {episode.goals}"
         reporter.text(step, f"rollouts/{episode.seed}", "\n\n".join([title, *steps]))
 
 

@@ -339,7 +339,7 @@ class Policy(Protocol):
 
 
 class Env(Protocol):
-    """Gymnasium's interface over turns. `info["results"]` holds the last turn's ToolResults."""
+    """Gymnasium's interface over turns. What `info` holds: `worlds.world`."""
 
     system_prompt: str
     tools: tuple[Tool, ...]
@@ -347,6 +347,8 @@ class Env(Protocol):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Observation, dict]: ...
 
     def step(self, turn: Turn) -> tuple[Observation, float, bool, bool, dict]: ...
+
+    def close(self) -> None: ...
 
 
 def tool_named(tools: Iterable[Tool], name: str) -> Tool | None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from qwenvl_agent.config import Config, to_json
 from qwenvl_agent.evaluation import suites
-from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord
-from qwenvl_agent.evaluation.statistics import wilson
 from qwenvl_agent.evaluation.step_metrics import RowRecord
+from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
+from qwenvl_agent.statistics import wilson
 
 DIRECTIONS = ("UP", "DOWN", "LEFT", "RIGHT")
 MISSION_SEED = 2_000_000
@@ -61,8 +61,8 @@ def made_up_episode(seed: int, rng: random.Random, skill: float, has_thought: bo
     return EpisodeRecord(
         seed=seed,
         mission=f"Mission {seed}",
-        targets=["red tiger"],
-        found=["red tiger"] if success else [],
+        goals=["red tiger"],
+        reached=["red tiger"] if success else [],
         success=success,
         progress=float(success),
         turns=len(steps),

@@ -11,10 +11,10 @@ from made_up_study import MISSION_SEED, write_cell
 from PIL import Image
 
 from qwenvl_agent.config import load_config
-from qwenvl_agent.evaluation.statistics import mcnemar_exact
 from qwenvl_agent.evaluation.suites import play_safari, split_values
 from qwenvl_agent.formats import FORMATS, Span
 from qwenvl_agent.schema import Observation, Request, Step, Tool, ToolCall, Turn
+from qwenvl_agent.statistics import mcnemar_exact
 from qwenvl_agent.studies import ablation, paired
 from qwenvl_agent.studies.arms import evaluation_command, is_evaluated, load_ablation
 from qwenvl_agent.studies.cells import changed_keys
@@ -607,7 +607,7 @@ def test_a_swapped_mission_names_another_target_in_the_same_language(language):
         from qwenvl_agent.worlds.safari.missions import read_mission
 
         names = {animal.name for animal in read_mission(first).targets}
-        assert len(names) == len(set(info["targets"])) and not names & set(info["targets"])
+        assert len(names) == len(set(info["goals"])) and not names & set(info["goals"])
         assert swap_mission(observation) == swapped
     assert swap_mission(Observation(observation.text.replace(observation.text.split("\n")[0], "Mission: x"))).text
 

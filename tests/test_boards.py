@@ -128,5 +128,5 @@ def test_the_oracle_solves_tasks_on_boards_and_chance_does_not(chrome):
 
     records = play(make_oracle("browser", RULES))
     assert [r.seed for r in records if not r.success] == []
-    assert len({r.targets[0] for r in records}) == 5
+    assert len({r.goals[0] for r in records}) == 5
     assert sum(r.success for r in play(RandomAgent(BrowserRules.from_json(RULES)))) <= 3

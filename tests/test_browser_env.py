@@ -129,10 +129,10 @@ def test_the_effect_ends_the_episode(play):
     env = play(f"<button {WHOLE} onclick=\"fetch('won', {{method: 'POST'}})\">Win</button>")
     observation, info = env.first
     assert observation.text == "Task: Do it." and observation.pictures[0].width == 400
-    assert info["targets"] == ["test.won"] and info["found"] == []
+    assert info["goals"] == ["test.won"] and info["reached"] == []
     _, reward, terminated, truncated, info = env.step(CENTRE)
     assert (reward, terminated, truncated, info["end_reason"], info["success"]) == (1.0, True, False, "done", True)
-    assert info["found"] == ["test.won"] and info["results"][0].content == {"status": "ok"}
+    assert info["reached"] == ["test.won"] and info["results"][0].content == {"status": "ok"}
     with pytest.raises(ValueError, match="the episode has ended"):
         env.step(CENTRE)
 
@@ -314,7 +314,7 @@ def test_it_may_be_asked_for(play):
     body = f"<button {WHOLE} onclick=\"fetch('won', {{method: 'POST'}})\">Win</button>"
     env = play(body, rules={"must_terminate": True})
     _, reward, terminated, _, info = env.step(CENTRE)
-    assert (reward, terminated, info["found"]) == (0.0, False, ["test.won"])
+    assert (reward, terminated, info["reached"]) == (0.0, False, ["test.won"])
     assert env.step(turn({"action": "terminate", "status": "success"}))[1] == 1.0
 
 
@@ -329,7 +329,7 @@ def test_harm_ends_in_failure(play):
     )
     _, reward, terminated, _, info = env.step(CENTRE)
     assert (reward, terminated, info["end_reason"], info["harm"]) == (0.0, True, "harm", ["something bad"])
-    assert info["false_declarations"] == 1 and not info["success"]
+    assert len(info["harm"]) == 1 and not info["success"]
 
 
 @needs_browser
@@ -338,7 +338,7 @@ def test_the_oracle_solves_every_task_of_our_own_at_once(chrome):
     world = {"tasks": ["own"]}
     policy = make_oracle("browser", world)
     records = rollout(lambda: make_env("browser", **world), policy, range(len(TASKS)), batch_size=2)
-    assert {record.targets[0].split(".")[0]: (record.success, record.error) for record in records} == dict.fromkeys(
+    assert {record.goals[0].split(".")[0]: (record.success, record.error) for record in records} == dict.fromkeys(
         TASKS, (True, "")
     )
 

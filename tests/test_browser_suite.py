@@ -8,8 +8,8 @@ from PIL import Image
 import eval as eval_script
 from qwenvl_agent.evaluation.browser import NOT_STARTED, browser_metrics, mark_of, task_of, write_replay
 from qwenvl_agent.evaluation.report import write_report
-from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.evaluation.suites import metrics_json, read_result, write_result
+from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 
 
 def call(x: int = 250, y: int = 500, *, effective: bool = True, schema_ok: bool = True) -> CallRecord:
@@ -24,12 +24,12 @@ def episode(seed: int, goals: dict[str, bool], end: str, *calls: CallRecord, har
     return EpisodeRecord(
         seed=seed,
         mission="Download <the> kitten",
-        targets=list(goals),
-        found=reached,
+        goals=list(goals),
+        reached=reached,
         success=len(reached) == len(goals) and not harm and end == "done",
         progress=len(reached) / max(1, len(goals)),
         turns=len(calls),
-        false_declarations=harm,
+        harm=["wrong download"] * harm,
         end_reason=end,
         steps=[StepRecord(context="", picture="pictures/a.png", calls=[one]) for one in calls],
     )

@@ -1,8 +1,8 @@
 import pytest
 from made_up_study import made, move, note, thought
 
-from qwenvl_agent.evaluation.rollout import EpisodeRecord, StepRecord
 from qwenvl_agent.evaluation.suites import judge, play_safari
+from qwenvl_agent.records import EpisodeRecord, StepRecord
 from qwenvl_agent.schema import Answer, ToolCall, Turn
 from qwenvl_agent.studies.diagnosis import error_of, first_error, first_errors, quadrant, quadrants
 from qwenvl_agent.worlds import make_oracle

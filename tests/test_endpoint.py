@@ -21,10 +21,10 @@ import eval as evaluation
 from qwenvl_agent.config import EvalConfig, PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.pixels import pixel_values
-from qwenvl_agent.evaluation.rollout import read_records
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.inference import endpoint
 from qwenvl_agent.inference.endpoint import EndpointPolicy, to_chat
+from qwenvl_agent.records import read_records
 from qwenvl_agent.schema import ToolCall, Turn
 
 VISION = VisionConfig(max_tokens_per_image=100, min_tokens_per_image=4)

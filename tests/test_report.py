@@ -16,8 +16,8 @@ from qwenvl_agent.evaluation.report import (
     metrics_table,
     write_report,
 )
-from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.evaluation.step_metrics import RowRecord
+from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.worlds.safari import NoisyOracle, RandomAgent, SafariOracle, SafariRules
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS
 from scripts import report, rescore
@@ -47,7 +47,7 @@ def write(directory, name, records, suite="safari", **about):
 
 def won(seed, success, **values):
     end = {"success": success, "end_reason": "done" if success else "max_turns"}
-    return EpisodeRecord(seed=seed, targets=["red tiger"], turns=1, **end, **values)
+    return EpisodeRecord(seed=seed, goals=["red tiger"], turns=1, **end, **values)
 
 
 def test_comparison_pairs_the_seeds(tmp_path):

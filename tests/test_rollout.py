@@ -4,7 +4,8 @@ import time
 import pytest
 from PIL import Image
 
-from qwenvl_agent.evaluation.rollout import read_records, rollout, write_records
+from qwenvl_agent.evaluation.rollout import rollout
+from qwenvl_agent.records import read_records, write_records
 from qwenvl_agent.schema import Answer, Observation, Picture, Tool, ToolCall, ToolResult, Turn
 
 WALK = Tool(
@@ -68,10 +69,10 @@ class Corridor:
             "results": list(results),
             "calls": list(flags),
             "mission": f"go to {self.goal}",
-            "targets": [str(self.goal)],
-            "found": [str(self.goal)] * success,
+            "goals": [str(self.goal)],
+            "reached": [str(self.goal)] * success,
             "success": success,
-            "false_declarations": 0,
+            "harm": [],
             "end_reason": self.end_reason,
             "optimal_turns": max(1, -(-self.goal // 3)),
             "position": (self.x, 0),
@@ -122,7 +123,7 @@ def test_finished_episodes_make_room_for_the_next_seeds():
 
 def test_record_tells_what_was_seen_written_and_answered():
     record = rollout(Corridor, Walker(), [4], reference=Walker())[0]
-    assert (record.mission, record.targets, record.found, record.optimal_turns) == ("go to 4", ["4"], ["4"], 2)
+    assert (record.mission, record.goals, record.reached, record.optimal_turns) == ("go to 4", ["4"], ["4"], 2)
     first, second = record.steps
     assert (first.context, first.text, first.thought, first.position) == ("x=0 goal=4", "walk 3", "go", [0, 0])
     assert first.results == [{"name": "walk", "content": {"x": 3}}]

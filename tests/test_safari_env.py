@@ -163,7 +163,7 @@ TO_TIGER, TO_LION = move(("RIGHT", 2)), move(("LEFT", 2), ("DOWN", 1))
 )  # fmt: skip
 def test_a_declaration_is_true_iff_the_target_was_got_now(rules, ordered, turns, names, false, success):
     info, _ = play(park(rules, ordered), *turns)
-    assert (len(info["found"]), info["false_declarations"], info["success"]) == (names, false, success)
+    assert (len(info["reached"]), len(info["harm"]), info["success"]) == (names, false, success)
 
 
 def test_the_episode_ends_with_declare_done_and_later_calls_are_not_run():

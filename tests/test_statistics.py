@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from qwenvl_agent.evaluation.statistics import (
+from qwenvl_agent.statistics import (
     bootstrap_mean,
     bootstrap_ratio,
     clustered_share,

@@ -1,4 +1,3 @@
-from qwenvl_agent.evaluation.rollout import CallRecord, StepRecord, read_records, write_records
 from qwenvl_agent.evaluation.step_metrics import (
     RowRecord,
     consistency,
@@ -9,6 +8,7 @@ from qwenvl_agent.evaluation.step_metrics import (
     step_metrics,
     token_metrics,
 )
+from qwenvl_agent.records import CallRecord, StepRecord, read_records, write_records
 from qwenvl_agent.schema import Answer, Observation, Picture, Request, Row, Tool, ToolCall, Turn
 
 STEPS = {"type": "integer", "minimum": 1, "maximum": 3}

@@ -5,7 +5,7 @@ import pytest
 
 from qwenvl_agent.config import EvalConfig
 from qwenvl_agent.evaluation import suites
-from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord
+from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import NO_ANSWER, Answer, Observation, Request, Row, ToolCall, Turn
 from qwenvl_agent.worlds.safari import RandomAgent, SafariOracle, SafariRules
 from qwenvl_agent.worlds.safari.judge import agrees, is_equivalent, planned
@@ -29,7 +29,7 @@ def call(values, result=None, **flags):
 
 
 def episode(seed, *steps, **values):
-    return EpisodeRecord(seed=seed, targets=["red tiger"], steps=list(steps), turns=len(steps), **values)
+    return EpisodeRecord(seed=seed, goals=["red tiger"], steps=list(steps), turns=len(steps), **values)
 
 
 def step(*calls, **values):
@@ -40,7 +40,7 @@ def test_every_started_episode_counts_in_every_rate():
     won = episode(1, step(), step(), success=True, progress=1.0, optimal_turns=1, end_reason="done")
     crashed = EpisodeRecord(seed=2, end_reason="error", error="Traceback")
     late = episode(3, step(), end_reason="time_limit", optimal_turns=1)
-    false = episode(4, step(), end_reason="done", false_declarations=2, progress=0.5, optimal_turns=1)
+    false = episode(4, step(), end_reason="done", harm=["red lion", "blue pig"], progress=0.5, optimal_turns=1)
     metrics = suites.safari_metrics([won, crashed, late, false])
     assert metrics["success_rate"].value == 0.25 and metrics["success_rate"].n == 4
     assert metrics["progress"].value == 1.5 / 4

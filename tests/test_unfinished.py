@@ -10,8 +10,8 @@ import pytest
 from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 
 import eval as evaluation
-from qwenvl_agent.evaluation.rollout import EpisodeRecord
 from qwenvl_agent.evaluation.unfinished import Unfinished, replaced, set_aside
+from qwenvl_agent.records import EpisodeRecord
 
 WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 4, "tile_px": 16}
 

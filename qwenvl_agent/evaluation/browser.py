@@ -11,10 +11,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, StepRecord, rollout
-from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, clustered_share, wilson
+from qwenvl_agent.evaluation.rollout import rollout
 from qwenvl_agent.evaluation.step_metrics import funnel
+from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import Policy
+from qwenvl_agent.statistics import Interval, bootstrap_mean, clustered_share, wilson
 from qwenvl_agent.worlds import make_env
 
 MAX_BROWSERS = 4
@@ -36,7 +37,7 @@ def play_browser(
 
 def task_of(record: EpisodeRecord) -> str:
     """The task's name, which the world writes before the dot of each goal."""
-    return record.targets[0].partition(".")[0] if record.targets else NOT_STARTED
+    return record.goals[0].partition(".")[0] if record.goals else NOT_STARTED
 
 
 def browser_metrics(records: Sequence[EpisodeRecord]) -> dict[str, Interval | dict[str, int]]:
@@ -56,7 +57,7 @@ def browser_metrics(records: Sequence[EpisodeRecord]) -> dict[str, Interval | di
         "progress": bootstrap_mean([record.progress for record in records]),
         "mean_turns": bootstrap_mean([record.turns for record in records]),
         "mean_turns_success": bootstrap_mean([record.turns for record in successes]),
-        "harm_rate": wilson(sum(record.false_declarations > 0 for record in records), len(records)),
+        "harm_rate": wilson(sum(bool(record.harm) for record in records), len(records)),
         **funnel(pairs),
         "effective_rate": clustered_share(
             [sum(bool(call.effective) for call in calls_of(record)) for record in records],
@@ -106,7 +107,7 @@ def case_view(record: EpisodeRecord, directory: Path) -> dict:
         "mission": record.mission,
         "success": record.success,
         "end_reason": record.end_reason,
-        "goals": [{"name": goal.partition(".")[2], "reached": goal in record.found} for goal in record.targets],
+        "goals": [{"name": goal.partition(".")[2], "reached": goal in record.reached} for goal in record.goals],
         "error": record.error,
         "steps": [step_view(step, directory) for step in record.steps],
     }

@@ -16,8 +16,8 @@ from qwenvl_agent.computer import Action
 from qwenvl_agent.computer.dialects import Reading, read_turn, to_seed
 from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.evaluation.screens import ScreenTask, refusal
-from qwenvl_agent.evaluation.statistics import BLOCK_CELLS, RESAMPLES, Interval, wilson
 from qwenvl_agent.schema import Answer, Policy
+from qwenvl_agent.statistics import BLOCK_CELLS, RESAMPLES, Interval, wilson
 
 NEAR_PX = 50
 """Of `is_near`, along each axis."""

@@ -19,8 +19,8 @@ from qwenvl_agent.data.readers.computer import PictureFiles, RecordError, Reject
 from qwenvl_agent.data.readers.computer import rejected as rejected_record
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.evaluation.screens import file_hash, refusal
-from qwenvl_agent.evaluation.statistics import Interval, clustered_share, wilson
 from qwenvl_agent.schema import NO_ANSWER, Answer, Observation, Picture, Policy, Request, Turn
+from qwenvl_agent.statistics import Interval, clustered_share, wilson
 
 MIN_IOU = 0.5
 """Of the boxes of an element that counts as found: intersection over union."""

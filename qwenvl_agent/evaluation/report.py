@@ -18,11 +18,11 @@ from rich.table import Table
 from qwenvl_agent.evaluation import clicks, elements
 from qwenvl_agent.evaluation.clicks import ClickRecord
 from qwenvl_agent.evaluation.elements import ElementsRecord
-from qwenvl_agent.evaluation.rollout import EpisodeRecord, StepRecord
 from qwenvl_agent.evaluation.screen_cases import screen_view
-from qwenvl_agent.evaluation.statistics import holm, paired_test
 from qwenvl_agent.evaluation.step_metrics import RowRecord
 from qwenvl_agent.evaluation.suites import describe_failures, judge, outcome, read_result
+from qwenvl_agent.records import EpisodeRecord, StepRecord
+from qwenvl_agent.statistics import holm, paired_test
 from qwenvl_agent.worlds.safari.judge import REFUSALS, agrees
 
 TEMPLATE_DIR = Path(__file__).parent.parent / "assets"
@@ -461,7 +461,7 @@ def record_view(record: EpisodeRecord | RowRecord, directory: Path, pictures: di
     else:
         record = judge(record)
         steps, title = record.steps, record.mission
-        facts = f"found {len(record.found)} of {len(record.targets)}, {record.turns} turns"
+        facts = f"found {len(record.reached)} of {len(record.goals)}, {record.turns} turns"
     return {
         "title": title,
         "outcome": outcome_of(record),

@@ -4,22 +4,18 @@ All running episodes act in one policy call, so that a model can batch; a finish
 seed. Every started episode gives a record: one that a time limit, a crash of the world or the silence of a model's
 server ends is a failure with that end reason, never a gap.
 
-Besides `results`, a world's info holds mission, targets, found, success and false_declarations; at the end end_reason;
-and where the world knows them optimal_turns, position, and `calls`: for each call of the turn a dict with legal,
-effective and optimal.
+What a world's `info` holds: `worlds.world`.
 """
 
-import dataclasses
-import json
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import (
     NO_ANSWER,
     Answer,
@@ -34,86 +30,6 @@ from qwenvl_agent.schema import (
     tool_named,
 )
 from qwenvl_agent.tool_schema import argument_error
-
-
-@dataclass(kw_only=True)
-class CallRecord:
-    """One call of a turn. What the world does not tell is None and stays out of the rates."""
-
-    name: str
-    arguments: dict
-    result: dict | None = None
-    """None: the episode ended before this call."""
-    name_ok: bool = True
-    """The tool exists."""
-    schema_ok: bool = True
-    """The tool exists and its schema allows the arguments."""
-    legal: bool | None = None
-    """The state allows it: no walk into a tree, no declaration of what was not found."""
-    effective: bool | None = None
-    """It changed the state."""
-    optimal: bool | None = None
-    """It is among the best calls in that state."""
-
-    def as_json(self) -> dict:
-        """Only what was called, as in `StepRecord.expected`."""
-        return {"name": self.name, "arguments": self.arguments}
-
-
-@dataclass(kw_only=True)
-class StepRecord:
-    """One observation, what the policy wrote, how it was read, and what came of it."""
-
-    picture: str = ""
-    """File name relative to the records' folder; empty if pictures were not kept."""
-    context: str
-    text: str = ""
-    thought: str = ""
-    calls: list[CallRecord] = field(default_factory=list)
-    results: list[dict] = field(default_factory=list)
-    """{name, content} for each result, the answer to a turn without a call included."""
-    expected: list[dict] | None = None
-    """The calls of the label, or of the reference policy on the same observation; None: there is neither."""
-    expected_thought: str = ""
-    error: str = ""
-    """Why no call could be read: one of the format's errors, or free_text."""
-    repairs: list[str] = field(default_factory=list)
-    position: list[int] | None = None
-    """Before the turn."""
-
-    @classmethod
-    def from_json(cls, values: dict) -> "StepRecord":
-        return cls(**{**values, "calls": [CallRecord(**call) for call in values["calls"]]})
-
-
-@dataclass(kw_only=True)
-class EpisodeRecord:
-    """One mission, from its seed to its end."""
-
-    seed: int
-    mission: str = ""
-    targets: list[str] = field(default_factory=list)
-    found: list[str] = field(default_factory=list)
-    success: bool = False
-    progress: float = 0.0
-    """Share of the targets found."""
-    turns: int = 0
-    optimal_turns: int | None = None
-    false_declarations: int = 0
-    end_reason: str = ""
-    """The world's own (done, max_turns ...), or parse_abort, time_limit, error."""
-    error: str = ""
-    """The world's traceback if it crashed, or why the policy has no answer."""
-    changed_turn: int | None = None
-    """Before this turn the world was changed, by a counterfactual; None: never."""
-    steps: list[StepRecord] = field(default_factory=list)
-
-    def to_json(self) -> dict:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict) -> "EpisodeRecord":
-        return cls(**{**values, "steps": [StepRecord.from_json(step) for step in values["steps"]]})
 
 
 def rollout(
@@ -162,27 +78,6 @@ def rollout(
             _play_one_turn(running, policy, reference)
             settle()
     return [records[seed] for seed in seeds if seed in records]
-
-
-def write_records(path: str | Path, records: Iterable) -> None:
-    """One JSON line per record."""
-    lines = (json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records)
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(lines)
-
-
-def read_records(path: str | Path, kind: type = EpisodeRecord) -> list:
-    """The records of a records.jsonl; ValueError with file:line for a line that is none."""
-    records = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                records.append(kind.from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}:{number}: not a record of an evaluation ({error}): no metric can rest on it; evaluate again"
-                ) from None
-    return records
 
 
 def step_record(observation: Observation, answer: Answer, tools: Sequence[Tool], expected: Turn | None) -> StepRecord:
@@ -268,10 +163,11 @@ class _RunningEpisode:
         """Copy the state of the mission from the world's info into the record."""
         record = self.record
         record.mission = info["mission"]
-        record.targets, record.found = list(info["targets"]), list(info["found"])
         record.success = bool(info["success"])
-        record.progress = len(record.found) / len(record.targets)
-        record.false_declarations = info["false_declarations"]
+        record.goals = list(info.get("goals", ("success",)))
+        record.reached = list(info.get("reached", record.goals if record.success else ()))
+        record.progress = len(record.reached) / len(record.goals)
+        record.harm = list(info.get("harm", ()))
         record.optimal_turns = info.get("optimal_turns", record.optimal_turns)
         record.changed_turn = info.get("changed_turn", record.changed_turn)
         self.position = list(info["position"]) if "position" in info else None

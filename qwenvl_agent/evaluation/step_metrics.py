@@ -11,9 +11,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from qwenvl_agent.evaluation.rollout import StepRecord, step_record
-from qwenvl_agent.evaluation.statistics import Interval, clustered_share
+from qwenvl_agent.evaluation.rollout import step_record
+from qwenvl_agent.records import StepRecord
 from qwenvl_agent.schema import Policy, Row
+from qwenvl_agent.statistics import Interval, clustered_share
 
 MAX_LIST_PLACES = 4
 """Of a list argument only the first places are decisions of their own; the exact match covers the rest."""

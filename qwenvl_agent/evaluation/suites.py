@@ -34,9 +34,8 @@ from qwenvl_agent.config import Config, EvalConfig
 from qwenvl_agent.evaluation.browser import browser_metrics
 from qwenvl_agent.evaluation.clicks import ClickRecord, click_metrics, predict_clicks, screenspot_metrics
 from qwenvl_agent.evaluation.elements import ElementsRecord, elements_metrics
-from qwenvl_agent.evaluation.rollout import CallRecord, EpisodeRecord, read_records, rollout, write_records
+from qwenvl_agent.evaluation.rollout import rollout
 from qwenvl_agent.evaluation.screens import ScreenTask, read_held_out
-from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, clustered_share, path_efficiency, wilson
 from qwenvl_agent.evaluation.step_metrics import (
     RowRecord,
     consistency,
@@ -48,7 +47,9 @@ from qwenvl_agent.evaluation.step_metrics import (
 from qwenvl_agent.formats import FORMATS, Format, Span
 from qwenvl_agent.formats.calls import json_text, write_plain
 from qwenvl_agent.prompt import render_prompt
+from qwenvl_agent.records import CallRecord, EpisodeRecord, read_records, write_records
 from qwenvl_agent.schema import NO_ANSWER, Observation, Policy, Request, Row, Turn
+from qwenvl_agent.statistics import Interval, bootstrap_mean, clustered_share, path_efficiency, wilson
 from qwenvl_agent.worlds import WORLDS, make_env, make_oracle
 from qwenvl_agent.worlds.safari.counterfactuals import changed_policy, changed_world
 from qwenvl_agent.worlds.safari.judge import agrees, is_equivalent, is_refused
@@ -351,7 +352,7 @@ def safari_metrics(records: Sequence[EpisodeRecord]) -> Metrics:
         "path_efficiency": bootstrap_mean(
             [path_efficiency(r.success, r.optimal_turns or r.turns, r.turns) for r in records]
         ),
-        "false_declaration_rate": wilson(sum(record.false_declarations > 0 for record in records), len(records)),
+        "false_declaration_rate": wilson(sum(bool(record.harm) for record in records), len(records)),
         **funnel(pairs),
         "invalid_action_rate": rate_of_calls(records, lambda call: not (call.schema_ok and call.legal), unread=1),
         "effective_rate": rate_of_calls(records, lambda call: bool(call.effective), unread=0),
@@ -380,7 +381,7 @@ def outcome(record: EpisodeRecord) -> str:
         return record.end_reason
     if record.success:
         return "done_ok"
-    return "done_false" if record.false_declarations else "done_early"
+    return "done_false" if record.harm else "done_early"
 
 
 def judge(record: EpisodeRecord) -> EpisodeRecord:

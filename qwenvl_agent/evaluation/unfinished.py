@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from qwenvl_agent.evaluation.rollout import read_records
+from qwenvl_agent.records import read_records
 
 FOLDER = "unfinished"
 Say = Callable[[str], None]

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenvl_agent.evaluation.rollout import EpisodeRecord
-from qwenvl_agent.evaluation.statistics import Interval, bootstrap_mean, bootstrap_ratio, holm, path_efficiency
 from qwenvl_agent.evaluation.step_metrics import RowRecord
 from qwenvl_agent.evaluation.suites import judge, read_result
+from qwenvl_agent.records import EpisodeRecord
+from qwenvl_agent.statistics import Interval, bootstrap_mean, bootstrap_ratio, holm, path_efficiency
 from qwenvl_agent.studies.paired import (
     cohens_h,
     crossed_interval,

@@ -17,8 +17,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qwenvl_agent.evaluation.report import p_text, write_report
-from qwenvl_agent.evaluation.statistics import Interval
 from qwenvl_agent.evaluation.step_metrics import consistency
+from qwenvl_agent.statistics import Interval
 from qwenvl_agent.studies import ablation_plots as plots
 from qwenvl_agent.studies.ablation import (
     CONSTRAINED,

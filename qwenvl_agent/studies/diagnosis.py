@@ -21,8 +21,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwenvl_agent.evaluation.rollout import EpisodeRecord, StepRecord
 from qwenvl_agent.evaluation.step_metrics import split_thought
+from qwenvl_agent.records import EpisodeRecord, StepRecord
 from qwenvl_agent.worlds.safari.judge import is_equivalent, plan_of, planned
 from qwenvl_agent.worlds.safari.thoughts import Plan
 from qwenvl_agent.worlds.safari.world import DIRECTIONS

@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from qwenvl_agent.evaluation.statistics import Interval
+from qwenvl_agent.statistics import Interval
 
 FLIPS = 9_999
 """Random flips where the differences are no whole numbers."""

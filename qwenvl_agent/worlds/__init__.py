@@ -1,23 +1,28 @@
-"""Worlds by name. This is the only list of them; a world is imported when it is asked for."""
-
-from importlib import import_module
+"""Worlds: what an agent is played in. A world is imported when it is asked for (`registry.py`)."""
 
 from qwenvl_agent.schema import Env, Policy
-
-WORLDS = {"browser": "qwenvl_agent.worlds.browser", "safari": "qwenvl_agent.worlds.safari"}
-
-
-def _world(name: str):
-    if name not in WORLDS:
-        raise ValueError(f"world {name!r} does not exist: nothing can be run in it; choose one of {sorted(WORLDS)}")
-    return import_module(WORLDS[name])
+from qwenvl_agent.worlds.registry import WORLDS, known_worlds, make_world
+from qwenvl_agent.worlds.world import Counterfactual, Labels, SeedSets, World
 
 
 def make_env(name: str, **rules) -> Env:
-    """The world of that name; `rules` are JSON values that the world checks."""
-    return _world(name).make_env(**rules)
+    """An environment of the world of that name; `rules` are JSON values that the world checks."""
+    return make_world(name, rules).make_env()
 
 
 def make_oracle(name: str, rules: dict, **settings) -> Policy:
     """A policy that solves the world with these rules from what an agent sees."""
-    return _world(name).make_oracle(rules, **settings)
+    return make_world(name, rules).make_oracle(**settings)
+
+
+__all__ = [
+    "WORLDS",
+    "Counterfactual",
+    "Labels",
+    "SeedSets",
+    "World",
+    "known_worlds",
+    "make_env",
+    "make_oracle",
+    "make_world",
+]

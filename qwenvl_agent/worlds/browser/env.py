@@ -58,8 +58,8 @@ class LiveObservation(Observation):
 class BrowserEnv:
     """One episode at a time, in a browser that no other episode uses meanwhile. `close` gives the browser back.
 
-    `info` of reset and step: task, mission, targets (goals, with the task's name before the dot), found,
-    false_declarations (harm done), harm, events, results, calls (name, legal, effective of each call of the turn),
+    `info` of reset and step: task, mission, goals (with the task's name before the dot), reached,
+    harm, events, results, calls (name, legal, effective of each call of the turn),
     files, success and end_reason: "" while it goes on; done, harm, gave_up (terminate with failure), max_turns,
     time_limit; hung, died, crashed for a browser that was lost.
     """
@@ -166,10 +166,9 @@ class BrowserEnv:
             "events": events,
             "task": name,
             "mission": self.problem.instruction,
-            "targets": [f"{name}.{goal}" for goal in goals],
-            "found": [f"{name}.{goal}" for goal, is_reached in goals.items() if is_reached],
+            "goals": [f"{name}.{goal}" for goal in goals],
+            "reached": [f"{name}.{goal}" for goal, is_reached in goals.items() if is_reached],
             "harm": list(self.verdict.harm),
-            "false_declarations": len(self.verdict.harm),
             "invalid_calls": self.num_invalid_calls,
             "files": [path.name for path in self.problem.effects.files],
             "end_reason": self.end_reason,

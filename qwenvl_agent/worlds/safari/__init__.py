@@ -3,6 +3,7 @@
 from qwenvl_agent.worlds.safari.baselines import NoisyOracle, RandomAgent
 from qwenvl_agent.worlds.safari.env import SafariEnv
 from qwenvl_agent.worlds.safari.oracle import SafariOracle
+from qwenvl_agent.worlds.safari.safari import make_world
 from qwenvl_agent.worlds.safari.world import SafariRules
 
 
@@ -14,4 +15,13 @@ def make_oracle(rules: dict, **settings) -> SafariOracle:
     return SafariOracle(SafariRules.from_json(rules), **settings)
 
 
-__all__ = ["NoisyOracle", "RandomAgent", "SafariEnv", "SafariOracle", "SafariRules", "make_env", "make_oracle"]
+__all__ = [
+    "NoisyOracle",
+    "RandomAgent",
+    "SafariEnv",
+    "SafariOracle",
+    "SafariRules",
+    "make_env",
+    "make_oracle",
+    "make_world",
+]

@@ -35,6 +35,9 @@ class ChangedNotepad:
     def reset(self, **options) -> tuple[Observation, dict]:
         return self.env.reset(**options)
 
+    def close(self) -> None:
+        self.env.close()
+
     def step(self, turn: Turn) -> tuple[Observation, float, bool, bool, dict]:
         observation, reward, terminated, truncated, info = self.env.step(turn)
         is_due = self.env.turn == FROM_TURN - 1 and not (terminated or truncated)

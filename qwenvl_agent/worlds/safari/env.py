@@ -71,7 +71,7 @@ def system_prompt(rules: SafariRules) -> str:
 class SafariEnv:
     """One game at a time; `reset(options={"notepad": text})` brings a notepad along from an earlier mission.
 
-    `info` of reset and step: results, targets, found, false_declarations, invalid_calls, optimal_turns, calls (name,
+    `info` of reset and step: results, goals, reached, harm (false declarations), invalid_calls, optimal_turns, calls (name,
     legal, effective of each call of the turn), first_view_outside, success and end_reason ("", done or max_turns).
     """
 
@@ -92,13 +92,17 @@ class SafariEnv:
         self.found: list[Animal] = []
         self.declared: list[str] = []
         self.caught: list[Animal] = []
-        self.num_false_declarations = self.num_invalid_calls = 0
+        self.false_declarations: list[str] = []
+        self.num_invalid_calls = 0
         self.end_reason = ""
         self.optimal_turns = estimate_turns(self.world, self.mission, self.rules)
         corner = view_corner(self.player, rules.width, rules.height)
         wanted = [place for place, animal in self.world.animals.items() if animal in targets]
         self.first_view_outside = not any(in_view(place, corner) for place in wanted)
         return self.observation(), self.info((), [])
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def step(self, turn: Turn) -> tuple[Observation, float, bool, bool, dict]:
         if self.end_reason:
@@ -136,14 +140,14 @@ class SafariEnv:
             "results": results,
             "calls": flags,
             "mission": self.mission.text,
-            "targets": [animal.name for animal in self.mission.targets],
-            "found": [animal.name for animal in self.found],
-            "false_declarations": self.num_false_declarations,
+            "goals": [animal.name for animal in self.mission.targets],
+            "reached": [animal.name for animal in self.found],
+            "harm": list(self.false_declarations),
             "invalid_calls": self.num_invalid_calls,
             "optimal_turns": self.optimal_turns,
             "first_view_outside": self.first_view_outside,
             "end_reason": self.end_reason,
-            "success": self.end_reason == "done" and not self.wanted() and not self.num_false_declarations,
+            "success": self.end_reason == "done" and not self.wanted() and not self.false_declarations,
         }
 
     def wanted(self) -> list[Animal]:
@@ -208,7 +212,7 @@ class SafariEnv:
         if is_true:
             self.found.append(animal)
         else:
-            self.num_false_declarations += 1
+            self.false_declarations.append(target)
         self.declared.append(" ".join(target.split()))
         return {"status": "found", "target": target, "total": len(self.declared)}, is_true
 

@@ -1,0 +1,77 @@
+"""Vision Safari as a world: what its judge, its words and its seeds are."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from qwenvl_agent.records import CallRecord
+from qwenvl_agent.schema import Policy
+from qwenvl_agent.worlds.safari import judge
+from qwenvl_agent.worlds.safari.baselines import NoisyOracle, RandomAgent
+from qwenvl_agent.worlds.safari.counterfactuals import ChangedNotepad, SwappedMission, corrupt
+from qwenvl_agent.worlds.safari.env import SafariEnv
+from qwenvl_agent.worlds.safari.oracle import SafariOracle
+from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, SafariRules
+from qwenvl_agent.worlds.world import Counterfactual, Labels, SeedSets, World
+
+LABELS = Labels(
+    goals="targets found",
+    success="declare_done called, every target found, nothing declared falsely",
+    harm="false declarations",
+    outcomes={
+        "done_ok": "all found and done",
+        "done_early": "declared done too early",
+        "done_harm": "declared something falsely",
+    },
+    refusals=judge.REFUSALS,
+    columns={
+        "success_rate": "success %",
+        "progress": "found %",
+        "mean_turns": "turns",
+        "mean_turns_success": "if won",
+        "path_efficiency": "efficiency %",
+    },
+)
+
+
+class Safari(World):
+    name = "safari"
+    seeds = SeedSets(TRAIN_SEEDS, SELECTION_SEEDS, REPORT_SEEDS)
+    labels = LABELS
+
+    def __init__(self, rules: SafariRules):
+        self.settings = rules
+        self.rules = json.loads(json.dumps(dataclasses.asdict(rules)))
+
+    def make_env(self) -> SafariEnv:
+        return SafariEnv(self.settings)
+
+    def make_oracle(self, **settings) -> SafariOracle:
+        return SafariOracle(self.settings, **settings)
+
+    def make_baselines(self) -> Mapping[str, Callable[[], Policy]]:
+        return {
+            "random": partial(RandomAgent, self.settings),
+            "noisy_oracle": lambda: NoisyOracle(self.make_oracle()),
+        }
+
+    def is_refused(self, call: CallRecord) -> bool:
+        return call.result is not None and judge.is_refused(call.name, call.result, bool(call.effective))
+
+    def is_equivalent(self, calls: Sequence[dict], best: Sequence[dict]) -> bool:
+        return judge.is_equivalent(calls, best)
+
+    def agrees(self, thought: str, calls: Sequence[dict]) -> bool | None:
+        return judge.agrees(thought, calls)
+
+    def counterfactuals(self) -> Mapping[str, Counterfactual]:
+        return {
+            "notepad_wiped": Counterfactual(change_env=lambda env: ChangedNotepad(env, lambda text: "")),
+            "notepad_corrupted": Counterfactual(change_env=lambda env: ChangedNotepad(env, corrupt)),
+            "mission_swapped": Counterfactual(change_policy=SwappedMission),
+        }
+
+
+def make_world(**rules) -> Safari:
+    return Safari(SafariRules.from_json(rules))

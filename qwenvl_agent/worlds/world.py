@@ -1,0 +1,139 @@
+"""What a world is to the rest of the package: everything outside worlds/ speaks to this class alone.
+
+A world is one module or one folder with a function `make_world(**rules) -> World`, found by a name (`registry.py`). The
+least of it is a name and an environment; what it leaves out (oracle, judge, metrics, labels) the rest does without.
+
+The environment is Gymnasium's interface over turns (`schema.Env`). Its `info`, of reset and of step:
+
+    mission        text of the task; always
+    success        bool; always
+    results        one ToolResult for each call of the turn that was run, or one for a turn without a call; of step
+    end_reason     why the episode ended, in the world's words ("done", "max_turns", ...), "" while it goes on; of step
+    goals, reached names of what is to be reached, and of those reached; by default the one goal "success"
+    harm           names of what was done that cannot be made good
+    optimal_turns  turns of a player who knows the world
+    position       of the player, JSON values, before the next turn
+    calls          for each call of the turn {"legal", "effective", "optimal"}, what is known of them
+    changed_turn   of a counterfactual: before this turn the world was changed
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qwenvl_agent.records import CallRecord, EpisodeRecord
+from qwenvl_agent.schema import Env, Policy
+from qwenvl_agent.statistics import Interval
+
+Metrics = dict[str, "Interval | dict[str, int]"]
+"""Rates and means with their intervals; counts by name."""
+
+
+@dataclass(frozen=True)
+class SeedSets:
+    """Seeds that training data, the choice of `best`, and reports draw from: a world must never be in two of them."""
+
+    training: range = range(0, 1_000_000)
+    selection: range = range(1_000_000, 2_000_000)
+    report: range = range(2_000_000, 3_000_000)
+
+    def __post_init__(self):
+        first, second, third = sorted((self.training, self.selection, self.report), key=lambda seeds: seeds.start)
+        if any(seeds.step != 1 or not seeds for seeds in (first, second, third)):
+            raise ValueError(f"{self}: a seed set is a range of step 1 that is not empty")
+        if first.stop > second.start or second.stop > third.start:
+            raise ValueError(f"{self}: seed sets overlap, so that a report would count worlds that were trained on")
+
+    def name_of(self, seeds: Sequence[int]) -> str:
+        """The set that holds all of them: training, selection or report; "mixed" if none does."""
+        sets = {"training": self.training, "selection": self.selection, "report": self.report}
+        return next((name for name, known in sets.items() if all(seed in known for seed in seeds)), "mixed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """A world's own words, for people."""
+
+    goals: str = "goals reached"
+    """Of `progress`, the mean share of an episode's goals."""
+    success: str = "every goal reached, no harm done"
+    harm: str = "harm"
+    """Of `harm_rate`, the share of episodes with any."""
+    metrics: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Of the world's own metrics, or in place of a general one's: name -> (label, explanation)."""
+    outcomes: Mapping[str, str] = field(default_factory=dict)
+    """Of the world's own outcomes and end reasons, in the order in which they are shown."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """By tool, what it means that the state refused a call: {"move": "blocked"}."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Metrics of a comparison in the terminal, with their headings; empty: the general ones."""
+
+
+class World:
+    """One world under its rules. Override what yours has; `make_env` is the only method that it must.
+
+    `rules` are all of its settings as JSON values, defaults included: they stand in results and in recordings, and two
+    results are paired only if theirs are equal.
+    """
+
+    name: str = ""
+    rules: Mapping[str, object] = {}
+    seeds: SeedSets = SeedSets()
+    labels: Labels = Labels()
+    max_envs: int = 0
+    """Environments that may be open at once; 0: as many as eval.batch_size."""
+
+    def make_env(self) -> Env:
+        """A new environment; it is reset with a seed, played to its end, and closed."""
+        raise NotImplementedError
+
+    # policies
+
+    def make_oracle(self, **settings: object) -> Policy | None:
+        """A policy that solves the world; None if there is none. ValueError for a setting that it does not have."""
+        if settings:
+            raise ValueError(f"world {self.name} has no oracle with settings {sorted(settings)}: leave them out")
+        return None
+
+    def make_baselines(self) -> Mapping[str, Callable[[], Policy]]:
+        """Policies to compare with, by name; `random` and `oracle` are there without being listed."""
+        return {}
+
+    # judging, from records alone
+
+    def is_refused(self, call: CallRecord) -> bool:
+        """Whether the state refused a call that its schema allows; by default what the environment's flags said."""
+        return call.legal is False
+
+    def is_equivalent(self, calls: Sequence[dict], best: Sequence[dict]) -> bool:
+        """Whether two turns, {"name", "arguments"} each, come to the same; by default if they are equal."""
+        return list(calls) == list(best)
+
+    def agrees(self, thought: str, calls: Sequence[dict]) -> bool | None:
+        """Whether a turn does what its thought announces; None, the default, if the thought announces nothing."""
+        return None
+
+    def outcome(self, record: EpisodeRecord) -> str:
+        """How an episode ended: its end reason, with `done` told apart by success and harm."""
+        if record.end_reason != "done":
+            return record.end_reason
+        if record.success:
+            return "done_ok"
+        return "done_harm" if record.harm else "done_early"
+
+    def metrics(self, records: Sequence[EpisodeRecord]) -> Metrics:
+        """The world's own, besides those that every world has (`evaluation.suites`)."""
+        return {}
+
+    # what only some worlds have
+
+    def counterfactuals(self) -> "Mapping[str, Counterfactual]":
+        """Changes of the world or of what a policy is told, to see what its success rests on."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """One thing taken away or made false: another environment, another policy around the one that plays, or both."""
+
+    change_env: Callable[[Env], Env] = lambda env: env
+    change_policy: Callable[[Policy], Policy] = lambda policy: policy
