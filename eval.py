@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qwenvl_agent.command import bounded, command
-from qwenvl_agent.config import FORMAT_NAMES, Config, ModelConfig, apply_override, build_config, load_config, to_json
+from qwenvl_agent.config import FORMAT_NAMES, Config, to_json
 from qwenvl_agent.evaluation import screens, suites
 from qwenvl_agent.evaluation.browser import play_browser, write_replay
 from qwenvl_agent.evaluation.clicks import predict_clicks
@@ -34,13 +34,14 @@ from qwenvl_agent.evaluation.elements import ListOracle, predict_elements, read_
 from qwenvl_agent.evaluation.report import SCREENS, compare, comparison_table, metrics_table, write_report
 from qwenvl_agent.evaluation.step_metrics import predict_rows
 from qwenvl_agent.evaluation.unfinished import Unfinished, replaced, set_aside
-from qwenvl_agent.inference.agent import (
-    LoadedModel,
-    default_device,
-    endpoint_policy,
-    load_untrained,
-    local_policy,
-    with_format,
+from qwenvl_agent.inference.load import (
+    Source,
+    describe,
+    find,
+    find_run,
+    open_policy,
+    settings_of,
+    with_overrides,
 )
 from qwenvl_agent.schema import Observation, Policy, Request
 from qwenvl_agent.worlds import WORLDS, browser, make_env, make_oracle
@@ -204,21 +205,42 @@ def show_comparison(args: argparse.Namespace) -> int:
 
 
 def build_subject(args: argparse.Namespace) -> Subject:
+    """The baseline, or the model of --run, --model or --endpoint; what does not go together is said before it loads."""
     if args.endpoint and not args.model:
         raise ValueError("--endpoint without --model: a server may have several models; give --model as it names it")
     if args.field and not args.endpoint:
         raise ValueError("--field without --endpoint: there is no request to put it into; give --endpoint")
-    if args.endpoint:
-        return build_endpoint(args)
+    if args.checkpoint and not args.run:
+        raise ValueError(f"--checkpoint {args.checkpoint!r} without --run: there is no run to take it from; give --run")
+    return build_baseline(args) if args.policy else load_subject(args)
+
+
+def load_subject(args: argparse.Namespace) -> Subject:
+    settings = {"config": args.config, "format": args.format or "", "overrides": args.set}
     if args.run:
-        return build_run(args)
-    if args.model:
-        return build_zero_shot(args)
-    return build_baseline(args)
+        source = find_run(args.run, checkpoint=args.checkpoint or "", **settings)
+    else:
+        source = find(args.model, endpoint=args.endpoint or "", **settings)
+    check_world(args, source.config)
+    policy = open_policy(source, blank_pictures=args.blank_pictures, fields=with_overrides({}, args.field))
+    name, directory = name_of(source)
+    name += (", blank" if args.blank_pictures else "") + (", constrained" if source.config.eval.constrained else "")
+    return Subject(name, policy, source.config, directory, describe(source, policy), source.weights)
+
+
+def name_of(source: Source) -> tuple[str, Path]:
+    """(name, folder under which results go by default)"""
+    if source.run:
+        return source.run.name, source.run
+    name, runs_dir = Path(source.path).name, Path(source.config.runs_dir)
+    if source.endpoint:
+        return f"{name} at {source.endpoint}", runs_dir / f"{name}_{source.config.prompt.format}_endpoint"
+    return f"{name}, zero-shot", runs_dir / f"{name}_{source.config.prompt.format}"
 
 
 def build_baseline(args: argparse.Namespace) -> Subject:
-    config = read_config(args, {"path": "tiny"})
+    config = settings_of("tiny", args.config, args.set)
+    check_world(args, config)
     if args.blank_pictures:
         raise ValueError("--blank-pictures with --policy: baselines have no blank variant; use --run or --model")
     policy = None if args.suite in SCREENS else build_policy(args, with_overrides(config.eval.world, args.world))
@@ -244,105 +266,10 @@ def pick_policy(args: argparse.Namespace, policies: dict[str, Policy]) -> Policy
     return policies[args.policy]
 
 
-def build_zero_shot(args: argparse.Namespace) -> Subject:
-    """The model as it is, in the config's precision: published or merged weights, or an adapter on its base."""
-    config = with_format(read_config(args, {"path": args.model}), args.format or "")
-    config = replace(config, model=replace(config.model, path=args.model))
-    model, processor = load_untrained(args.model, config, default_device())
-    name = f"{Path(args.model).name}, zero-shot"
-    directory = Path(config.runs_dir) / f"{Path(args.model).name}_{config.prompt.format}"
-    subject = model_subject(args, name, LoadedModel(config, model, processor), directory)
-    return replace(subject, weights=weights_of(Path(args.model)))
-
-
-def build_endpoint(args: argparse.Namespace) -> Subject:
-    """The served model; prompts are made with the tokenizer and picture budget of --config, else of --model's folder."""
-    from qwenvl_agent.model.build import build_processor
-
-    config = with_format(read_config(args, {"path": args.model}), args.format or "")
-    processor = build_processor(config.model, config.vision)
-    options = {"blank_pictures": args.blank_pictures, "fields": with_overrides({}, args.field)}
-    policy = endpoint_policy(args.endpoint, args.model, config, processor, **options)
-    name = Path(args.model).name
-    directory = Path(config.runs_dir) / f"{name}_{config.prompt.format}_endpoint"
-    subject = describe_subject(args, f"{name} at {args.endpoint}", policy, config, processor, directory)
-    return replace(subject, about=subject.about | {"endpoint": args.endpoint, "model": args.model})
-
-
-def build_run(args: argparse.Namespace) -> Subject:
-    from qwenvl_agent.model.build import load_run, locate_checkpoint, saved_config
-
-    overrides = [override for override in args.set if not override.startswith("model.autocast=")]
-    if args.config or args.format or any(not override.startswith("eval.") for override in overrides):
-        raise ValueError(
-            "--config, --format and --set of anything but eval.* and model.autocast do not go with --run: a run is "
-            "evaluated as it was trained; override how it is played, as in --set eval.temperature=0.7"
-        )
-    path = args.run / "checkpoints" / args.checkpoint if args.checkpoint else args.run
-    check_world(args, build_config(with_overrides(to_json(saved_config(path)), overrides)))
-    autocast = with_overrides({}, args.set).get("model", {}).get("autocast", "auto")
-    config, model, processor = load_run(path, default_device(), autocast=autocast)
-    config = build_config(with_overrides(to_json(config), overrides))
-    subject = model_subject(args, args.run.name, LoadedModel(config, model, processor), args.run)
-    precision = subject.about["precision"] | {"trained": config.model.precision}
-    data = args.run / "data.json"
-    dataset_hash = json.loads(data.read_text(encoding="utf-8"))["dataset_hash"] if data.exists() else None
-    checkpoint = locate_checkpoint(path).resolve()  # its step: `best` and `last` move on with the training
-    about = {"checkpoint": checkpoint.name, "dataset_hash": dataset_hash, "precision": precision}
-    return replace(subject, about=subject.about | about, weights=weights_of(checkpoint))
-
-
-def weights_of(folder: Path) -> str:
-    """The folder's own name and its files' newest time; what is no folder has a name alone."""
-    times = [path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")]
-    return f"{folder.resolve().name} {max(times, default=0)}"
-
-
-def model_subject(args: argparse.Namespace, name: str, loaded: LoadedModel, directory: Path) -> Subject:
-    from qwenvl_agent.model.build import base_of
-
-    policy = local_policy(loaded, blank_pictures=args.blank_pictures)
-    subject = describe_subject(args, name, policy, loaded.config, loaded.processor, directory)
-    return replace(subject, about=subject.about | {"precision": {"evaluated": base_of(loaded.model).precision}})
-
-
-def describe_subject(args, name: str, policy: Policy, config: Config, processor, directory: Path) -> Subject:
-    about = {
-        "config": to_json(config),
-        "processor": {"name": processor.name, **asdict(processor.geometry)},
-        "blank_pictures": args.blank_pictures,
-    }
-    name += (", blank" if args.blank_pictures else "") + (", constrained" if config.eval.constrained else "")
-    return Subject(name, policy, config, directory, about)
-
-
-def read_config(args: argparse.Namespace, model: dict) -> Config:
-    """--config with --set, or the defaults."""
-    if args.checkpoint:
-        raise ValueError(f"--checkpoint {args.checkpoint!r} without --run: there is no run to take it from; give --run")
-    config = load_config(args.config, args.set) if args.config else default_config(args, model)
-    check_world(args, config)
-    return config
-
-
 def check_world(args: argparse.Namespace, config: Config) -> None:
     """ValueError, before a model is loaded, if the suite's world cannot be built by the config and --world."""
     if args.suite in WORLDS:
         make_env(args.suite, **with_overrides(config.eval.world, args.world))
-
-
-def default_config(args: argparse.Namespace, model: dict) -> Config:
-    values = {"name": "eval", "model": {**to_json(ModelConfig(**model, method="lora")), **model}}
-    for override in args.set:
-        apply_override(values, override)
-    return build_config(values)
-
-
-def with_overrides(world: dict, overrides: Sequence[str]) -> dict:
-    values = json.loads(json.dumps(world))
-    for override in overrides:
-        apply_override(values, override)
-    return values
 
 
 def run_episodes(subject: Subject, args: argparse.Namespace, directory: Path, messages: Console) -> tuple[list, dict]:

@@ -26,12 +26,12 @@ from torch.utils.data import DataLoader
 
 from qwenvl_agent.command import command
 from qwenvl_agent.config import Config, TrainConfig, load_config, to_json
-from qwenvl_agent.data.collator import Collator
+from qwenvl_agent.data.collator import Collator, build_collator
 from qwenvl_agent.data.dataset import RowDataset, build_rows
 from qwenvl_agent.data.sampler import RowSampler
 from qwenvl_agent.data.unusable import collate, drop_unusable, name_skipped, usable_rows
 from qwenvl_agent.evaluation.suites import check_held_out, check_suite, evaluate, pick_rows
-from qwenvl_agent.formats import FORMATS, Format
+from qwenvl_agent.formats import Format
 from qwenvl_agent.inference.policy import ModelPolicy
 from qwenvl_agent.model.build import (
     Processor,
@@ -108,7 +108,7 @@ def train(
     set_seed(config.train.seed)
 
     processor = build_processor(config.model, config.vision)
-    collator = Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
+    collator = build_collator(processor, config)
     with accelerator.main_process_first():  # the cache is written once
         rows = drop_unusable(build_rows(config.data, config.prompt), collator)
     check_held_out(config.eval, rows.held_out)

@@ -20,11 +20,10 @@ from worker import anonymous_bytes, clock, measured, serve
 
 import train
 from qwenvl_agent.config import Config
-from qwenvl_agent.data.collator import Collator
+from qwenvl_agent.data.collator import build_collator
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.pixels import pixel_values
 from qwenvl_agent.evaluation.rollout import rollout
-from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.inference.policy import ModelPolicy
 from qwenvl_agent.model.build import build_model, build_processor
 from qwenvl_agent.model.call import supervised_positions
@@ -65,8 +64,7 @@ class Bench:
         self.config = config = replace(config, model=precision.model)
         self.processor = build_processor(config.model, config.vision)
         self.rows = build_rows(config.data, config.prompt).train
-        self.fmt = FORMATS[config.prompt.format]
-        self.collator = Collator(self.processor, self.fmt, config.prompt, config.vision, config.train)
+        self.collator = build_collator(self.processor, config)
         self.model = build_model(config.model, self.accelerator.device).train()
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, build_optimizer(self.model, config.train))
         self.sampler = train.build_sampler(config, self.rows, self.accelerator, {"step": 0})
@@ -210,7 +208,7 @@ class Bench:
 
     def play(self, episodes: int, turns: int, batch_size: int) -> dict:
         """Turns of `rollout`, all episodes at once or fewer; a random model's answers end at max_new_tokens."""
-        policy = ModelPolicy(self.model, self.processor, self.collator, self.fmt, self.config.eval)
+        policy = ModelPolicy(self.model, self.processor, self.collator, self.collator.fmt, self.config.eval)
         world = partial(make_env, "safari", **WORLD | {"max_turns": turns})
         seeds = range(FIRST_SEED, FIRST_SEED + episodes)
         history = self.config.prompt.history_steps
@@ -223,7 +221,7 @@ class Bench:
     def write(self, indices: list[int], max_new_tokens: int) -> dict:
         """Greedy texts for the rows' prompts, all in one batch."""
         settings = type(self.config.eval)(max_new_tokens=max_new_tokens, batch_size=len(indices))
-        policy = ModelPolicy(self.model, self.processor, self.collator, self.fmt, settings)
+        policy = ModelPolicy(self.model, self.processor, self.collator, self.collator.fmt, settings)
         with measured() as figures:
             answers = policy.act([self.rows[i].request for i in indices])
         return figures | {"texts": [answer.text for answer in answers], "turns": len(indices)}

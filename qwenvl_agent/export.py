@@ -25,17 +25,15 @@ from torch import nn
 from torch.nn import functional
 
 import qwenvl_agent
-from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, build_config, to_json
-from qwenvl_agent.data.collator import Collator
-from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, to_json
+from qwenvl_agent.data.collator import build_collator
+from qwenvl_agent.inference.load import AGENT_CONFIG, Source, default_device, find_run, load_model
 from qwenvl_agent.model.build import (
     Processor,
     base_of,
     build_for_evaluation,
-    build_processor,
     checkpoint_path,
     choose_attention,
-    find_checkpoint,
     load_model_config,
 )
 from qwenvl_agent.model.call import model_inputs
@@ -44,7 +42,6 @@ from qwenvl_agent.prompt import ASSISTANT, END
 from qwenvl_agent.schema import Observation, Picture, Request, Tool
 
 BASES = ("trained", "original")
-AGENT_CONFIG = "qwenvl_agent.json"
 MAX_KL = 0.01
 """Nats a token that the written folder may be away from what was merged: bfloat16 rounding of weights and activations
 is well below, a missing or misplaced adapter above as soon as it has learnt anything."""
@@ -122,27 +119,23 @@ def export_run(
     """
     if out.exists():
         raise ValueError(f"{out} exists: it would be overwritten; delete it or name another folder")
-    checkpoint = find_checkpoint(path).resolve()
-    config = build_config(read_json(checkpoint / "config.json"))
+    source = find_run(path)
+    checkpoint, config = Path(source.path), source.config
     if base == "original" and config.model.method != "qlora":
         raise ValueError(f"base 'original' with method {config.model.method!r}: it is the trained one; leave it out")
-    processor = build_processor(config.model, config.vision)
-    inputs = probe_inputs(config, processor)
-
-    trained = without_training(config.model)
-    precision = choose_for_evaluation(trained, device)
+    device = device or default_device()
     say("loading the run's model")
-    model = build_for_evaluation(trained, precision, device, checkpoint / "model").requires_grad_(False)
-    live = source = probe_logits(model, inputs)
+    model, processor = load_model(source, device=device, say=say)[1:]
+    inputs = probe_inputs(config, processor)
+    live = probed = probe_logits(model, inputs)
     bare = None
     if hasattr(model, "disable_adapter"):
         with model.disable_adapter():
             bare = probe_logits(model, inputs)
     if base == "original":
         del model
-        unpacked = replace(trained, method="lora", dtype="bfloat16")
-        model = build_for_evaluation(unpacked, precision, device, checkpoint / "model").requires_grad_(False)
-        source = probe_logits(model, inputs)
+        model = load_on_original(source, device)
+        probed = probe_logits(model, inputs)
 
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -157,7 +150,7 @@ def export_run(
         export = Export(
             out,
             base,
-            merged=distance(source, written),
+            merged=distance(probed, written),
             live=distance(live, written),
             adapter=None if bare is None else distance(live, bare),
         )
@@ -173,8 +166,12 @@ def export_run(
     return export
 
 
-def without_training(model_cfg: ModelConfig) -> ModelConfig:
-    return replace(model_cfg, gradient_checkpointing=False)
+def load_on_original(source: Source, device) -> nn.Module:
+    """A QLoRA run's adapter on the weights that were quantised for it; it computes as the run's model does."""
+    trained = replace(source.config.model, gradient_checkpointing=False)
+    precision = choose_for_evaluation(trained, device)
+    unpacked = replace(trained, method="lora", dtype="bfloat16")
+    return build_for_evaluation(unpacked, precision, device, Path(source.path) / "model").requires_grad_(False)
 
 
 def for_any_device(config: Config) -> Config:
@@ -282,8 +279,7 @@ def probe_inputs(config: Config, processor: Processor) -> dict[str, torch.Tensor
     import numpy as np
     from PIL import Image
 
-    fmt = FORMATS[config.prompt.format]
-    collator = Collator(processor, fmt, config.prompt, config.vision, config.train)
+    collator = build_collator(processor, config)
     parameters = {"type": "object", "properties": {"direction": {"enum": ["UP", "DOWN"]}}, "required": ["direction"]}
     tools = (Tool("move", "Walk one tile.", parameters),)
     pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)

@@ -20,7 +20,8 @@ from qwenvl_agent.command import bounded, command
 from qwenvl_agent.computer import KINDS
 from qwenvl_agent.config import FORMAT_NAMES
 from qwenvl_agent.images import read_rgb
-from qwenvl_agent.inference.agent import TEMPERATURE, load_agent, run_of
+from qwenvl_agent.inference.agent import TEMPERATURE, load_agent
+from qwenvl_agent.inference.load import run_of
 
 MARK_SHARE = 0.015
 """Radius of the drawn mark, of the picture's longer side."""

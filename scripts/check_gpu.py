@@ -36,11 +36,10 @@ from torch import nn
 
 from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import Config, load_config, to_json
-from qwenvl_agent.data.collator import Collator
+from qwenvl_agent.data.collator import build_collator
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.pixels import pixel_values
 from qwenvl_agent.data.unusable import drop_unusable
-from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model.build import base_of, build_model, build_processor, describe_parameters, linear_4bit
 from qwenvl_agent.model.call import supervised_positions
 from qwenvl_agent.model.precision import choose_together
@@ -144,7 +143,7 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
     accelerator = build_accelerator(config.train)
     config = choose_together(config, accelerator, resume=False)
     processor = build_processor(config.model, config.vision)
-    collator = Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
+    collator = build_collator(processor, config)
     rows = drop_unusable(build_rows(config.data, config.prompt), collator)
     sampler = train_py.build_sampler(config, rows.train, accelerator, {"step": 0})
     bare_model = build_model(config.model, device).train()

@@ -47,17 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.out,
             base=args.base,
             parse_on_server=args.parse_on_server,
-            device=args.device or default_device(),
+            device=args.device,
             say=status.update,
         )
     print(json.dumps(as_json(export), indent=1) if args.json else summary(export))
     return 0
-
-
-def default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def as_json(export: Export) -> dict:

@@ -17,11 +17,10 @@ from rich.text import Text
 from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.curation.samples import colour, pieces, to_json, write_samples
-from qwenvl_agent.data.collator import Collator, Sample
+from qwenvl_agent.data.collator import Collator, Sample, build_collator
 from qwenvl_agent.data.dataset import Rows, build_rows
 from qwenvl_agent.data.masks import MaskAudit
 from qwenvl_agent.data.unusable import drop_unusable
-from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model.build import build_processor
 from qwenvl_agent.schema import Row
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     config = load_config(args.config, args.set)
     rows = build_rows(config.data, config.prompt)
-    collator = build_collator(config)
+    collator = build_collator(build_processor(config.model, config.vision), config)
     if args.audit:
         return audit(config, rows, collator, as_json=args.json)
     rows = drop_unusable(rows, collator)
@@ -53,11 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         show(list(samples), config, rows, args.html)
     return 0
-
-
-def build_collator(config: Config) -> Collator:
-    processor = build_processor(config.model, config.vision)
-    return Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
 
 
 def all_rows(rows: Rows) -> Iterator[Row]:

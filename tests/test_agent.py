@@ -15,7 +15,8 @@ from qwenvl_agent.computer import Action, build_tool, to_turn
 from qwenvl_agent.computer.context import SYSTEM_PROMPT
 from qwenvl_agent.config import to_json
 from qwenvl_agent.coordinates import Screen
-from qwenvl_agent.inference.agent import Agent, base_of_adapter, load_agent, load_model, local_policy, to_result
+from qwenvl_agent.inference.agent import Agent, load_agent, to_result
+from qwenvl_agent.inference.load import base_of_adapter, find, load_model, local_policy
 from qwenvl_agent.model.build import build_model, save_weights
 from qwenvl_agent.schema import Answer, ToolCall, Turn
 from qwenvl_agent.training.checkpoint import write_json
@@ -194,7 +195,7 @@ def test_merged_weights_bring_their_settings(models, screenshot, tmp_path):
 
     run, _, _ = models
     export_run(run, tmp_path / "merged", device="cpu")
-    loaded = load_model(tmp_path / "merged", device="cpu")
+    loaded = load_model(find(tmp_path / "merged"), device="cpu")
     assert loaded.config.vision.max_tokens_per_image == 16 and loaded.config.model.path == str(tmp_path / "merged")
     policy = local_policy(loaded)
     assert Agent(policy).act(screenshot, "open it")["image_size"] == [WIDTH, HEIGHT]

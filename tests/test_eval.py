@@ -87,7 +87,7 @@ def test_results_beside_each_other(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--run", "runs/nothing"], "holds no checkpoint"),
-        (["--run", "runs/nothing", "--format", "plain"], "do not go with --run"),
+        (["--run", "runs/nothing", "--format", "plain"], "has its own settings"),
         (["--policy", "oracle", "--checkpoint", "last"], "without --run"),
         (["--policy", "oracle", "--blank-pictures"], "no blank variant"),
         (["--policy", "oracle", "--world", "witdh=20"], "did you mean width"),

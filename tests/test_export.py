@@ -15,7 +15,8 @@ from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.export import distance, export_run, load_plain, probe_inputs, probe_logits
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.inference.endpoint import to_chat
-from qwenvl_agent.model.build import build_model, build_processor, load_run, save_weights
+from qwenvl_agent.inference.load import find_run, load_model
+from qwenvl_agent.model.build import build_model, build_processor, save_weights
 from qwenvl_agent.prompt import render_prompt
 from qwenvl_agent.training.checkpoint import link, write_json
 from scripts import merge_adapter
@@ -93,7 +94,7 @@ def exported(request, checkpoint, tmp_path_factory):
 
 def test_plain_transformers_answers_like_the_run(exported):
     run, made = exported
-    config, live, processor = load_run(run, "cpu")
+    config, live, processor = load_model(find_run(run), device="cpu")
     inputs = probe_inputs(config, processor)
     found = distance(probe_logits(live, inputs), probe_logits(load_plain(made.directory, config.model, "cpu"), inputs))
     assert found == made.live == made.merged
@@ -112,7 +113,7 @@ def test_the_folder_is_a_whole_model_in_bfloat16(exported):
     assert not [name for name in tensors if "lora" in name or "base_layer" in name or "absmax" in name]
     assert json.loads((made.directory / "config.json").read_text())["dtype"] == "bfloat16"
     assert "quantization_config" not in (made.directory / "config.json").read_text()
-    config = load_run(run, "cpu")[0]
+    config = find_run(run).config
     # What was trained under autocast is played in what the device does fast.
     free = {"autocast": "auto", "dtype": "auto"} if config.model.autocast else {}
     assert load_config(made.directory / "qwenvl_agent.json") == replace(config, model=replace(config.model, **free))
@@ -171,7 +172,7 @@ def test_servers_are_told_to_leave_answers_as_they_are(exported, tmp_path):
 def test_the_card_says_where_it_comes_from(exported):
     run, made = exported
     card = (made.directory / "README.md").read_text()
-    config = load_run(run, "cpu")[0]
+    config = find_run(run).config
     assert f"Method {config.model.method}" in card and "step 3" in card and "base_model" not in card
     assert "Dataset hash `abc123`; 20 rows trained on, 4 held out" in card
     assert "| data/a.jsonl | chat | 24 | 12 | 2 |" in card

@@ -30,10 +30,10 @@ LAYERS = (
     {"prompt", "worlds"},
     {"data"},
     {"model"},
-    {"planning"},
+    {"planning", "inference"},
     {"training", "curation"},
     {"evaluation"},
-    {"inference", "studies"},
+    {"studies"},
     {"predict", "export"},
 )
 HEAVY_ROOMS = {"data", "model", "training", "inference", "export"}
@@ -45,6 +45,7 @@ LIGHT_FILES = {
     "data/source.py",
     "inference/agent.py",
     "inference/endpoint.py",
+    "inference/load.py",
 }
 HEAVY_FILES = {"curation/samples.py", "planning/flops.py"}
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft")
@@ -122,3 +123,14 @@ def test_light_files_import_nothing_heavy():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "data.readers.chat" in light and "evaluation.rollout" in light and "worlds" in light
+
+
+def test_who_only_acts_imports_no_evaluation():
+    code = (
+        "import sys, qwenvl_agent; qwenvl_agent.load_agent, qwenvl_agent.load_policy\n"
+        "import qwenvl_agent.inference.policy, qwenvl_agent.inference.endpoint\n"
+        "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('qwenvl_agent.')}\n"
+        "print(*sorted(rooms & {'evaluation', 'training', 'studies', 'worlds', 'curation', 'export'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("\n", 0), done.stdout + done.stderr

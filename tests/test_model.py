@@ -12,8 +12,7 @@ from tiny_run import save_tiny_checkpoint
 from torch import nn
 from transformers import Qwen3VLForConditionalGeneration
 
-from qwenvl_agent.checksums import write_checksums
-from qwenvl_agent.config import ModelConfig, VisionConfig, build_config, to_json
+from qwenvl_agent.config import ModelConfig, VisionConfig
 from qwenvl_agent.model.build import (
     ADDED_TOKENS,
     base_of,
@@ -24,7 +23,6 @@ from qwenvl_agent.model.build import (
     check_probe_pictures,
     device_type,
     linear_4bit,
-    load_run,
     manifest,
     save_weights,
 )
@@ -305,56 +303,6 @@ def test_a_saved_adapter_holds_every_matrix_in_float32(config, tmp_path):
     trainable = [p for p in model.parameters() if p.requires_grad]
     assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in trainable)
     assert {t.dtype for t in tensors.values()} == {torch.float32}
-
-
-def test_a_damaged_checkpoint_is_not_loaded(config, tmp_path, capsys):
-    directory = tmp_path / "checkpoints" / "step_000001"
-    save_weights(build_model(config), directory / "model")
-    (directory / "config.json").write_text(json.dumps(to_json(build_config({"name": "r", "model": to_json(config)}))))
-    (directory / "optimizer.safetensors").write_bytes(bytes(9))
-    (tmp_path / "checkpoints" / "best").symlink_to(directory.name)
-    load_run(tmp_path)
-    assert "best has no checksums (saved by an earlier version): taken as it is" in capsys.readouterr().err
-    write_checksums(directory)
-    (directory / "optimizer.safetensors").unlink()  # is of no use here
-    load_run(tmp_path)
-    assert "checksums" not in capsys.readouterr().err
-    weights = directory / "model" / "adapter_model.safetensors"
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match="adapter_model.safetensors is damaged .* name another checkpoint \\(there is"):
-        load_run(tmp_path)
-    (directory / "model" / "adapter_config.json").unlink()
-    with pytest.raises(ValueError, match="adapter_config.json is missing or cut off"):
-        load_run(tmp_path)
-    shutil.rmtree(directory)
-    with pytest.raises(ValueError, match="best points to step_000001, which is gone"):
-        load_run(tmp_path)
-
-
-def test_load_run_takes_best_then_last(config, tmp_path):
-    run = build_config({"name": "r", "model": to_json(config)})
-    for step, link in ((1, "last"), (2, "best")):
-        directory = tmp_path / "checkpoints" / f"step_{step:06d}"
-        torch.manual_seed(step)
-        model = build_model(config)
-        nn.init.normal_(next(p for n, p in model.named_parameters() if "lora_B" in n), std=1.0)
-        save_weights(model, directory / "model")
-        (directory / "config.json").write_text(json.dumps(to_json(run)))
-        (tmp_path / "checkpoints" / link).symlink_to(directory.name)
-    loaded, model, processor = load_run(tmp_path)
-    assert loaded == run and processor.name == config.path
-    assert not model.training and not any(p.requires_grad for p in model.parameters())
-    best = build_model(config, weights_dir=tmp_path / "checkpoints" / "best" / "model")
-    inputs = probe(config)
-    assert torch.equal(logits_of(model, inputs), logits_of(best, inputs))
-    (tmp_path / "checkpoints" / "best").unlink()
-    assert not torch.equal(logits_of(load_run(tmp_path)[1], inputs), logits_of(best, inputs))
-
-
-def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no checkpoint"):
-        load_run(tmp_path)
 
 
 # processors and refusals

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
+from qwenvl_agent.config import Config, PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.masks import IGNORE_INDEX, label_tokens
 from qwenvl_agent.data.packing import PADDING, Columns, join, pad, plan_packs
 from qwenvl_agent.data.pieces import PieceTokenizer
 from qwenvl_agent.data.pixels import feature_path, load_pixels, patchify, picture_key
-from qwenvl_agent.formats import Format, Span
+from qwenvl_agent.formats import FORMATS, Format, Span
 from qwenvl_agent.prompt import IMAGE_PAD, Rendered, render_prompt, render_row
 from qwenvl_agent.schema import Picture, Request, Row, Turn
 from qwenvl_agent.vision import Geometry, drop_oldest_step, fit_picture, reduce_request
@@ -66,6 +66,11 @@ class Sample:
     parts: np.ndarray
 
 
+def build_collator(processor: object, config: Config) -> "Collator":
+    """What makes a config's batches and prompts."""
+    return Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
+
+
 class Collator:
     """Callable on rows (training) and `encode_prompt` on requests (generation); counts reductions in `reductions`."""
 
@@ -77,7 +82,7 @@ class Collator:
         vision_cfg: VisionConfig,
         train_cfg: TrainConfig,
     ):
-        self.tokenizer = processor.tokenizer
+        self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_processor = processor.image_processor
         self.geometry: Geometry = processor.geometry
         self.fmt, self.prompt_cfg, self.vision_cfg = fmt, prompt_cfg, vision_cfg

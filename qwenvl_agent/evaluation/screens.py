@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qwenvl_agent.computer import KINDS, Action, build_tool, to_turn
-from qwenvl_agent.computer.context import SYSTEM_PROMPT, observation
+from qwenvl_agent.computer import Action, to_turn
+from qwenvl_agent.computer.context import screen_request
 from qwenvl_agent.computer.tool import CLICKS, NAME
 from qwenvl_agent.coordinates import GRID, Screen
 from qwenvl_agent.curation.convert import LAYOUTS, convert
@@ -54,13 +54,6 @@ class TaskSet:
     tasks: tuple[ScreenTask, ...]
     rejected: tuple[Rejected, ...]
     about: dict
-
-
-def screen_request(
-    picture: Picture, instruction: str, past: Sequence[str] = (), kinds: Sequence[str] = tuple(KINDS)
-) -> Request:
-    """What an agent is asked; `past` are lines that describe the steps before, `kinds` the actions it may choose."""
-    return Request(SYSTEM_PROMPT, (build_tool(kinds),), (), observation(picture, instruction, past))
 
 
 def to_task(sample: Sample, case_id: str) -> ScreenTask:

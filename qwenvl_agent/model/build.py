@@ -15,7 +15,6 @@ import shutil
 import sys
 import types
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,10 +22,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from qwenvl_agent.checksums import find_damage
-from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, VisionConfig, build_config
+from qwenvl_agent.config import SHIPPED_BASES, ModelConfig, VisionConfig
 from qwenvl_agent.model.kernels import Dropout, Head, PatchProjection, keep_compiled_code_apart
-from qwenvl_agent.model.precision import Precision, announce, choose, choose_for_evaluation
+from qwenvl_agent.model.precision import Precision, choose
 from qwenvl_agent.model.shards import convert, held, loads_slices, slices_loaded_as, whole_shape
 from qwenvl_agent.requirements import check_installed
 from qwenvl_agent.vision import Geometry, num_image_tokens
@@ -420,29 +418,6 @@ def save_weights(model: nn.Module, directory: Path, state_dict: dict | None = No
     model.save_pretrained(directory, state_dict=state_dict, **options)
 
 
-def load_run(
-    path: str | Path,
-    device: torch.device | str | None = None,
-    *,
-    autocast: bool | str = "auto",
-    say: Callable[[str], None] = announce,
-) -> tuple[Config, nn.Module, Processor]:
-    """Config, model (eval mode) and processor of a checkpoint, or of a run's `best` (else `last`) one.
-
-    The config is that of the training; the model computes in what it was trained in, unless that is slow here or
-    `autocast` is true or false, and one line tells `say`.
-    """
-    directory = find_checkpoint(Path(path))
-    config = build_config(json.loads((directory / "config.json").read_text(encoding="utf-8")))
-    processor = build_processor(config.model, config.vision)
-    precision = choose_for_evaluation(config.model, device, autocast)
-    say(precision.line)
-    # Evaluation recomputes nothing, and adapters need no gradient.
-    model_cfg = replace(config.model, gradient_checkpointing=False)
-    model = build_for_evaluation(model_cfg, precision, device, directory / "model")
-    return config, model.requires_grad_(False), processor
-
-
 def build_for_evaluation(trained: ModelConfig, precision: Precision, device, weights_dir: Path | None) -> nn.Module:
     """A trained model that computes in `precision`: its weights are loaded as for the training, then widened.
 
@@ -456,53 +431,6 @@ def build_for_evaluation(trained: ModelConfig, precision: Precision, device, wei
         model.float()
     base_of(model).precision = chosen.precision
     return model
-
-
-def find_checkpoint(path: Path) -> Path:
-    """`locate_checkpoint`, with config and weights compared with their checksums, if it has any.
-
-    ValueError for a damaged one: a number must not be that of another checkpoint than it says.
-    """
-    directory = locate_checkpoint(path)
-    try:
-        check_whole(directory, ("config.json", "model/"))
-    except FileNotFoundError:
-        print(f"{directory} has no checksums (saved by an earlier version): taken as it is", file=sys.stderr)
-    return directory
-
-
-def locate_checkpoint(path: Path) -> Path:
-    """A checkpoint, or a run's `best`, else `last`."""
-    for directory in (path, path / "checkpoints" / "best", path / "checkpoints" / "last"):
-        if directory.is_symlink() and not directory.exists():
-            raise ValueError(
-                f"{directory} points to {os.readlink(directory)}, which is gone: that checkpoint cannot be loaded; name "
-                "another one"
-            )
-        if (directory / "model").is_dir():
-            return directory
-    raise ValueError(f"{path} holds no checkpoint: there is nothing to load; give runs/NAME of a run that has saved")
-
-
-def saved_config(path: Path) -> Config:
-    """The config of `locate_checkpoint`, without a look at its weights."""
-    directory = locate_checkpoint(path)
-    with suppress(FileNotFoundError):  # an earlier version's has no checksums
-        check_whole(directory, ("config.json",))
-    return build_config(json.loads((directory / "config.json").read_text(encoding="utf-8")))
-
-
-def check_whole(checkpoint: Path, parts: tuple[str, ...]) -> None:
-    """ValueError if the files whose paths begin so are not as they were written; FileNotFoundError if nobody can know."""
-    damage = find_damage(checkpoint, parts)
-    if damage:
-        others = sorted(
-            {path.name for path in checkpoint.resolve().parent.glob("step_*")} - {checkpoint.resolve().name}
-        )
-        raise ValueError(
-            f"{damage}: what this checkpoint says would not be what was trained; bring the file back, or name another "
-            f"checkpoint ({', '.join(others) or 'there is none'})"
-        )
 
 
 def build_tiny_config(
