@@ -27,9 +27,10 @@ from rich.console import Console
 from rich.progress import track
 
 from qwenvl_agent.command import bounded, command
-from qwenvl_agent.config import apply_override, load_config
+from qwenvl_agent.config import load_config
 from qwenvl_agent.processes import parallel_map
 from qwenvl_agent.schema import Request, Turn
+from qwenvl_agent.settings import apply_override
 from qwenvl_agent.worlds.safari import SafariEnv, SafariOracle, SafariRules
 from qwenvl_agent.worlds.safari.baselines import random_move
 from qwenvl_agent.worlds.safari.perception import perception_rows

@@ -216,7 +216,7 @@ def test_cells_come_seed_by_seed_with_paired_seeds(write):
         ({"counterfactuals": ["wiped"]}, "counterfactual 'wiped' does not exist"),
         ({"constrained": "yes"}, "constrained is 'yes', which is not of type bool"),
         ({"cells_of": "other.json"}, "config beside cells_of: the cells are those of"),
-        ({"missions": {"episode": 3}}, "unknown key 'episode'.*'episodes'"),
+        ({"missions": {"episode": 3}}, "unknown key 'missions.episode'.*'episodes'"),
         ({"rows": "many"}, "rows is 'many', which is not of type int"),
         ({"config": "no/such.json"}, "study.json: no/such.json: No such file"),
     ],

@@ -78,11 +78,11 @@ WHOLE = "style='position:fixed;inset:0;width:100%;height:100%;border:0'"
 
 
 def test_rules_are_checked():
-    with pytest.raises(ValueError, match="browser rule 'task' does not exist.*did you mean tasks"):
+    with pytest.raises(ValueError, match="unknown key 'browser.task'.*nearest known key: 'tasks'"):
         make_env("browser", task=["own"])
     with pytest.raises(ValueError, match="browser task 'click-buton' does not exist.*did you mean click-button"):
         make_env("browser", tasks=["click-buton"])
-    with pytest.raises(ValueError, match="browser rule languages is \\['de'\\]: no task can be drawn"):
+    with pytest.raises(ValueError, match="browser.languages is \\['de'\\]: no task can be drawn"):
         make_env("browser", languages=["de"])
     with pytest.raises(ValueError, match="max_calls is 0"):
         make_env("browser", max_calls=0)

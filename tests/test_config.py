@@ -8,7 +8,8 @@ import typing
 
 import pytest
 
-from qwenvl_agent.config import ALIASES, Config, ModelConfig, SourceConfig, _paths, build_config, load_config, to_json
+from qwenvl_agent.aliases import ALIASES
+from qwenvl_agent.config import Config, ModelConfig, SourceConfig, build_config, load_config, setting_paths, to_json
 
 LEAST = {"name": "x", "model": {"path": "tiny"}}
 
@@ -155,7 +156,7 @@ def test_every_number_is_refused_outside_its_range(path):
     wrong = [int(limits.least) - 1, int(limits.most) + 1, 10**400, -(10**400)]
     for value in wrong if kind is int else [*map(float, wrong[:2]), *wrong[2:], math.nan, math.inf, -math.inf]:
         written = [0.5, value] if kind == tuple[float, float] else value
-        with pytest.raises(ValueError, match=rf"^{re.escape(path)} is .*: .*; (use|raise|lower)"):
+        with pytest.raises(ValueError, match=rf"^{re.escape(path.replace('[]', '[0]'))} is .*: .*; (use|raise|lower)"):
             build_config(values_with(path, written))
 
 
@@ -177,8 +178,8 @@ def test_every_number_is_refused_outside_its_range(path):
         ("data.eval_fraction=0", None),
         ("data.num_workers=-1", "data.num_workers is -1, below 0"),
         ("data.cache_dir=", "data.cache_dir is '': nothing has that name"),
-        ('data.sources=[{"path": " "}]', r"data.sources\[\].path is ' ': nothing has that name"),
-        ('data.sources=[{"path": "a", "weight": 0}]', r"data.sources\[\].weight is 0.0, below 1e-06"),
+        ('data.sources=[{"path": " "}]', r"data.sources\[0\].path is ' ': nothing has that name"),
+        ('data.sources=[{"path": "a", "weight": 0}]', r"data.sources\[0\].weight is 0.0, below 1e-06"),
         (
             "vision.max_tokens_per_image=32",
             "vision.min_tokens_per_image is 64, more than vision.max_tokens_per_image 32",
@@ -262,7 +263,7 @@ def test_an_unknown_key_is_answered_by_what_was_meant(write, path, remedy):
 
 
 def test_every_alias_names_a_setting_and_is_none():
-    settings = set(_paths(Config))
+    settings = set(setting_paths())
     for alias, answer in ALIASES.items():
         named = re.findall(r"\b(?:model|data|vision|train|eval|prompt)\.[a-z_]+", answer)
         assert set(named) <= settings, alias

@@ -90,7 +90,7 @@ def test_results_beside_each_other(tmp_path, capsys):
         (["--run", "runs/nothing", "--format", "plain"], "has its own settings"),
         (["--policy", "oracle", "--checkpoint", "last"], "without --run"),
         (["--policy", "oracle", "--blank-pictures"], "no blank variant"),
-        (["--policy", "oracle", "--world", "witdh=20"], "did you mean width"),
+        (["--policy", "oracle", "--world", "witdh=20"], "nearest known key: 'width'"),
         (["--policy", "oracle", "--world", "width"], "write key.path=value"),
         (["--policy", "oracle", "--config", "nowhere.json"], "nowhere.json"),
         (["--policy", "oracle", "--suite", "steps"], "data.sources is empty"),

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from qwenvl_agent import config
-from qwenvl_agent.config import head_rows
+from qwenvl_agent.model import logits
 from qwenvl_agent.model.attention import BatchedAttention, pack_mask
 from qwenvl_agent.model.kernels import Dropout, Head, draw_bits, dropout_mask
+from qwenvl_agent.model.logits import head_rows
 
 
 @pytest.mark.parametrize("p", [0.95, 0.5, 3 / 2**16, 0.0, 1 - 2**-16])
@@ -82,7 +82,7 @@ def head():
 
 @pytest.mark.parametrize("max_logits", [50, 120, 2**25])
 def test_the_heads_losses_and_gradients_are_those_of_all_logits_at_once(head, monkeypatch, max_logits):
-    monkeypatch.setattr(config, "MAX_LOGITS", max_logits)
+    monkeypatch.setattr(logits, "MAX_LOGITS", max_logits)
     hidden = torch.randn(7, 8, requires_grad=True)
     targets, factors = torch.tensor([3, 0, 49, 3, 3, 11, 20]), torch.rand(7)
     expected = nn.functional.cross_entropy(head(hidden), targets, reduction="none")

@@ -276,13 +276,13 @@ def test_most_targets_of_the_demo_suite_are_out_of_the_first_view():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_tree": 3}, "'num_tree' does not exist.*did you mean num_trees"),
-        ({"rules": "fly"}, "rules is 'fly'.*use reach or catch"),
-        ({"width": 9}, "at least 10 tiles"),
+        ({"num_tree": 3}, "unknown key 'safari.num_tree': it would have no effect; nearest known key: 'num_trees'"),
+        ({"rules": "fly"}, "safari.rules is 'fly'.*use one of reach, catch"),
+        ({"width": 9}, "safari.width is 9, below 10: no such world can be built; raise it"),
         ({"num_trees": 2400}, "at most 60 %"),
         ({"num_targets": [0, 0, 0]}, "one to three weights"),
-        ({"languages": ["en", "fr"]}, "languages is"),
-        ({"ordered": 2}, "a share from 0 to 1"),
+        ({"languages": ["en", "fr"]}, "safari.languages is 'fr'.*use one of ko, en, zh"),
+        ({"ordered": 2}, "safari.ordered is 2.0, above 1: it is a share"),
     ],
 )
 def test_rules_that_build_no_world_are_refused(values, message):

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qwenvl_agent.checksums import find_damage
-from qwenvl_agent.config import FORMAT_NAMES, Config, apply_override, build_config, check_choice, load_config, to_json
+from qwenvl_agent.config import FORMAT_NAMES, Config, build_config, load_config, to_json
 from qwenvl_agent.schema import Policy
+from qwenvl_agent.settings import apply_override, check_choice
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qwenvl_agent.config import head_rows
+from qwenvl_agent.model.logits import head_rows
 
 
 class PatchProjection(nn.Conv3d):

@@ -26,14 +26,14 @@ from qwenvl_agent.config import (
     Config,
     ModelConfig,
     VisionConfig,
-    apply_override,
     build_config,
-    head_rows,
     to_json,
 )
 from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.model.logits import head_rows
 from qwenvl_agent.prompt import IMAGE_PAD, render_row
 from qwenvl_agent.schema import Picture, Row
+from qwenvl_agent.settings import apply_override
 from qwenvl_agent.vision import Geometry, picture_tokens, reduce_request
 
 GIB = 2**30

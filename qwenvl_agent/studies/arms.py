@@ -26,51 +26,81 @@ A file with "cells_of": "OTHER.json" asks another question of the cells that OTH
 where they are, and all keys that it does not give itself are that file's. Its report lies beside them, in report_NAME.
 """
 
-import difflib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from qwenvl_agent.config import load_config
+from qwenvl_agent.settings import Range, build, check_values, read_values
 from qwenvl_agent.studies.ablation import CONSTRAINED
 from qwenvl_agent.studies.cells import Cell, Sweep, build_cell, check_set_once, override_of
 from qwenvl_agent.worlds.safari.counterfactuals import COUNTERFACTUALS
 
-KEYS = {
-    "question": str,
-    "config": str,
-    "set": dict,
-    "baseline": str,
-    "arms": dict,
-    "seeds": list,
-    "outcomes": list,
-    "missions": dict,
-    "rows": int,
-    "counterfactuals": list,
-    "constrained": bool,
-    "prepare": dict,
-    "cells_of": str,
-}
-DEFAULTS = {
-    "set": {},
-    "outcomes": ["success"],
-    "rows": 500,
-    "counterfactuals": [],
-    "constrained": False,
-    "prepare": {},
-    "cells_of": "",
-}
 MAKES_CELLS = ("config", "set", "arms", "seeds", "prepare")
 """Keys that say what the cells are: a file with `cells_of` has none of them."""
-MISSIONS = {"episodes": 200, "counterfactual_episodes": 0, "seed_start": 2_000_000, "world": {}, "oracle": {}}
-"""Counterfactuals are played on the first `counterfactual_episodes` missions; 0: on all."""
 SEED_KEYS = ("train.seed", "data.seed")
 TESTS = ("missions", "steps")
 """Evaluations that every cell gets, besides the further plays."""
 CHECKPOINT = "last"
 """Every arm at its last step: a best one would be chosen with other care in each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missions:
+    """What every cell plays."""
+
+    episodes: Annotated[int, Range(1, 1_000_000, "nothing would be compared")] = 200
+    """Each on a seed of its own."""
+    counterfactual_episodes: Annotated[int, Range(0, 1_000_000, "there are no fewer than none")] = 0
+    """Counterfactuals are played on so many of the first missions; 0: on all."""
+    seed_start: Annotated[int, Range(0, 10**12, "seeds are counted from 0")] = 2_000_000
+    """The first mission's seed."""
+    world: dict = field(default_factory=dict)
+    """Settings of the world, over the config's eval.world."""
+    oracle: dict = field(default_factory=dict)
+    """Settings of the oracle that judges every turn."""
+
+    def __post_init__(self):
+        check_values(self, "missions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationFile:
+    """What a file may say."""
+
+    question: str
+    """That the report answers."""
+    config: str
+    """The config that all cells share."""
+    set: dict = field(default_factory=dict)
+    """Dotted key -> value, for all cells."""
+    baseline: str
+    """The arm that the others are compared with."""
+    arms: dict
+    """Name -> dotted key -> value."""
+    seeds: tuple[int, ...]
+    """Training seeds, each of them with every arm."""
+    outcomes: tuple[str, ...] = ("success",)
+    """What is compared first."""
+    missions: Missions = field(default_factory=Missions)
+    """What every cell plays."""
+    rows: Annotated[int, Range(0, 10**9, "there are no such rows")] = 500
+    """Held-out rows of the offline step metrics."""
+    counterfactuals: tuple[str, ...] = ()
+    """Changes under which missions are played again."""
+    constrained: bool = False
+    """Play the missions a second time, with constrained decoding."""
+    prepare: dict = field(default_factory=dict)
+    """File -> the command that makes it, run if the file is missing."""
+    cells_of: str = ""
+    """Another file beside this one, whose cells these are."""
+
+    def __post_init__(self):
+        check_values(self, "")
+        check_arms(self)
 
 
 @dataclass(frozen=True)
@@ -89,7 +119,7 @@ class Ablation:
     baseline: str
     arms: tuple[str, ...]
     outcomes: tuple[str, ...]
-    missions: dict
+    missions: Missions
     rows: int
     plays: tuple[str, ...]
     """The missions played again: CONSTRAINED, counterfactuals."""
@@ -105,110 +135,85 @@ class Ablation:
 
 def load_ablation(path: Path, seeds: Sequence[int] | None = None) -> Ablation:
     """`seeds` keeps only cells of these training seeds. ValueError names the file and what is wrong with it."""
+    values = read_values(path, what="ablation")
     try:
-        values = read_values(path)
-        base = load_config(values["config"], [override_of(k, v) for k, v in values["set"].items()])
-        directory = Path(base.runs_dir) / f"ablation_{Path(values['cells_of'] or path).stem}"
-        cells, places = build_cells(values, directory, seeds)
+        file = build(AblationFile, with_other_file(path, values))
+        base = load_config(file.config, [override_of(k, v) for k, v in file.set.items()])
+        directory = Path(base.runs_dir) / f"ablation_{Path(file.cells_of or path).stem}"
+        cells, places = build_cells(file, directory, seeds)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    sweep = Sweep(directory.name, values["config"], directory, cells, "eval/token_loss/all", "min")
+    sweep = Sweep(directory.name, file.config, directory, cells, "eval/token_loss/all", "min")
     return Ablation(
-        question=values["question"],
-        baseline=values["baseline"],
-        arms=tuple(values["arms"]),
-        outcomes=tuple(values["outcomes"]),
-        missions=MISSIONS | values["missions"],
-        rows=values["rows"],
-        plays=(*([CONSTRAINED] if values["constrained"] else []), *values["counterfactuals"]),
-        prepare=values["prepare"],
+        question=file.question,
+        baseline=file.baseline,
+        arms=tuple(file.arms),
+        outcomes=file.outcomes,
+        missions=file.missions,
+        rows=file.rows,
+        plays=(*([CONSTRAINED] if file.constrained else []), *file.counterfactuals),
+        prepare=file.prepare,
         sweep=sweep,
         places=places,
-        report_dir=directory / (f"report_{path.stem}" if values["cells_of"] else "report"),
+        report_dir=directory / (f"report_{path.stem}" if file.cells_of else "report"),
     )
 
 
-def read_values(path: Path) -> dict:
-    """The file's values with defaults, checked."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {error.lineno}: not JSON ({error.msg}): no arm can be read; correct it") from None
-    except OSError as error:
-        raise ValueError(f"{error.strerror}: there is no ablation to run; name an existing file") from None
-    if not isinstance(values, dict):
-        raise ValueError("it is no object with a question, a config and arms: there is nothing to compare; write one")
-    check_keys(values, KEYS)
-    if values.get("cells_of"):
-        values = of_other_file(path, values) | values
-    values = DEFAULTS | {"missions": {}} | values
-    for key, kind in KEYS.items():
-        if key not in values:
-            raise ValueError(f"{key!r} is missing: nothing could be compared; add it")
-        if type(values[key]) is not kind:
-            raise ValueError(f"{key} is {values[key]!r}, which is not of type {kind.__name__}; correct it")
-    check_values(values)
-    return values
-
-
-def of_other_file(path: Path, values: dict) -> dict:
-    """The values of the file whose cells these are."""
+def with_other_file(path: Path, values: dict) -> dict:
+    """With the values of the file whose cells these are, if they are another's."""
+    if not values.get("cells_of"):
+        return values
     other = path.parent / values["cells_of"]
     for key in MAKES_CELLS:
         if key in values:
             raise ValueError(f"{key} beside cells_of: the cells are those of {other}; leave one of the two out")
+    found = read_values(other, what="ablation")
+    if found.get("cells_of"):
+        raise ValueError(f"cells_of names {other}, whose cells are another file's; name {found['cells_of']}")
     try:
-        found = read_values(other)
+        build(AblationFile, found)
     except ValueError as error:
         raise ValueError(f"cells_of {other}: {error}") from None
-    if found["cells_of"]:
-        raise ValueError(f"cells_of names {other}, whose cells are another file's; name {found['cells_of']}")
-    return found
+    return found | values
 
 
-def check_keys(values: dict, known: dict) -> None:
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown key {key!r}: it would have no effect; nearest known key: {near!r}")
-
-
-def check_values(values: dict) -> None:
-    check_keys(values["missions"], MISSIONS)
-    if len(values["arms"]) < 2:
-        raise ValueError(f"{len(values['arms'])} arm: there is nothing to compare it with; add another")
-    if values["baseline"] not in values["arms"]:
+def check_arms(file: AblationFile) -> None:
+    """ValueError unless there are arms, paired by seed, and a baseline among them."""
+    if len(file.arms) < 2:
+        raise ValueError(f"{len(file.arms)} arm: there is nothing to compare it with; add another")
+    if file.baseline not in file.arms:
         raise ValueError(
-            f"baseline {values['baseline']!r} is no arm: nothing would be compared with it; "
-            f"use one of {', '.join(values['arms'])}"
+            f"baseline {file.baseline!r} is no arm: nothing would be compared with it; "
+            f"use one of {', '.join(file.arms)}"
         )
-    for name, arm in values["arms"].items():
+    for name, arm in file.arms.items():
         if not isinstance(arm, dict):
             raise ValueError(f"arm {name} is {arm!r}, which sets nothing; write an object, dotted key -> value")
         for key in SEED_KEYS:
-            if key in arm or key in values["set"]:
+            if key in arm or key in file.set:
                 raise ValueError(f"arm {name} sets {key}: arms would not be paired by seed; use the key 'seeds'")
-    numbers = values["seeds"]
-    if not numbers or any(type(seed) is not int for seed in numbers) or len(set(numbers)) < len(numbers):
-        raise ValueError(f"seeds is {numbers!r}: each training seed must be a whole number, once; write [0, 1, 2]")
-    for name in values["counterfactuals"]:
+    if not file.seeds or len(set(file.seeds)) < len(file.seeds):
+        raise ValueError(f"seeds is {list(file.seeds)}: each training seed is there once; write [0, 1, 2]")
+    for name in file.counterfactuals:
         if name not in COUNTERFACTUALS:
             raise ValueError(
                 f"counterfactual {name!r} does not exist: it could not be played; use {', '.join(COUNTERFACTUALS)}"
             )
 
 
-def build_cells(values: dict, directory: Path, seeds: Sequence[int] | None) -> tuple[tuple[Cell, ...], dict[str, Arm]]:
+def build_cells(
+    file: AblationFile, directory: Path, seeds: Sequence[int] | None
+) -> tuple[tuple[Cell, ...], dict[str, Arm]]:
     for seed in seeds or ():
-        if seed not in values["seeds"]:
-            known = ", ".join(map(str, values["seeds"]))
+        if seed not in file.seeds:
+            known = ", ".join(map(str, file.seeds))
             raise ValueError(f"training seed {seed} is none of the file's: it has no cells; the seeds are {known}")
     cells, places = [], {}
-    for seed in seeds or values["seeds"]:
-        for arm, settings in values["arms"].items():
-            check_set_once((values["set"], settings))
-            overrides = values["set"] | settings | dict.fromkeys(SEED_KEYS, seed)
-            cell = build_cell(values["config"], directory, f"{arm}_seed{seed}", overrides)
+    for seed in seeds or file.seeds:
+        for arm, settings in file.arms.items():
+            check_set_once((file.set, settings))
+            overrides = file.set | settings | dict.fromkeys(SEED_KEYS, seed)
+            cell = build_cell(file.config, directory, f"{arm}_seed{seed}", overrides)
             cells.append(cell)
             places[cell.name] = Arm(arm, seed)
     return tuple(cells), places
@@ -226,9 +231,9 @@ def evaluation_command(ablation: Ablation, cell: Cell, test: str) -> list[str]:
         return [*command, "--suite", "steps", "--rows", str(ablation.rows)]
     missions = ablation.missions
     command += ["--suite", "safari", "--episodes", str(num_missions(ablation, test))]
-    command += ["--seed-start", str(missions["seed_start"])]
+    command += ["--seed-start", str(missions.seed_start)]
     for option in ("world", "oracle"):
-        for key, value in missions[option].items():
+        for key, value in getattr(missions, option).items():
             command += [f"--{option}", override_of(key, value)]
     if test == "missions":
         return command
@@ -240,7 +245,7 @@ def evaluation_command(ablation: Ablation, cell: Cell, test: str) -> list[str]:
 
 def num_missions(ablation: Ablation, test: str) -> int:
     missions = ablation.missions
-    return (test not in ("missions", CONSTRAINED) and missions["counterfactual_episodes"]) or missions["episodes"]
+    return (test not in ("missions", CONSTRAINED) and missions.counterfactual_episodes) or missions.episodes
 
 
 def is_evaluated(ablation: Ablation, cell: Cell, test: str) -> bool:
@@ -252,9 +257,9 @@ def is_evaluated(ablation: Ablation, cell: Cell, test: str) -> bool:
     if test == "steps":
         return about["num_rows"] == min(ablation.rows, about["num_held_out"])
     missions = ablation.missions
-    wanted = {"start": missions["seed_start"], "count": num_missions(ablation, test)}
+    wanted = {"start": missions.seed_start, "count": num_missions(ablation, test)}
     if any(about["seeds"][key] != value for key, value in wanted.items()):
         return False
     rules = about["world"]
-    same_world = all(rules.get(key) == value for key, value in missions["world"].items())
-    return same_world and (about.get("oracle") or {}) == missions["oracle"]
+    same_world = all(rules.get(key) == value for key, value in missions.world.items())
+    return same_world and (about.get("oracle") or {}) == missions.oracle

@@ -21,21 +21,43 @@ also be an object, name -> overrides. The sweep's folder is runs_dir/NAME, NAME 
 A cell's config is written once and then kept: a base config that is edited while cells wait in a queue changes none.
 """
 
-import difflib
 import hashlib
 import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from qwenvl_agent.config import Config, check_choice, load_config, to_json
+from qwenvl_agent.config import Config, load_config, to_json
 from qwenvl_agent.evaluation.suites import check_suite
+from qwenvl_agent.settings import build, check_values, read_values
 
-KEYS = ("config", "set", "cells", "grid", "metric", "goal")
 PLACES = ("name", "runs_dir")
 MAX_NAME = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFile:
+    """What a file may say."""
+
+    config: str
+    """The config that is varied."""
+    set: dict = field(default_factory=dict)
+    """Dotted key -> value, for all cells."""
+    cells: list | dict = field(default_factory=lambda: [{}])
+    """Overrides of one cell each: a list, or name -> overrides."""
+    grid: dict = field(default_factory=dict)
+    """Dotted key -> list of values: every combination of them with every entry of `cells`."""
+    metric: str = "eval/token_loss/all"
+    """A logged value that says which cell is best."""
+    goal: Literal["min", "max"] = "min"
+    """Which values of `metric` are better."""
+
+    def __post_init__(self):
+        check_values(self, "")
+        check_shape(self)
 
 
 @dataclass(frozen=True)
@@ -73,61 +95,38 @@ class Sweep:
 
 def load_sweep(path: Path) -> Sweep:
     """ValueError names the file, the cell and what is wrong with it."""
-    values = read_sweep_file(path)
+    values = read_values(path, what="sweep")
     try:
-        base = load_config(values["config"], [override_of(k, v) for k, v in values["set"].items()])
-        points = expand(values)
+        file = build(SweepFile, values)
+        base = load_config(file.config, [override_of(k, v) for k, v in file.set.items()])
         directory = Path(base.runs_dir) / path.stem
-        cells = tuple(build_cell(values["config"], directory, name, overrides) for name, overrides in points.items())
+        cells = tuple(build_cell(file.config, directory, name, overrides) for name, overrides in expand(file).items())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return Sweep(path.stem, values["config"], directory, cells, values["metric"], values["goal"])
+    return Sweep(path.stem, file.config, directory, cells, file.metric, file.goal)
 
 
-def read_sweep_file(path: Path) -> dict:
-    """The file's values with defaults."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}): no cell can be read; correct it") from None
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}: there is no sweep to run; name an existing file") from None
-    if not isinstance(values, dict) or not isinstance(values.get("config"), str):
-        raise ValueError(f'{path}: it names no config, so there is nothing to vary; write {{"config": PATH, ...}}')
-    for key in values:
-        if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{path}: unknown key {key!r}: it would have no effect; nearest known key: {near!r}")
-    values = {"set": {}, "cells": [{}], "grid": {}, "metric": "eval/token_loss/all", "goal": "min"} | values
-    try:
-        check_choice("goal", values["goal"], ("min", "max"))
-        check_shape(values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return values
-
-
-def check_shape(values: dict) -> None:
+def check_shape(file: SweepFile) -> None:
     """ValueError unless `set`, `cells` and `grid` hold overrides."""
-    cells = values["cells"].values() if isinstance(values["cells"], dict) else values["cells"]
-    if not isinstance(values["cells"], dict | list) or not values["cells"]:
+    cells = file.cells.values() if isinstance(file.cells, dict) else file.cells
+    if not isinstance(file.cells, dict | list) or not file.cells:
         raise ValueError('cells is empty or no list: there is nothing to run; write [{"train.seed": 1}, ...]')
-    for what, group in (("set", values["set"]), ("grid", values["grid"]), *(("an entry of cells", c) for c in cells)):
+    for what, group in (("set", file.set), ("grid", file.grid), *(("an entry of cells", c) for c in cells)):
         if not isinstance(group, dict):
             raise ValueError(f"{what} is {group!r}, which sets nothing; write an object, dotted key -> value")
-    for key, choices in values["grid"].items():
+    for key, choices in file.grid.items():
         if not isinstance(choices, list) or not choices:
             raise ValueError(f"grid: {key} is {choices!r}, which spans nothing; write a list of values")
 
 
-def expand(values: dict) -> dict[str, dict[str, object]]:
+def expand(file: SweepFile) -> dict[str, dict[str, object]]:
     """Name -> overrides of every cell, in the order of the file, the last key of the grid running fastest."""
-    cells = values["cells"]
+    cells = file.cells
     named = list(cells.items()) if isinstance(cells, dict) else [("", cell) for cell in cells]
-    keys = list(values["grid"])
+    keys = list(file.grid)
     points = []
-    for (name, cell), choice in itertools.product(named, itertools.product(*values["grid"].values())):
-        groups = (values["set"], cell, dict(zip(keys, choice, strict=True)))
+    for (name, cell), choice in itertools.product(named, itertools.product(*file.grid.values())):
+        groups = (file.set, cell, dict(zip(keys, choice, strict=True)))
         check_set_once(groups)
         points.append((name, groups))
     labels = short_keys(dict.fromkeys(key for _, (_, cell, point) in points for key in (*cell, *point)))

@@ -3,15 +3,16 @@
 import random
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Annotated
 
 from qwenvl_agent.computer import KINDS
+from qwenvl_agent.settings import Range, build, check_values
 from qwenvl_agent.worlds.browser.board_tasks import BOARD_TASKS
 from qwenvl_agent.worlds.browser.miniwob import MINIWOB
 from qwenvl_agent.worlds.browser.pages import FAMILIES
 from qwenvl_agent.worlds.browser.problem import Task
 from qwenvl_agent.worlds.browser.tasks import TASKS
 from qwenvl_agent.worlds.browser.words import LANGUAGES
-from qwenvl_agent.worlds.rules import rules_from_json
 
 GROUPS = {
     "own": tuple(TASKS),
@@ -35,15 +36,15 @@ class BrowserRules:
     """Of the generated pages that the tasks press_element and get_picture show."""
     actions: tuple[str, ...] = tuple(KINDS)
     """Kinds that the tool offers; others are refused."""
-    past_steps: int = 20
+    past_steps: Annotated[int, Range(0, 10_000, "no text lists so many")] = 20
     """Earlier steps that the text beside the picture lists."""
-    max_turns: int = 0
+    max_turns: Annotated[int, Range(0, 10**6, "no episode has so many")] = 0
     """0: as many as the task allows."""
-    max_calls: int = 5
+    max_calls: Annotated[int, Range(1, 10_000, "nothing would be done")] = 5
     """Calls of one turn; further ones are not run."""
-    step_seconds: float = 60.0
+    step_seconds: Annotated[float, Range(0.1, 1e6, "no page answers in that time")] = 60.0
     """A page that does not answer for that long has its browser ended."""
-    episode_seconds: float = 300.0
+    episode_seconds: Annotated[float, Range(0.001, 1e9, "no episode has that length")] = 300.0
     """Time in the browser; thinking does not count."""
     must_terminate: bool = False
     """Whether the effect counts only once the agent said that it is done; else the episode ends with the effect."""
@@ -56,6 +57,7 @@ class BrowserRules:
         for name in ("tasks", "languages", "actions"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        check_values(self, "browser")
         object.__setattr__(self, "names", resolve(self.tasks))
         for name, values, known in (
             ("languages", self.languages, LANGUAGES),
@@ -65,17 +67,13 @@ class BrowserRules:
             unknown = [value for value in values if value not in known]
             if unknown or not values:
                 raise ValueError(
-                    f"browser rule {name} is {unknown or '(none)'}: no task can be drawn; choose of {', '.join(known)}"
+                    f"browser.{name} is {unknown or '(none)'}: no task can be drawn; choose of {', '.join(known)}"
                 )
-        leasts = {"past_steps": 0, "max_turns": 0, "max_calls": 1, "step_seconds": 0.1, "episode_seconds": 0.001}
-        for name, least in leasts.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"browser rule {name} is {getattr(self, name)}: give at least {least}")
 
     @classmethod
     def from_json(cls, values: dict) -> "BrowserRules":
         """Rules from JSON values; ValueError naming the nearest key for one that does not exist."""
-        return rules_from_json(cls, "browser", values)
+        return build(cls, values, "browser")
 
     def task_of(self, seed: int) -> Task:
         name = self.names[seed % len(self.names)]
@@ -99,6 +97,6 @@ def resolve(tasks: tuple[str, ...]) -> tuple[str, ...]:
         names += [name for name in GROUPS.get(task, (task,)) if name not in names]
     if not names:
         raise ValueError(
-            "browser rule tasks is empty: there is nothing to play; name tasks, or own, clicks, boards, miniwob"
+            "browser.tasks is empty: there is nothing to play; name tasks, or own, clicks, boards, miniwob"
         )
     return tuple(names)

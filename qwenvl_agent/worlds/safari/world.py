@@ -7,9 +7,9 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from qwenvl_agent.worlds.rules import rules_from_json
+from qwenvl_agent.settings import Range, build, check_values
 
 VIEW = 10
 """The player sees VIEW x VIEW tiles."""
@@ -55,6 +55,9 @@ MAX_MOVES = 400
 """Trees moved to connect a world before another one is drawn."""
 
 
+NO_WORLD = "no such world can be built"
+
+
 class Animal(NamedTuple):
     """Colour of the background and kind, both canonical English."""
 
@@ -70,52 +73,48 @@ class Animal(NamedTuple):
 class SafariRules:
     """What a suite of worlds is like. The defaults are the full game."""
 
-    width: int = 50
-    height: int = 50
-    num_trees: int = 300
-    num_animals: int = 60
-    max_turns: int = 180
-    rules: str = "reach"
+    width: Annotated[int, Range(VIEW, 1000, NO_WORLD)] = 50
+    """Tiles from left to right."""
+    height: Annotated[int, Range(VIEW, 1000, NO_WORLD)] = 50
+    """Tiles from top to bottom."""
+    num_trees: Annotated[int, Range(0, 10**6, NO_WORLD)] = 300
+    """Nothing walks through a tree."""
+    num_animals: Annotated[int, Range(1, 10**6, NO_WORLD)] = 60
+    """Targets included."""
+    max_turns: Annotated[int, Range(1, 10**6, "no episode has so many")] = 180
+    """Then an episode is truncated."""
+    rules: Literal["reach", "catch"] = "reach"
     """reach: animals do not block, stand on the target. catch: animals block, catch the target from beside it."""
-    languages: tuple[str, ...] = ("ko", "en", "zh")
+    languages: tuple[Literal["ko", "en", "zh"], ...] = ("ko", "en", "zh")
+    """Of the missions."""
     plain_missions: bool = False
     """Only each language's first phrasing and first words: for models that start from random weights."""
-    num_targets: tuple[float, ...] = (0.6, 0.25, 0.15)
+    num_targets: Annotated[tuple[float, ...], Range(0, 1e9, "missions are drawn by it")] = (0.6, 0.25, 0.15)
     """Weights of missions with 1, 2, 3 targets."""
-    ordered: float = 0.5
+    ordered: Annotated[float, Range(0, 1, "it is a share")] = 0.5
     """Share of the missions with several targets in which the order is given."""
-    tile_px: int = 48
+    tile_px: Annotated[int, Range(8, 1024, "no picture has such tiles")] = 48
+    """Side of a tile in the picture."""
     connected: bool = True
     """Every free tile can be reached from the start."""
-    min_distance: int = 0
+    min_distance: Annotated[int, Range(0, 10**6, "no way has that length")] = 0
     """Every animal that would do stands at least this many tiles (dx + dy) from the start."""
-    outside_first_view: float = 0.0
+    outside_first_view: Annotated[float, Range(0, 1, "it is a share")] = 0.0
     """At least this share of worlds has no animal that would do in the first view."""
 
     def __post_init__(self):
         object.__setattr__(self, "languages", tuple(self.languages))
         object.__setattr__(self, "num_targets", tuple(self.num_targets))
+        check_values(self, "safari")
         free = self.width * self.height - 1
-        known_languages = {"ko", "en", "zh"}
         checks = (
-            (self.rules in ("reach", "catch"), "rules", "reach or catch"),
-            (min(self.width, self.height) >= VIEW, "width", f"a world at least {VIEW} tiles wide and high"),
-            (max(self.width, self.height) <= 1000, "width", "a world at most 1000 tiles wide and high"),
-            (self.num_trees >= 0, "num_trees", "0 or more"),
             (self.num_trees + self.num_animals <= free * 0.6, "num_trees", "at most 60 % of the tiles occupied"),
-            (self.num_animals >= 1, "num_animals", "at least one animal"),
-            (self.max_turns >= 1, "max_turns", "at least one turn"),
-            (self.languages and set(self.languages) <= known_languages, "languages", f"some of {known_languages}"),
+            (self.languages, "languages", "some of ko, en, zh"),
             (1 <= len(self.num_targets) <= 3 and sum(self.num_targets) > 0, "num_targets", "one to three weights"),
-            (min(self.num_targets, default=0) >= 0, "num_targets", "weights of 0 or more"),
-            (0 <= self.ordered <= 1, "ordered", "a share from 0 to 1"),
-            (0 <= self.outside_first_view <= 1, "outside_first_view", "a share from 0 to 1"),
-            (8 <= self.tile_px <= 1024, "tile_px", "8 to 1024 pixels a tile"),
-            (self.min_distance >= 0, "min_distance", "0 or more tiles"),
         )
         for holds, name, wanted in checks:
             if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: no such world can be built; use {wanted}")
+                raise ValueError(f"safari.{name} is {getattr(self, name)!r}: {NO_WORLD}; use {wanted}")
 
     @property
     def start(self) -> Tile:
@@ -124,7 +123,7 @@ class SafariRules:
     @classmethod
     def from_json(cls, values: dict) -> "SafariRules":
         """Rules from JSON values; ValueError naming the nearest key for one that does not exist."""
-        return rules_from_json(cls, "safari", values)
+        return build(cls, values, "safari")
 
 
 @dataclass
