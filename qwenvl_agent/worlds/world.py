@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from qwenvl_agent.records import CallRecord, EpisodeRecord
 from qwenvl_agent.schema import Env, Policy
 from qwenvl_agent.statistics import Interval
+from qwenvl_agent.worlds.baselines import NoisyPolicy, RandomPolicy
 
 Metrics = dict[str, "Interval | dict[str, int]"]
 """Rates and means with their intervals; counts by name."""
@@ -94,9 +95,22 @@ class World:
             raise ValueError(f"world {self.name} has no oracle with settings {sorted(settings)}: leave them out")
         return None
 
-    def make_baselines(self) -> Mapping[str, Callable[[], Policy]]:
-        """Policies to compare with, by name; `random` and `oracle` are there without being listed."""
+    def make_baselines(self) -> Mapping[str, Callable[..., Policy]]:
+        """Policies to compare with, by name, over those that every world has: see `make_policy`."""
         return {}
+
+    def make_policy(self, name: str, **settings: object) -> Policy:
+        """`oracle`, a baseline by its name, or, of every world, `random` and (with an oracle) `noisy_oracle`."""
+        own = self.make_baselines()
+        if name in own:
+            return own[name](**settings)
+        if name == "random":
+            return RandomPolicy(**settings)
+        oracle = self.make_oracle(**(settings if name == "oracle" else {}))
+        if oracle is not None and name in ("oracle", "noisy_oracle"):
+            return oracle if name == "oracle" else NoisyPolicy(oracle, **settings)
+        known = dict.fromkeys([*(["oracle", "noisy_oracle"] if oracle else []), "random", *own])
+        raise ValueError(f"world {self.name} has no policy {name!r}: nothing would be played; use {', '.join(known)}")
 
     # judging, from records alone
 

@@ -39,7 +39,7 @@ class Browser(World):
         """It plays any rules: what a task wants comes with the observation."""
         return BrowserOracle(**settings)
 
-    def make_baselines(self) -> Mapping[str, Callable[[], Policy]]:
+    def make_baselines(self) -> Mapping[str, Callable[..., Policy]]:
         return {"random": partial(RandomAgent, self.settings)}
 
 

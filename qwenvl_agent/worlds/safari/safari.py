@@ -50,10 +50,10 @@ class Safari(World):
     def make_oracle(self, **settings) -> SafariOracle:
         return SafariOracle(self.settings, **settings)
 
-    def make_baselines(self) -> Mapping[str, Callable[[], Policy]]:
+    def make_baselines(self) -> Mapping[str, Callable[..., Policy]]:
         return {
             "random": partial(RandomAgent, self.settings),
-            "noisy_oracle": lambda: NoisyOracle(self.make_oracle()),
+            "noisy_oracle": lambda **settings: NoisyOracle(self.make_oracle(), **settings),
         }
 
     def is_refused(self, call: CallRecord) -> bool:
