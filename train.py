@@ -47,6 +47,7 @@ from qwenvl_agent.model.precision import choose_together
 from qwenvl_agent.planning.vram import data_row, describe_plan, read_architecture
 from qwenvl_agent.records import EpisodeRecord
 from qwenvl_agent.schema import Row
+from qwenvl_agent.settings_reference import help_of
 from qwenvl_agent.training.checkpoint import (
     check_data,
     load_training_state,
@@ -76,6 +77,7 @@ NUM_SHOWN = 4
 @command("what came after the last checkpoint is lost; --resume goes on from there")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.epilog = f"settings, for the JSON file and --set (docs/CONFIG.md):\n{help_of(Config)}"
     parser.add_argument("--config", required=True, help="a JSON file of configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if it has one")

@@ -47,7 +47,7 @@ SHIPPED_BASES = ("tiny", "tiny_screens")
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     path: str
-    """Hub id, local folder, or one of SHIPPED_BASES."""
+    """Hub id, local folder, or tiny or tiny_screens, which the package ships."""
     method: Literal["full", "lora", "qlora"] = "qlora"
     """qlora: the language model in NF4 with double quantisation, all else as lora."""
     lora_rank: Annotated[int, Range(1, 4096, "no matrix of the model could be changed by that rank")] = 16
@@ -57,7 +57,7 @@ class ModelConfig:
     lora_dropout: Annotated[float, Range(0, ALMOST_ONE, "adapters would see nothing")] = 0.05
     """Share of an adapter's inputs that is dropped in training."""
     lora_targets: tuple[str, ...] = LANGUAGE_PROJECTIONS
-    """Projections of the language model that get an adapter, some of LANGUAGE_PROJECTIONS."""
+    """Projections of the language model that get an adapter: some of the default, which is all."""
     lora_places: tuple[Place, ...] = ("language",)
     """Where adapters are: language, merger (of patches into tokens, deepstack's too), vision (the tower's blocks)."""
     train_vision: bool = False
@@ -70,7 +70,7 @@ class ModelConfig:
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """auto: flash_attention_2 if installed on CUDA, else sdpa on CUDA, eager on a CPU."""
     gradient_checkpointing: bool = True
-    """Compute activations again in backward instead of keeping them: less memory, about a third more time."""
+    """Compute activations again in backward instead of keeping them: less memory for one more forward."""
     compile: bool = False
     """Compile the language model's blocks for training. Needs a C++ compiler on a CPU; evaluation runs uncompiled."""
 
@@ -284,7 +284,7 @@ class EvalConfig:
     suite: Literal["safari", "clicks", "none"] = "safari"
     """Besides the offline steps: safari (episodes), clicks (held-out screens), or none."""
     world: dict = field(default_factory=dict)
-    """Settings of the world, as in docs/DATA.md; checked by the world itself."""
+    """Settings of the world, checked by the world itself; those of ours are in docs/CONFIG.md."""
     episodes: Annotated[int, Range(1, 1_000_000, "so many are played; none at all: eval.suite=none")] = 32
     """Closed-loop episodes of an evaluation inside training, on seeds of their own."""
     step_rows: Annotated[int, Range(0, 10**9, "there are no such rows")] = 256

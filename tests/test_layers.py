@@ -12,7 +12,7 @@ import qwenvl_agent
 PACKAGE = Path(qwenvl_agent.__file__).parent
 LAYERS = (
     {"png", "checksums", "threads", "settings", "aliases"},
-    {"images"},
+    {"images", "settings_reference"},
     {
         "config",
         "records",

@@ -118,7 +118,9 @@ def test_the_config_keeps_all_that_sizes_depend_on(smoke, tmp_path):
     assert (changed.train.max_steps, changed.train.save_every, changed.eval.temperature) == (2, 1, 0.0)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(p for p in (ROOT / "configs").glob("*.json") if p.name != "schema.json"), ids=lambda path: path.stem
+)
 def test_two_steps_of_every_config_are_a_config(smoke, path, tmp_path):
     changed = load_config(smoke.write_config(load_config(path), TINY, tmp_path / "data", tmp_path))
     assert (changed.train.max_steps, changed.train.eval_every, changed.train.patience) == (2, 0, 0)
