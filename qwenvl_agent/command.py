@@ -22,6 +22,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 LONGEST_END_S = 20
 """After an error SIGALRM ends the process, if threads or servers still hold it after that time."""
@@ -53,6 +54,10 @@ LOST_RANK = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset) by peer|Br
 WORKERS_ERROR = re.compile(r"Caught (\w+) in DataLoader worker process")
 
 
+in_charge: Callable | None = None
+"""The command that is this whole process, if its module is not the one that was started."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: whatever cleans up after Ctrl-C cleans up after it too."""
 
@@ -77,7 +82,7 @@ def command(interrupted: str) -> Callable[[Callable[..., int | None]], Callable[
     def decorate(main: Callable[..., int | None]) -> Callable[..., int]:
         @functools.wraps(main)
         def framed(*args, **kwargs) -> int:
-            is_process = main.__module__ == "__main__"  # and not a test that calls it
+            is_process = framed is in_charge or main.__module__ == "__main__"  # and not a test that calls it
             if is_process and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
                 signal.signal(signal.SIGTERM, _terminate)  # whoever started us with it ignored answers it for us
             try:
@@ -101,6 +106,13 @@ def command(interrupted: str) -> Callable[[Callable[..., int | None]], Callable[
         return framed
 
     return decorate
+
+
+def run_command(main: Callable[..., int]) -> NoReturn:
+    """End this process with the status of `main`, a command of another module, which signals then end in its way."""
+    global in_charge
+    in_charge = main
+    sys.exit(main())
 
 
 def reason(error: Exception) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 from made_up_study import MISSION_SEED, write_cell
 from PIL import Image
 
+from qwenvl_agent.cli import ablate as script
 from qwenvl_agent.config import load_config
 from qwenvl_agent.evaluation.suites import play_safari, split_values
 from qwenvl_agent.formats import FORMATS, Span
@@ -21,7 +22,6 @@ from qwenvl_agent.studies.cells import changed_keys
 from qwenvl_agent.studies.fairness import differences, prompt_differences, prompt_facts
 from qwenvl_agent.worlds import make_env, make_oracle
 from qwenvl_agent.worlds.safari.counterfactuals import FROM_TURN, changed_world, corrupt, swap_mission
-from scripts import ablate as script
 
 REPOSITORY = Path(__file__).parent.parent
 WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 12, "tile_px": 16}

@@ -10,7 +10,7 @@ from test_endpoint import Server, completion, serving
 from tiny_run import save_tiny_checkpoint, tiny_config
 
 import qwenvl_agent
-from qwenvl_agent import predict
+from qwenvl_agent.cli import predict
 from qwenvl_agent.computer import Action, build_tool, to_turn
 from qwenvl_agent.computer.context import SYSTEM_PROMPT
 from qwenvl_agent.config import to_json

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import pytest
 from PIL import Image, ImageDraw
 
+from qwenvl_agent.cli import annotate
 from qwenvl_agent.computer import Action
 from qwenvl_agent.curation.annotation import Annotation, find_pictures, look_at
 from qwenvl_agent.curation.sample_folder import SampleFolder
 from qwenvl_agent.data.readers.computer import Sample, read_samples
 from qwenvl_agent.worlds.browser import chromium
-from scripts import annotate
 
 WIDTH, HEIGHT = 400, 200
 MARK = {"instruction": "点击搜索", "action": {"action": "click", "x": 300, "y": 80}, "box": [280, 70, 320, 90]}

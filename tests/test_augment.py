@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from qwenvl_agent.cli import augment as augment_clicks
 from qwenvl_agent.computer import Action
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.curation.augment import Policy, View, augment, draw_span, hindrances, relight, seen_as
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.readers.computer import Sample, read_samples
-from scripts import augment_clicks
 
 WIDTH, HEIGHT = 400, 200
 BOX = [280, 70, 320, 90]

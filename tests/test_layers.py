@@ -34,11 +34,17 @@ LAYERS = (
     {"training", "curation"},
     {"evaluation"},
     {"studies"},
-    {"predict", "export"},
+    {"export"},
+    {"cli"},
+    {"predict", "__main__"},
 )
-HEAVY_ROOMS = {"data", "model", "training", "inference", "export"}
+HEAVY_ROOMS = {"data", "model", "training", "inference", "export", "cli"}
 # Inside these rooms, and outside of the others.
 LIGHT_FILES = {
+    "cli/configs.py",
+    "cli/evaluate.py",
+    "cli/main.py",
+    "cli/predict.py",
     "data/readers/chat.py",
     "data/readers/computer.py",
     "data/pictures.py",

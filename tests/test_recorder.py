@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from qwenvl_agent.cli import record_clicks
 from qwenvl_agent.computer import Action
 from qwenvl_agent.data.readers.computer import Sample, read_rows, read_samples
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.worlds.browser import chromium, recorder
 from qwenvl_agent.worlds.browser.recorder import typing_actions
-from scripts import record_clicks
 
 needs_browser = pytest.mark.browser
 ROOT = Path(__file__).parents[1]
@@ -378,7 +378,7 @@ def test_rows_can_be_trained_on_and_episodes_gather(record, tmp_path):
 
 KILLED = """
 import os, sys
-from scripts import record_clicks
+from qwenvl_agent.cli import record_clicks
 def act(recorder):
     recorder.watch(recorder.is_settled)
     page = recorder.tabs[-1].page

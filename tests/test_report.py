@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from qwenvl_agent.cli import report, rescore
 from qwenvl_agent.evaluation import suites
 from qwenvl_agent.evaluation.report import (
     GOOD,
@@ -20,7 +21,6 @@ from qwenvl_agent.evaluation.step_metrics import RowRecord
 from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.worlds.safari import NoisyOracle, RandomAgent, SafariOracle, SafariRules
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS
-from scripts import report, rescore
 
 WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 12, "tile_px": 16}
 

@@ -1,28 +1,18 @@
 """show_batch: the audit of a whole dataset, one JSON object a row, and the page with pictures inside."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
 from conftest import TOOLS, TURNS, picture, request_of, tiny_processor
 
+from qwenvl_agent.cli import show
 from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.curation.samples import pieces, to_json, write_samples
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.masks import MaskAudit
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.schema import Row
-
-
-@pytest.fixture(scope="module")
-def show_batch():
-    path = Path(__file__).parents[1] / "scripts" / "show_batch.py"
-    spec = importlib.util.spec_from_file_location("show_batch", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +65,8 @@ def conversation(i: int) -> dict:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_audit_counts_every_row_in_one_line(show_batch, config_path, capsys, name):
-    assert show_batch.main(["--config", config_path, "--audit", "--set", f"prompt.format={name}"]) == 0
+def test_the_audit_counts_every_row_in_one_line(config_path, capsys, name):
+    assert show.main(["--config", config_path, "--audit", "--set", f"prompt.format={name}"]) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     # A picture a prompt: the second step's shows it in its history.
@@ -84,7 +74,7 @@ def test_the_audit_counts_every_row_in_one_line(show_batch, config_path, capsys,
     assert "supervised_end 12, image_tokens 1200, dropped_images 0, dropped_turns 0, rejected_rows 0" in out
 
 
-def test_the_audit_fails_if_one_token_of_one_row_is_wrong(show_batch, config_path, capsys, monkeypatch):
+def test_the_audit_fails_if_one_token_of_one_row_is_wrong(config_path, capsys, monkeypatch):
     sample = Collator.sample
 
     def leaky_sample(self, row):
@@ -94,19 +84,19 @@ def test_the_audit_fails_if_one_token_of_one_row_is_wrong(show_batch, config_pat
         return made
 
     monkeypatch.setattr(Collator, "sample", leaky_sample)
-    assert show_batch.main(["--config", config_path, "--audit", "--json"]) == 1
+    assert show.main(["--config", config_path, "--audit", "--json"]) == 1
     out, err = capsys.readouterr()
     assert json.loads(out)["wrong"] == 2 and err.count("chat.jsonl:3: token 5 is supervised") == 2
 
 
-def test_the_audit_names_rows_over_budget(show_batch, config_path, capsys):
-    assert show_batch.main(["--config", config_path, "--audit", "--set", "vision.max_row_tokens=300"]) == 1
+def test_the_audit_names_rows_over_budget(config_path, capsys):
+    assert show.main(["--config", config_path, "--audit", "--set", "vision.max_row_tokens=300"]) == 1
     out, err = capsys.readouterr()
     assert "wrong 12" in out and "chat.jsonl:1: " in err and "and 2 more" in err
 
 
-def test_json_gives_each_row(show_batch, config_path, capsys):
-    assert show_batch.main(["--config", config_path, "--json"]) == 0
+def test_json_gives_each_row(config_path, capsys):
+    assert show.main(["--config", config_path, "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 12 and {row["num_image_tokens"] for row in rows} == {100}
     assert {tuple(row) for row in rows} == {("id", "input_ids", "labels", "supervised_text", "num_image_tokens")}
@@ -116,17 +106,17 @@ def test_json_gives_each_row(show_batch, config_path, capsys):
         assert all(label in (-100, token) for label, token in zip(row["labels"], row["input_ids"], strict=True))
 
 
-def test_rows_are_shown_and_written_with_their_pictures(show_batch, config_path, capsys, tmp_path):
+def test_rows_are_shown_and_written_with_their_pictures(config_path, capsys, tmp_path):
     page = tmp_path / "samples.html"
-    assert show_batch.main(["--config", config_path, "--rows", "2", "--html", str(page)]) == 0
+    assert show.main(["--config", config_path, "--rows", "2", "--html", str(page)]) == 0
     out = capsys.readouterr().out
     assert "<|image_pad|> x 100" in out and str(page) in re.sub(r"\s", "", out)
     text = page.read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == 2 and "http" not in text
 
 
-def test_a_users_mistake_is_one_line(show_batch, config_path, capsys):
-    assert show_batch.main(["--config", config_path, "--set", "prompt.formt=plain"]) == 2
+def test_a_users_mistake_is_one_line(config_path, capsys):
+    assert show.main(["--config", config_path, "--set", "prompt.formt=plain"]) == 2
     assert capsys.readouterr().err == (
         "error: unknown key 'prompt.formt': it would have no effect; nearest known key: 'format'\n"
     )

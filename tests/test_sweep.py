@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from qwenvl_agent.cli import sweep as script
 from qwenvl_agent.config import load_config, to_json
 from qwenvl_agent.studies.cells import freeze, frozen_path, load_sweep
 from qwenvl_agent.studies.local import share_gpus
 from qwenvl_agent.studies.progress import read_progress, state_of
 from qwenvl_agent.studies.slurm import log_path
-from scripts import sweep as script
 
 REPOSITORY = Path(__file__).parent.parent
 GRID = {"train.learning_rate": [1e-4, 2e-4], "train.seed": [0, 1]}

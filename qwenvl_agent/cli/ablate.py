@@ -1,11 +1,11 @@
 """Run an ablation: arms x training seeds, paired missions, statistics, a report for a paper.
 
-    python scripts/ablate.py scripts/ablations/format.json                 # dry run: what is missing, as commands
-    python scripts/ablate.py scripts/ablations/format.json --local 1       # run all of it here, one cell at a time
-    python scripts/ablate.py scripts/ablations/format.json --local 1 --seeds 0 1 2
-    python scripts/ablate.py scripts/ablations/format.json --submit --limit 8 --sbatch='--time=12:00:00'
-    python scripts/ablate.py scripts/ablations/format.json --status
-    python scripts/ablate.py scripts/ablations/format.json --report --out docs/results/format
+    qwenvl-agent ablate scripts/ablations/format.json                 # dry run: what is missing, as commands
+    qwenvl-agent ablate scripts/ablations/format.json --local 1       # run all of it here, one cell at a time
+    qwenvl-agent ablate scripts/ablations/format.json --local 1 --seeds 0 1 2
+    qwenvl-agent ablate scripts/ablations/format.json --submit --limit 8 --sbatch='--time=12:00:00'
+    qwenvl-agent ablate scripts/ablations/format.json --status
+    qwenvl-agent ablate scripts/ablations/format.json --report --out docs/results/format
 
 --local does whatever is missing, in order: the files that cells need, trainings (one that was stopped goes on from its
 checkpoint), evaluations, the report. It may be broken off and started again at any time. --submit sends the missing
@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from qwenvl_agent.command import bounded, command
+from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import FORMAT_NAMES
 from qwenvl_agent.studies.ablation import Study, read_cell
 from qwenvl_agent.studies.ablation_report import write_study
@@ -299,4 +299,4 @@ def show_status(ablation: Ablation, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,7 +1,7 @@
 """Mark instruction, action and target on screenshots by mouse: a page for one person on this machine.
 
-    python scripts/annotate.py screenshots --out data/clicks
-    python scripts/annotate.py a.png more/*.png --out data/clicks --no-open
+    qwenvl-agent annotate screenshots --out data/clicks
+    qwenvl-agent annotate a.png more/*.png --out data/clicks --no-open
 
 Opens http://127.0.0.1:PORT/TOKEN/ in the browser: drag a box around the target, click the point (else it is the box's
 middle), say what to do, Enter. A sample is on the disk once it stands in the list; the same command goes on where it was
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 import qwenvl_agent
-from qwenvl_agent.command import bounded, command
+from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.curation.annotation import Annotation, find_pictures, look_at
 from qwenvl_agent.curation.sample_folder import SampleFolder
 
@@ -177,4 +177,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,7 +1,7 @@
 """A few screens with actions -> the same and copies of them, seen in other ways: data for training on 10 to 50 samples.
 
-    python scripts/augment_clicks.py data/clicks --out data/clicks_x5 --copies 4
-    python scripts/augment_clicks.py data/clicks --out data/clicks_x5 --copies 4 --ways scale theme --least-part 0.8
+    qwenvl-agent augment data/clicks --out data/clicks_x5 --copies 4
+    qwenvl-agent augment data/clicks --out data/clicks_x5 --copies 4 --ways scale theme --least-part 0.8
 
 A copy is a part of the screenshot that holds the target (crop), at another size (scale), darker or with its theme turned
 (theme); positions and boxes follow exactly. The samples themselves are in the folder, too. Samples of a test split are
@@ -13,14 +13,13 @@ scripts/convert_data.py; the same seed gives the same folder.
 import argparse
 import hashlib
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import command, run_command
 from qwenvl_agent.curation.augment import WAYS, Policy, augment
 from qwenvl_agent.data.readers.computer import TEST, Sample, SampleWriter, read_samples, summary
 
@@ -99,4 +98,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,10 +1,10 @@
 """Published screen data sets -> one checked folder: dataset.jsonl, images/, rejects.jsonl and manifest.json.
 
-    python scripts/convert_data.py --layout screenspot_v2 --data screenspot_desktop_v2.json --pictures screenspotv2_image \
+    qwenvl-agent convert --layout screenspot_v2 --data screenspot_desktop_v2.json --pictures screenspotv2_image \
         --out generated/screenspot_v2
-    python scripts/convert_data.py --layout os_atlas --data web.json --pictures web_images --out generated/web \
+    qwenvl-agent convert --layout os_atlas --data web.json --pictures web_images --out generated/web \
         --keep-apart screenspot_v2 screenspot_desktop_v2.json screenspotv2_image
-    python scripts/convert_data.py --layouts
+    qwenvl-agent convert --layouts
 
 Where a layout finds what, and in which unit, is declared in qwenvl_agent/curation/convert.py. Rows that do not fit are counted
 by reason and written to rejects.jsonl with their place. A training picture that shows the same as one of --keep-apart,
@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import itertools
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from qwenvl_agent.command import bounded, command
+from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.curation.convert import LAYOUTS, convert, known_pictures
 from qwenvl_agent.data.readers.computer import Sample, SampleWriter, summary
 
@@ -105,4 +104,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,6 +1,6 @@
 """Turn a run into a folder that transformers, vLLM and `transformers serve` load as any other model.
 
-    python scripts/merge_adapter.py runs/safari_2b --out exports/safari_2b
+    qwenvl-agent export runs/safari_2b --out exports/safari_2b
 
 Adapters are merged, weights are bfloat16, processor, chat template and model card lie beside them. The folder is read
 back and its logits are compared with the live model's; if they differ, it is not kept. Takes memory for the run's
@@ -9,14 +9,13 @@ model and one bfloat16 copy of it.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import command, run_command
 from qwenvl_agent.export import BASES, Export, export_run
 
 
@@ -68,4 +67,4 @@ def summary(export: Export) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,8 +1,8 @@
 """Render pages in Chromium and write what can be clicked on them as data.
 
-    python scripts/generate_ui.py --out generated/ui --pages 2000
-    python scripts/generate_ui.py --out generated/ui_simple --family simple --pages 5000 --rows 2
-    python scripts/generate_ui.py --out generated/ui_test --pages 500 --seed-start 2000000 --draw 20
+    qwenvl-agent generate-ui --out generated/ui --pages 2000
+    qwenvl-agent generate-ui --out generated/ui_simple --family simple --pages 5000 --rows 2
+    qwenvl-agent generate-ui --out generated/ui_test --pages 500 --seed-start 2000000 --draw 20
 
 The folder holds dataset.jsonl (instruction, screenshot and click, in pixels), elements.jsonl (all elements of every
 picture, in pixels), questions.jsonl (conversations about the pictures), images/ and manifest.json. With --draw also
@@ -18,10 +18,9 @@ import hashlib
 import io
 import json
 import random
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import Progress
 
-from qwenvl_agent.command import bounded, command
+from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.processes import parallel_map
 from qwenvl_agent.worlds.browser.camera import Camera, Shot
 from qwenvl_agent.worlds.browser.chromium import open_browser
@@ -141,7 +140,7 @@ def seed_set(seeds: range) -> str:
     )
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
@@ -156,7 +155,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=bounded(int, 1), default=1, help="browsers")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def generate(args: argparse.Namespace) -> tuple[dict, float]:
@@ -180,8 +179,8 @@ def generate(args: argparse.Namespace) -> tuple[dict, float]:
 
 
 @command("the data set is not whole; start again with --overwrite")
-def main() -> int:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     manifest, seconds = generate(args)
     if args.json:
         print(json.dumps(manifest))
@@ -192,4 +191,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,8 +1,8 @@
 """Plan the peak GPU memory of a config, and name the cheapest change that makes it fit. No GPU and no download.
 
-python scripts/plan_vram.py --config configs/safari_2b.json --gpu 24
-python scripts/plan_vram.py --config configs/safari_8b.json --gpu 24 --gpus 4 --json
-python scripts/plan_vram.py --config configs/safari_2b.json --gpu 24 --row-tokens 4096 --image-tokens 2048
+qwenvl-agent plan --config configs/safari_2b.json --gpu 24
+qwenvl-agent plan --config configs/safari_8b.json --gpu 24 --gpus 4 --json
+qwenvl-agent plan --config configs/safari_2b.json --gpu 24 --row-tokens 4096 --image-tokens 2048
 
 Status: 0 it fits, 1 it does not, 2 the config or a file is wrong.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from qwenvl_agent.command import bounded, command
+from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.model.build import build_processor, checkpoint_path
 from qwenvl_agent.planning.vram import (
@@ -158,4 +158,4 @@ def show(config: Config, plan: Plan, fix, gpu_gb: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

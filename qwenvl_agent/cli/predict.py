@@ -1,8 +1,8 @@
 """One picture and one instruction to one action, as JSON in pixels of the picture.
 
-    python -m qwenvl_agent.predict --run runs/computer_use_2b --image screen.png --instruction "open the menu"
-    python -m qwenvl_agent.predict --model Qwen/Qwen3-VL-2B-Instruct --image screen.png --instruction "..." --draw out.png
-    python -m qwenvl_agent.predict --endpoint http://127.0.0.1:8000/v1 --model exports/2b --image ... --instruction ...
+    qwenvl-agent predict --run runs/computer_use_2b --image screen.png --instruction "open the menu"
+    qwenvl-agent predict --model Qwen/Qwen3-VL-2B-Instruct --image screen.png --instruction "..." --draw out.png
+    qwenvl-agent predict --endpoint http://127.0.0.1:8000/v1 --model exports/2b --image ... --instruction ...
 
 --model takes a hub id, a folder with a model, merged weights, or an adapter. The exit status is 0 for an action, 1 for
 an answer of which none could be read (the JSON has its error and its text), 2 for a mistake in what was asked.
@@ -10,13 +10,12 @@ an answer of which none could be read (the JSON has its error and its text), 2 f
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from qwenvl_agent.command import bounded, command
+from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.computer import KINDS
 from qwenvl_agent.config import FORMAT_NAMES
 from qwenvl_agent.images import read_rgb
@@ -38,11 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m qwenvl_agent.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--run", type=Path, help="folder of a run, or of one of its checkpoints")
     who.add_argument("--model", help="hub id, folder of a model, of merged weights or of an adapter, or `tiny`")
@@ -108,4 +103,4 @@ def draw_action(image: Image.Image, result: dict) -> Image.Image:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,9 +1,9 @@
 """Record rollouts of the safari oracle as a dataset: dataset.jsonl, images/ and manifest.json.
 
-    python scripts/generate_oracle.py --config configs/safari_tiny.json --out generated/safari_tiny --episodes 2000 \
+    qwenvl-agent record --config configs/safari_tiny.json --out generated/safari_tiny --episodes 2000 \
         --max-path 6 --max-final-path 3 --noise 0.2
-    python scripts/generate_oracle.py --set rules=catch --out generated/safari --episodes 3000 --workers 8
-    python scripts/generate_oracle.py --task perception --out generated/perception --episodes 5000
+    qwenvl-agent record --set rules=catch --out generated/safari --episodes 3000 --workers 8
+    qwenvl-agent record --task perception --out generated/perception --episodes 5000
 
 Episode i plays the world of seed `seed-start + i`. With --noise p, random moves are played between the oracle's own
 turns, which alone are recorded, so the data holds states that the oracle would never reach. `--task perception` records
@@ -14,10 +14,9 @@ import argparse
 import hashlib
 import json
 import random
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -26,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from qwenvl_agent.command import bounded, command
+from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import load_config
 from qwenvl_agent.processes import parallel_map
 from qwenvl_agent.schema import Request, Turn
@@ -78,7 +77,7 @@ def record_questions(seed: int, rules: SafariRules, thought_form: str) -> Record
     return [(png_bytes(render_view(symbols, rules.tile_px)), row) for symbols, row in questions], {}
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
@@ -98,7 +97,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--thought-form", choices=sorted(THOUGHT_FORMS), default="tiles")
     parser.add_argument("--workers", type=bounded(int, 1), default=1, help="processes")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def rules_of(args: argparse.Namespace) -> SafariRules:
@@ -132,8 +131,8 @@ def write_episodes(out: Path, seeds: range, record: Callable[[int], Recorded], w
 
 
 @command("the data set is not whole; start again with --overwrite")
-def main() -> int:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
     if (args.out / "dataset.jsonl").exists() and not args.overwrite:
         raise ValueError(f"{args.out}/dataset.jsonl exists and would be lost; give another --out or --overwrite")
     rules = rules_of(args)
@@ -164,4 +163,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,8 +1,8 @@
 """Record a person in a browser: every click, key and scroll with the screenshot before it, as training data.
 
-    python scripts/record_clicks.py shop/ --out data/recorded --instruction "下载小猫图片"
-    python scripts/record_clicks.py http://127.0.0.1:8000/ --out data/recorded --size 1280 800
-    python scripts/record_clicks.py https://example.org --online --out data/recorded
+    qwenvl-agent record-clicks shop/ --out data/recorded --instruction "下载小猫图片"
+    qwenvl-agent record-clicks http://127.0.0.1:8000/ --out data/recorded --size 1280 800
+    qwenvl-agent record-clicks https://example.org --online --out data/recorded
 
 A browser window opens; do the task in it, then close it: that is the last step (--end). Ctrl-C stops without one. Each
 step is on the disk once it is printed. A folder is served on 127.0.0.1, to this browser only. Without --online the browser
@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import command, run_command
 from qwenvl_agent.computer.dialects import to_seed
 from qwenvl_agent.curation.sample_folder import SampleFolder
 from qwenvl_agent.schema import confined_path
@@ -293,4 +293,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

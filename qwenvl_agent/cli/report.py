@@ -1,14 +1,13 @@
 """Put several results into one page: figures, paired tests, the turns of every policy side by side on the same seeds.
 
-python scripts/report.py runs/safari_2b/eval/safari runs/oracle/eval/safari --out report.html
+qwenvl-agent report runs/safari_2b/eval/safari runs/oracle/eval/safari --out report.html
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import command, run_command
 from qwenvl_agent.evaluation.report import write_report
 
 
@@ -26,4 +25,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

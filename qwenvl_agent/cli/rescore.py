@@ -1,14 +1,13 @@
 """Compute metrics.json and report.html again from records.jsonl; needs no model.
 
-python scripts/rescore.py runs/*/eval/safari
+qwenvl-agent rescore runs/*/eval/safari
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import command, run_command
 from qwenvl_agent.evaluation.report import write_report
 from qwenvl_agent.evaluation.suites import metrics_of, read_result, write_metrics
 
@@ -32,4 +31,4 @@ def rescore(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,8 +1,8 @@
 """Look at what is learnt: tokens coloured by weight, pictures as the model gets them; or prove the mask of every row.
 
-python scripts/show_batch.py --config configs/safari_tiny.json --rows 4          # terminal and samples.html
-python scripts/show_batch.py --config configs/safari_tiny.json --audit           # 100 % of the rows, one line
-python scripts/show_batch.py --config configs/safari_tiny.json --json --rows 2   # one JSON object a row
+qwenvl-agent show --config configs/safari_tiny.json --rows 4          # terminal and samples.html
+qwenvl-agent show --config configs/safari_tiny.json --audit           # 100 % of the rows, one line
+qwenvl-agent show --config configs/safari_tiny.json --json --rows 2   # one JSON object a row
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from qwenvl_agent.command import bounded, command
+from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.curation.samples import colour, pieces, to_json, write_samples
 from qwenvl_agent.data.collator import Collator, Sample, build_collator
@@ -139,4 +139,4 @@ def coloured(sample: Sample) -> Text:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,10 +1,10 @@
 """Run a sweep: print its commands, submit it to Slurm or run it here, see how far it is, collect its results.
 
-    python scripts/sweep.py configs/sweeps/safari_2b_lora.json                # dry run: every command, nothing started
-    python scripts/sweep.py configs/sweeps/safari_2b_lora.json --submit --limit 4 --sbatch='--time=12:00:00'
-    python scripts/sweep.py configs/sweeps/safari_tiny.json --local 2         # without Slurm, two cells at a time
-    python scripts/sweep.py configs/sweeps/safari_2b_lora.json --status
-    python scripts/sweep.py configs/sweeps/safari_2b_lora.json --collect      # results.csv, a table, plots
+    qwenvl-agent sweep configs/sweeps/safari_2b_lora.json                # dry run: every command, nothing started
+    qwenvl-agent sweep configs/sweeps/safari_2b_lora.json --submit --limit 4 --sbatch='--time=12:00:00'
+    qwenvl-agent sweep configs/sweeps/safari_tiny.json --local 2         # without Slurm, two cells at a time
+    qwenvl-agent sweep configs/sweeps/safari_2b_lora.json --status
+    qwenvl-agent sweep configs/sweeps/safari_2b_lora.json --collect      # results.csv, a table, plots
 
 --submit and --local start the cells that are missing, stopped or failed; one that has a checkpoint goes on from it.
 Cells that are done, run or wait are left alone. A sweep's file: qwenvl_agent/studies/cells.py. All runs in one
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qwenvl_agent.command import bounded, command
+from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.studies.cells import Cell, Sweep, load_sweep
 from qwenvl_agent.studies.local import local_log, run_cells, running_cells
 from qwenvl_agent.studies.progress import (
@@ -192,4 +192,4 @@ def collect(sweep: Sweep, rows: Sequence[dict], progresses: dict[str, Progress])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
