@@ -29,6 +29,7 @@ from qwenvl_agent.model.build import build_model, build_processor
 from qwenvl_agent.model.call import supervised_positions
 from qwenvl_agent.model.features import build_features
 from qwenvl_agent.model.precision import announce, choose
+from qwenvl_agent.training.loader import build_loader, build_sampler, to_device
 from qwenvl_agent.training.loss import supervised_weight, token_losses
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.optim import build_optimizer
@@ -67,10 +68,10 @@ class Bench:
         self.collator = build_collator(self.processor, config)
         self.model = build_model(config.model, self.accelerator.device).train()
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, build_optimizer(self.model, config.train))
-        self.sampler = train.build_sampler(config, self.rows, self.accelerator, {"step": 0})
+        self.sampler = build_sampler(config, self.rows, self.accelerator)
         self.features = build_features(config, self.model, self.processor)
         directory = self.features and self.features.directory
-        self.loader = train.build_loader(config, self.rows, self.collator, self.sampler, directory)
+        self.loader = build_loader(config, self.rows, self.collator, self.sampler, directory)
         self.step, self.means = 0, Means()
 
     def describe(self) -> dict:
@@ -169,7 +170,7 @@ class Bench:
 
     def _attached(self, batches: list[dict]) -> list[dict]:
         """On the model's device, with kept features where the run keeps them."""
-        batches = [train.move(batch, self.accelerator.device) for batch in batches]
+        batches = [to_device(batch, self.accelerator.device) for batch in batches]
         return [self.features.attach(batch) for batch in batches] if self.features else batches
 
     def _optimize(self, batches: list[dict]) -> None:

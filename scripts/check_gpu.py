@@ -53,6 +53,7 @@ from qwenvl_agent.planning.vram import (
     read_architecture,
 )
 from qwenvl_agent.training.gradients import GradientCheck
+from qwenvl_agent.training.loader import build_loader, build_sampler, to_device
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.optim import build_optimizer
 from qwenvl_agent.training.profile import matmul_flops
@@ -145,11 +146,11 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
     processor = build_processor(config.model, config.vision)
     collator = build_collator(processor, config)
     rows = drop_unusable(build_rows(config.data, config.prompt), collator)
-    sampler = train_py.build_sampler(config, rows.train, accelerator, {"step": 0})
+    sampler = build_sampler(config, rows.train, accelerator)
     bare_model = build_model(config.model, device).train()
     arch = read_architecture(base_of(bare_model).config.to_dict())
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
-    batches = iter(train_py.build_loader(config, rows.train, collator, sampler))
+    batches = iter(build_loader(config, rows.train, collator, sampler))
     check_gradients = GradientCheck(accelerator, bare_model)
     watch = Watch(device)
     steps: list[Step] = []
@@ -160,7 +161,7 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
         flops = sum(batch_flops(config.model, arch, batch) for batch in fetched)
         num_tokens = int(sum(batch["attention_mask"].sum() for batch in fetched))
         watch.start()
-        on_device = [train_py.move(batch, device) for batch in fetched]
+        on_device = [to_device(batch, device) for batch in fetched]
         means = Means()
         clip = config.train.max_grad_norm
         train_py.train_step(accelerator, model, optimizer, on_device, means, step, clip, check_gradients)

@@ -22,9 +22,10 @@ from qwenvl_agent.data.unusable import collate
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model.build import build_model, build_processor
 from qwenvl_agent.model.call import supervised_positions
+from qwenvl_agent.training.loader import build_sampler
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.zero import build_accelerator
-from train import build_sampler, train_step
+from train import train_step
 
 
 class GradientRecorder(torch.optim.Optimizer):
@@ -52,7 +53,7 @@ def main(config_path: str, out: str) -> None:
         torch.nn.init.normal_(parameter, std=0.02)
     optimizer = GradientRecorder(trainable)
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
-    sampler = iter(build_sampler(config, rows, accelerator, {"step": 0}))
+    sampler = iter(build_sampler(config, rows, accelerator))
     indices = [next(sampler) for _ in range(config.train.accumulation)]
     micro_batches = [collate(rows, collator, batch) for batch in indices]
     means = Means()

@@ -15,20 +15,22 @@ from torch import nn
 from qwenvl_agent.checksums import find_damage
 from qwenvl_agent.config import Config, ModelConfig, PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.training.checkpoint import (
-    check_data,
     last_whole,
-    load_optimizer_tensors,
-    optimizer_tensors,
     point_links,
     prepare_run_dir,
-    preserved_random_state,
-    random_state,
     read_json,
     read_state,
     record_evaluation,
     save_checkpoint,
-    set_random_state,
     write_json,
+)
+from qwenvl_agent.training.state import (
+    check_data,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    preserved_random_state,
+    random_state,
+    set_random_state,
 )
 
 

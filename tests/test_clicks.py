@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 import eval as evaluation
-import train
 from qwenvl_agent.computer import Action, to_turn
 from qwenvl_agent.config import DataConfig, EvalConfig, PromptConfig, SourceConfig
 from qwenvl_agent.coordinates import Screen
@@ -36,6 +35,7 @@ from qwenvl_agent.evaluation.screens import (
     summary,
 )
 from qwenvl_agent.schema import Answer, ToolCall, Turn
+from qwenvl_agent.training.best import score
 from scripts import rescore
 
 WIDTH, HEIGHT = 1000, 500
@@ -304,7 +304,7 @@ def test_held_out_screens_are_clicked_during_training(folder):
     assert held_out[0].source.endswith(":2")
     scalars = suites.evaluate(clicker, cfg, held_out=held_out).scalars
     assert scalars["clicks/box_hit_rate"] == 0.5 and scalars["clicks/parse_rate"] == 1.0
-    assert train.goodness(scalars) > train.goodness({"eval/token_loss/all": 0.0})
+    assert score(scalars) > score({"eval/token_loss/all": 0.0})
     Path(held_out[0].request.observation.pictures[0].path).unlink()  # of all
     assert suites.evaluate(clicker, cfg, held_out=held_out).scalars == {"clicks/unusable_screens": 2.0}
 

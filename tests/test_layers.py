@@ -31,10 +31,10 @@ LAYERS = (
     {"data"},
     {"model"},
     {"planning", "inference"},
-    {"training", "curation"},
+    {"curation"},
     {"evaluation"},
     {"studies"},
-    {"export"},
+    {"export", "training"},
     {"cli"},
     {"predict", "__main__"},
 )

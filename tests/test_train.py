@@ -17,6 +17,8 @@ from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_confi
 from transformers import Qwen3VLForConditionalGeneration
 
 import train
+from qwenvl_agent.training import evaluation, setup
+from qwenvl_agent.training.best import is_better
 from qwenvl_agent.training.lock import lock_run
 from qwenvl_agent.training.stop import StopRequest
 
@@ -63,8 +65,8 @@ def test_patience_ends_a_run_that_gets_no_better(configure, capsys):
 
 def test_an_evaluation_in_which_nothing_could_be_played_never_becomes_best():
     played, failed = {"rollout/success_rate": 0.0, "rollout/error_rate": 0.5}, {"rollout/error_rate": 1.0}
-    assert train.is_better(played, {}) and not train.is_better(failed, {}) and not train.is_better({}, {})
-    assert train.is_better(played | {"rollout/success_rate": 0.1}, played) and not train.is_better(played, played)
+    assert is_better(played, {}) and not is_better(failed, {}) and not is_better({}, {})
+    assert is_better(played | {"rollout/success_rate": 0.1}, played) and not is_better(played, played)
 
 
 # resuming
@@ -105,8 +107,8 @@ def uninterrupted(base, tmp_path_factory):
 
 
 def crashing_at(name: str, num_calls: int):
-    """`train`'s function of that name, which is the end of the run when it is called for the `num_calls`-th time."""
-    whole, calls = getattr(train, name), []
+    """`training.evaluation`'s function of that name, which is the end of the run when it is called for the `num_calls`-th time."""
+    whole, calls = getattr(evaluation, name), []
 
     def crash(*args, **kwargs):
         calls.append(name)
@@ -132,7 +134,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(configure, unin
     config, (changes, saved_step) = configure(**RESUME), INTERRUPTIONS[interruption]
     with monkeypatch.context() as patch:
         for name, change in changes.items():
-            patch.setattr(train, name, change())
+            patch.setattr(setup if name == "StopRequest" else evaluation, name, change())
         try:
             train.train(config)
             assert "stopped" in interruption
@@ -168,7 +170,7 @@ def test_other_methods_resume_too(configure, monkeypatch, method, tmp_path):
     whole, config = configure(name="whole", **groups), configure(**groups)
     train.train(whole)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "StopRequest", interrupted_after(2, by_crash=False))
+        patch.setattr(setup, "StopRequest", interrupted_after(2, by_crash=False))
         train.train(config)
     train.train(config, resume=True)
     assert metrics_of(config.run_dir) == metrics_of(whole.run_dir)

@@ -18,22 +18,15 @@ step is evaluated, and `best` may point to it. Whatever is killed in between, bo
 a run that resumes does what was still to do. Nothing in a checkpoint is a pickle, except what DeepSpeed's engine writes.
 """
 
-import base64
 import json
 import os
-import random
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from qwenvl_agent.checksums import find_damage, write_checksums
 from qwenvl_agent.config import Config, to_json
@@ -173,23 +166,15 @@ def point_links(checkpoint: Path) -> None:
         (checkpoints_dir / "best").unlink(missing_ok=True)
 
 
-def read_state(checkpoint: Path) -> dict:
-    """state.json, with what the evaluation of this step has added if there was one."""
+def read_state(checkpoint: Path | None) -> dict:
+    """state.json, with what the evaluation of this step has added if there was one; of a run's begin without one."""
+    if checkpoint is None:
+        return {"step": 0, "best": {}, "evaluation_due": False}
     state = read_json(checkpoint / "state.json")
     try:
         return state | {"best": read_json(checkpoint / EVALUATION)["best"], "evaluation_due": False}
     except (OSError, ValueError, KeyError):
         return state | {"evaluation_due": state.get("evaluation_due", False)}
-
-
-def check_data(state: dict, report: dict, accept_changes: bool) -> None:
-    """ValueError if a checkpoint's `state` was learned from other rows than those of `report`."""
-    before, now = state.get("dataset_hash"), report["dataset_hash"]
-    if before and before != now and not accept_changes:
-        raise ValueError(
-            f"the data's hash is {now}, {before} in the checkpoint: rows, or only the places of their files, are others, "
-            "so some would be repeated or skipped; bring the data back, or go on with it as it is: --resume --accept-changes"
-        )
 
 
 def torn_file(checkpoint: Path) -> Path | None:
@@ -305,115 +290,6 @@ def discard(checkpoint: Path) -> None:
     hidden = checkpoint.with_name(f".{checkpoint.name}.old")
     checkpoint.rename(hidden)
     shutil.rmtree(hidden)
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's state as one flat dict, `parameter name : state name`."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[id(parameter)]}:{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict) -> None:
-    """The inverse of `optimizer_tensors`; the groups' settings stay those of the config."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    state = {index: {} for index in range(len(order))}
-    index_of = {name: index for index, name in enumerate(order)}
-    for key, value in tensors.items():
-        name, _, part = key.rpartition(":")
-        state[index_of[name]][part] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def write_training_state(
-    directory: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, rank_state: dict
-) -> None:
-    """The optimizer, and for each rank its random state and `rank_state` (JSON values)."""
-    path = directory / f"rank_{accelerator.process_index}.json"
-    write_json(path, rank_state | {"ranks": describe_ranks(accelerator), "random": random_state()})
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        # Frozen weights come from the base again: with adapters on 8B they would be 16 GiB of each checkpoint.
-        model.save_checkpoint(str(directory / "deepspeed"), exclude_frozen_parameters=True)
-    elif accelerator.is_main_process:
-        save_file(optimizer_tensors(accelerator.unwrap_model(model), optimizer), directory / "optimizer.safetensors")
-
-
-def describe_ranks(accelerator: Accelerator) -> dict:
-    """What must be the same for an exact resume, and the proof of what a run really was."""
-    is_distributed = torch.distributed.is_initialized()
-    is_zero = accelerator.distributed_type == DistributedType.DEEPSPEED
-    return {
-        "zero_stage": accelerator.state.deepspeed_plugin.zero_stage if is_zero else 0,
-        "rank": accelerator.process_index,
-        "world_size": accelerator.num_processes,
-        "backend": torch.distributed.get_backend() if is_distributed else "",
-    }
-
-
-def load_training_state(
-    directory: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict:
-    """The inverse of `write_training_state`; this rank's `rank_state`. Under ZeRO the engine reads its weights too.
-
-    On another number of ranks the weights go on, which the model was built with; what starts afresh is printed.
-    """
-    saved, now = read_json(directory / "rank_0.json")["ranks"], describe_ranks(accelerator)
-    is_same_layout = all(saved[key] == now[key] for key in ("world_size", "zero_stage"))
-    if now["zero_stage"] and is_same_layout:
-        model.load_checkpoint(str(directory / "deepspeed"), load_module_strict=False)
-    elif saved["zero_stage"] == now["zero_stage"] == 0:
-        tensors = load_file(directory / "optimizer.safetensors")
-        load_optimizer_tensors(accelerator.unwrap_model(model), optimizer, tensors)
-    else:
-        accelerator.print(
-            "the optimizer's state is sharded otherwise: AdamW's averages start afresh, the weights go on"
-        )
-    if not is_same_layout:
-        accelerator.print(
-            f"saved by {saved['world_size']} ranks at ZeRO stage {saved['zero_stage']}, now {now['world_size']} at "
-            f"{now['zero_stage']}: random numbers and the log's running means start afresh, so this is not bit for bit "
-            "the run that an uninterrupted one would have been"
-        )
-        return {}
-    state = read_json(directory / f"rank_{accelerator.process_index}.json")
-    set_random_state(state.pop("random"))  # last, because loading may draw
-    return state
-
-
-def random_state() -> dict:
-    """The states of Python's, numpy's and torch's generators, as JSON values."""
-    kind, keys, *rest = np.random.get_state()
-    devices = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
-    return {
-        "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), *rest],
-        "torch": [base64.b64encode(s.numpy().tobytes()).decode() for s in (torch.get_rng_state(), *devices)],
-    }
-
-
-def set_random_state(state: dict) -> None:
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    cpu, *devices = [torch.frombuffer(bytearray(base64.b64decode(s)), dtype=torch.uint8) for s in state["torch"]]
-    torch.set_rng_state(cpu)
-    for device in devices:
-        torch.cuda.set_rng_state(device)
-
-
-@contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """What runs inside, an evaluation say, leaves no trace in the training's random numbers."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
 
 
 def write_json(path: Path, values: object) -> None:

@@ -1,0 +1,72 @@
+"""An evaluation inside training: held-out rows and rollouts of a step that was saved, and what people see of them."""
+
+from collections.abc import Sequence
+
+from accelerate.utils import broadcast_object_list
+
+from qwenvl_agent.data.unusable import usable_rows
+from qwenvl_agent.evaluation.suites import Evaluation, evaluate, pick_rows
+from qwenvl_agent.formats import Format
+from qwenvl_agent.inference.policy import ModelPolicy
+from qwenvl_agent.records import EpisodeRecord
+from qwenvl_agent.schema import Row
+from qwenvl_agent.training.best import is_better
+from qwenvl_agent.training.checkpoint import record_evaluation
+from qwenvl_agent.training.metrics import Reporter
+from qwenvl_agent.training.run import Run
+from qwenvl_agent.training.state import preserved_random_state
+
+NUM_SHOWN = 4
+"""Answers and rollouts that an evaluation writes to TensorBoard."""
+
+
+def evaluate_run(run: Run) -> dict[str, float]:
+    """The metrics of the run's step, which has been saved: by rank 0 while the others wait. `run.best` may be renewed.
+
+    Training's random numbers stay as they were.
+    """
+    metrics = {}
+    if run.config.train.zero_stage == 3:
+        run.reporter.say("no evaluation inside training under ZeRO-3, where no rank has the whole model: use eval.py")
+    elif run.accelerator.is_main_process:
+        with preserved_random_state():
+            metrics = evaluate_and_show(run).scalars
+    metrics = broadcast_object_list([metrics])[0]
+    if metrics:
+        run.reporter.log(run.step, metrics)
+    if is_better(metrics, run.best):
+        run.best = metrics | {"step": run.step}
+    if run.accelerator.is_main_process:
+        checkpoints_dir = run.config.run_dir / "checkpoints"
+        record_evaluation(checkpoints_dir, run.step, run.best, metrics, run.config.train.keep_checkpoints)
+    run.evaluation_due = False
+    return metrics
+
+
+def evaluate_and_show(run: Run) -> Evaluation:
+    """On this rank alone; some answers and episodes go to TensorBoard."""
+    config, held_out, fmt = run.config, run.rows.held_out, run.collator.fmt
+    policy = ModelPolicy(run.bare_model, run.processor, run.collator, fmt, config.eval)
+    result = evaluate(policy, config.eval, held_out=held_out, history_steps=config.prompt.history_steps)
+    show_answers(run.reporter, run.step, policy, usable_rows(run.collator, pick_rows(held_out, NUM_SHOWN)), fmt)
+    show_episodes(run.reporter, run.step, result.episodes[:NUM_SHOWN])
+    if result.failure:
+        run.reporter.say(f"step {run.step}: every episode ended with an error, so this is no `best`: {result.failure}")
+    return result
+
+
+def show_answers(reporter: Reporter, step: int, policy: ModelPolicy, rows: Sequence[Row], fmt: Format) -> None:
+    """Held-out pictures with what the model wrote and what it should have written."""
+    for i, (row, answer) in enumerate(zip(rows, policy.act([row.request for row in rows]), strict=True)):
+        truth = "".join(span.text for span in fmt.render(row.turn))
+        reporter.text(step, f"answers/{i}", f"{row.id}\n{answer.text}\n\ntruth:\n{truth}")
+        for picture in row.request.observation.pictures[-1:]:
+            reporter.image(step, f"answers/{i}", picture.open())
+
+
+def show_episodes(reporter: Reporter, step: int, episodes: Sequence[EpisodeRecord]) -> None:
+    """Transcripts of rollouts: context, answer and results of every step."""
+    for episode in episodes:
+        steps = [f"{s.context}\n> {s.text}\n{s.results}" for s in episode.steps]
+        title = f"{episode.mission}: {episode.end_reason}, reached {episode.reached} of {episode.goals}"
+        reporter.text(step, f"rollouts/{episode.seed}", "\n\n".join([title, *steps]))

@@ -1,0 +1,128 @@
+"""From a config to a run that can take its next step, in phases: each looks for what can go wrong before the next costs time.
+
+the folder      precision, the lock, the checkpoint to go on from: nothing of another run is touched
+the data        rows that fit the budget, and that are the checkpoint's
+the model       weights, adapters, optimizer, and the ranks around them
+the state       all that a checkpoint holds besides, if there is one
+the batches     workers that read ahead of the loop
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from qwenvl_agent.config import Config
+from qwenvl_agent.data.collator import Collator, build_collator
+from qwenvl_agent.data.dataset import RowDataset, Rows, build_rows
+from qwenvl_agent.data.unusable import drop_unusable
+from qwenvl_agent.evaluation.suites import check_held_out, check_suite
+from qwenvl_agent.model.build import Processor, base_of, build_model, build_processor, describe_parameters, manifest
+from qwenvl_agent.model.features import build_features
+from qwenvl_agent.model.precision import choose_together
+from qwenvl_agent.planning.vram import data_row, describe_plan, read_architecture
+from qwenvl_agent.training.checkpoint import prepare_run_dir, read_state, write_json
+from qwenvl_agent.training.gradients import GradientCheck
+from qwenvl_agent.training.loader import build_loader, build_sampler
+from qwenvl_agent.training.metrics import Reporter
+from qwenvl_agent.training.optim import build_optimizer
+from qwenvl_agent.training.profile import StepProfiler
+from qwenvl_agent.training.run import Run
+from qwenvl_agent.training.state import check_data, resume_run
+from qwenvl_agent.training.stop import StopRequest
+from qwenvl_agent.training.zero import build_accelerator
+
+
+def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, accept_changes: bool = False) -> Run:
+    """The run that `config` asks for, at step 0 or where its last checkpoint stopped."""
+    check_suite(config)
+    accelerator = build_accelerator(config.train)
+    config = choose_together(config, accelerator, resume=resume)
+    checkpoint = prepare_run_dir(config, accelerator, resume, overwrite, accept_changes)
+    state = read_state(checkpoint)
+
+    processor = build_processor(config.model, config.vision)
+    collator = build_collator(processor, config)
+    rows = read_rows(config, accelerator, collator)
+    check_data(state, rows.report, accept_changes)
+    sampler = build_sampler(config, rows.train, accelerator)
+    max_steps = config.train.max_steps or sampler.num_steps(config.train.epochs)
+
+    bare_model, model, optimizer = build_trained(config, accelerator, checkpoint)
+    is_main = accelerator.is_main_process
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        processor=processor,
+        collator=collator,
+        rows=rows,
+        sampler=sampler,
+        max_steps=max_steps,
+        bare_model=bare_model,
+        model=model,
+        optimizer=optimizer,
+        features=build_features(config, bare_model, processor),
+        reporter=Reporter(
+            config.run_dir,
+            state["step"],
+            max_steps,
+            is_main=is_main,
+            compiles=config.model.compile,
+            evaluation_due=state["evaluation_due"],
+        ),
+        profiler=StepProfiler(config, bare_model, accelerator.device, is_main=is_main),
+        check_gradients=GradientCheck(accelerator, bare_model),
+        stop=StopRequest(config.run_dir),
+    )
+    describe(run)
+    if checkpoint:
+        resume_run(run, checkpoint, state, accept_changes)
+    run.batches = start_reading(run)
+    run.stop.install()
+    return run
+
+
+def read_rows(config: Config, accelerator: Accelerator, collator: Collator) -> Rows:
+    """Those that fit the budget, with what the suite needs held out."""
+    with accelerator.main_process_first():  # the cache is written once
+        rows = drop_unusable(build_rows(config.data, config.prompt), collator)
+    check_held_out(config.eval, rows.held_out)
+    return rows
+
+
+def build_trained(
+    config: Config, accelerator: Accelerator, checkpoint: Path | None
+) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
+    """(the bare model, the same wrapped, its optimizer); the weights are the checkpoint's if there is one."""
+    set_seed(config.train.seed)  # all ranks make the same adapters
+    bare_model = build_model(config.model, accelerator.device, checkpoint and checkpoint / "model").train()
+    model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
+    set_seed(config.train.seed, device_specific=True)  # and draw different dropout masks
+    return bare_model, model, optimizer
+
+
+def describe(run: Run) -> None:
+    """On the terminal what will be learned and what it takes; in the folder every parameter and what the data are."""
+    rows, bare_model, run_dir = run.rows, run.bare_model, run.config.run_dir
+    run.reporter.say(f"{rows.summary()}\ntrainable parameters: {describe_parameters(bare_model)}")
+    run.reporter.say(plan_of(run.config, rows.train, bare_model, run.processor, run.accelerator.num_processes))
+    if run.accelerator.is_main_process:
+        write_json(run_dir / "manifest.json", manifest(bare_model))
+        write_json(run_dir / "data.json", rows.report)
+
+
+def plan_of(config: Config, rows: RowDataset, model: nn.Module, processor: Processor, num_gpus: int) -> str:
+    """What a step should take of each GPU's memory, from the dataset's own longest rows."""
+    arch = read_architecture(base_of(model).config.to_dict())
+    gpu_gb = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
+    row = data_row(rows, rows.lengths, config, arch, processor.count_tokens)
+    return describe_plan(config, row, num_gpus, gpu_gb, arch)
+
+
+def start_reading(run: Run) -> Iterator[dict]:
+    """Micro-batches from the run's step on, without end; the workers start now."""
+    feature_dir = run.features and run.features.directory
+    return iter(build_loader(run.config, run.rows.train, run.collator, run.sampler, feature_dir))
