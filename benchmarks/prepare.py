@@ -28,16 +28,19 @@ import torch
 
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.data.dataset import RowDataset, build_rows
+from qwenvl_agent.families import DEFAULT
 from qwenvl_agent.formats import FORMATS, Format
-from qwenvl_agent.model.build import build_tiny_tokenizer, save_tiny
-from qwenvl_agent.prompt import END, IMAGE, Rendered, render_row, to_messages
+from qwenvl_agent.model.tiny import build_tiny_tokenizer, save_tiny
+from qwenvl_agent.prompt import Rendered, render_row, to_messages
 from qwenvl_agent.schema import Row
 
 HERE = Path(__file__).parent
 BENCH_MODEL = HERE / "models" / "bench.json"
 # A small world has short episodes, so that rows with and without history both are common: rows of mixed length.
 WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "num_targets": [1, 0, 0], "max_turns": 40}
-TURN = re.compile(rf"(?:{re.escape(END)}\n)?<\|im_start\|>(system|user|assistant)\n")
+IMAGE, END = DEFAULT.template.image, DEFAULT.template.turn_end
+BEGIN = DEFAULT.template.turn_begin
+TURN = re.compile(rf"(?:{re.escape(END)}\n)?{re.escape(BEGIN)}(system|user|assistant)\n")
 NAMED_TOKENS = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
 
 
@@ -161,7 +164,7 @@ def conversation(row: Row, fmt: Format) -> dict:
     """
     rendered = render_row(row.request, row.turn, fmt)
     messages, _ = to_messages(row.request, row.turn, fmt)
-    system = rendered.text.partition("<|im_start|>system\n")[2].partition(END)[0]
+    system = rendered.text.partition(f"{BEGIN}system\n")[2].partition(END)[0]
     if system:
         messages = [m for m in messages if m["role"] != "system"]
         messages.insert(0, {"role": "system", "content": system})
@@ -180,7 +183,7 @@ def plain_conversation(row: Row, fmt: Format) -> dict:
     _, *pieces = TURN.split(rendered.text.replace(IMAGE, "<image>").removesuffix(f"{END}\n"))
     for role, text in zip(pieces[::2], pieces[1::2], strict=True):
         if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += f"{END}\n<|im_start|>{role}\n{text}"
+            messages[-1]["content"] += f"{END}\n{BEGIN}{role}\n{text}"
         else:
             messages.append({"role": role, "content": text})
     return {"id": row.id, "messages": messages, "images": picture_paths(rendered)}

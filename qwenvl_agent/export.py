@@ -27,6 +27,7 @@ from torch.nn import functional
 import qwenvl_agent
 from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, to_json
 from qwenvl_agent.data.collator import build_collator
+from qwenvl_agent.families import Template
 from qwenvl_agent.inference.load import AGENT_CONFIG, Source, default_device, find_run, load_model
 from qwenvl_agent.model.build import (
     Processor,
@@ -38,44 +39,12 @@ from qwenvl_agent.model.build import (
 )
 from qwenvl_agent.model.call import model_inputs
 from qwenvl_agent.model.precision import bfloat16_is_fast, choose_for_evaluation
-from qwenvl_agent.prompt import ASSISTANT, END
 from qwenvl_agent.schema import Observation, Picture, Request, Tool
 
 BASES = ("trained", "original")
 MAX_KL = 0.01
 """Nats a token that the written folder may be away from what was merged: bfloat16 rounding of weights and activations
 is well below, a missing or misplaced adapter above as soon as it has learnt anything."""
-
-# For a base without a chat template (the tiny one). Tools and calls stand in the text, as the prompt builder writes it.
-CHAT_TEMPLATE = """\
-{%- if tools %}{{ raise_exception('this template takes no tools: write them into the system message') }}{% endif -%}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' }}
-    {%- if message.content is string %}
-        {{- message.content }}
-    {%- else %}
-        {%- for part in message.content %}
-            {%- if part.type == 'image' or 'image' in part or 'image_url' in part %}
-                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
-            {%- else %}
-                {{- part.text }}
-            {%- endif %}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
-
-RAW_ANSWERS = {
-    "defaults": {"role": "assistant", "content": ""},
-    "start_anchor": ASSISTANT,
-    "fields": {"content": {"close": END, "content": "text", "content_args": {"strip": False}}},
-}
-"""transformers' response template under which `transformers serve` gives an answer as the model wrote it. By default
-it takes calls out of the text, and a malformed call, which is an outcome, is an internal error of the server."""
 
 
 @dataclass(frozen=True)
@@ -206,14 +175,14 @@ def plain_weights(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def save_model(directory: Path, config: Config, weights: dict[str, torch.Tensor], processor: Processor) -> None:
-    from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
+    from transformers import GenerationConfig
 
     model_config = load_model_config(checkpoint_path(config.model.path))
     with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(model_config).to(torch.bfloat16)
+        model = processor.family.load_class("model")(model_config).to(torch.bfloat16)
     expected = {name for name, _ in model.named_parameters()}
     assert expected == set(weights), f"names differ: {sorted(expected ^ set(weights))[:4]}"
-    end_id = processor.tokenizer.convert_tokens_to_ids(END)
+    end_id = processor.tokenizer.convert_tokens_to_ids(processor.family.template.turn_end)
     temperature = config.eval.temperature
     # As the run was evaluated: one end token, and sampling only if asked for, from the whole distribution.
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
@@ -244,12 +213,10 @@ def load_plain(directory: Path, model_cfg: ModelConfig, device) -> nn.Module:
 
 def save_processor(directory: Path, model_cfg: ModelConfig, processor: Processor, parse_on_server: bool) -> None:
     """Tokenizer, chat template and image processor with the run's picture budget, so that servers resize alike."""
-    from transformers import Qwen3VLProcessor
-
-    tokenizer = processor.tokenizer
-    tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
-    tokenizer.response_template = None if parse_on_server else RAW_ANSWERS
-    whole = Qwen3VLProcessor(
+    family, tokenizer = processor.family, processor.tokenizer
+    tokenizer.chat_template = tokenizer.chat_template or family.plain_chat_template
+    tokenizer.response_template = None if parse_on_server else raw_answers(family.template)
+    whole = family.load_class("processor")(
         image_processor=processor.image_processor,
         tokenizer=tokenizer,
         video_processor=load_video_processor(checkpoint_path(model_cfg.path), processor),
@@ -261,14 +228,27 @@ def save_processor(directory: Path, model_cfg: ModelConfig, processor: Processor
     whole.video_processor.save_pretrained(directory)
 
 
+def raw_answers(template: Template) -> dict:
+    """transformers' response template under which `transformers serve` gives an answer as the model wrote it.
+
+    By default it takes calls out of the text, and a malformed call, which is an outcome, is an internal error there.
+    """
+    return {
+        "defaults": {"role": "assistant", "content": ""},
+        "start_anchor": template.generation,
+        "fields": {"content": {"close": template.turn_end, "content": "text", "content_args": {"strip": False}}},
+    }
+
+
 def load_video_processor(path: str, processor: Processor):
-    """The base's, or one of its patch size: the agent sees no videos, but Qwen3-VL's processor class wants one."""
-    from transformers import AutoVideoProcessor, Qwen3VLVideoProcessor
+    """The base's, or one of its patch size: the agent sees no videos, but the processor's class wants one."""
+    from transformers import AutoVideoProcessor
 
     try:
         return AutoVideoProcessor.from_pretrained(path)
     except (OSError, ValueError):
-        return Qwen3VLVideoProcessor(patch_size=processor.geometry.patch_size, merge_size=processor.geometry.merge_size)
+        kind, geometry = processor.family.load_class("video_processor"), processor.geometry
+        return kind(patch_size=geometry.patch_size, merge_size=geometry.merge_size)
 
 
 # comparison

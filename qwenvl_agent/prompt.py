@@ -9,32 +9,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qwenvl_agent.families import Template
 from qwenvl_agent.formats import Format, Span
 from qwenvl_agent.schema import Observation, Picture, Request, Tool, Turn
-
-IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
-IMAGE_PAD = "<|image_pad|>"
-END = "<|im_end|>"
-ASSISTANT = "<|im_start|>assistant\n"
-
-TOOLS_HEAD = """# Tools
-
-You may call one or more functions to assist with the user query.
-
-You are provided with function signatures within <tools></tools> XML tags:
-<tools>"""
-TOOLS_TAIL = """
-</tools>
-
-For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
-<tool_call>
-{"name": <function-name>, "arguments": <args-json-object>}
-</tool_call>"""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A text in labelled pieces, one `<|image_pad|>` for each of `pictures`, in order."""
+    """A text in labelled pieces, one pad (`Template.image_pad`) for each of `pictures`, in order."""
 
     spans: tuple[Span, ...]
     pictures: tuple[Picture, ...]
@@ -47,7 +29,7 @@ class Rendered:
 
 
 def render_prompt(request: Request, fmt: Format) -> Rendered:
-    """Everything up to and including `<|im_start|>assistant` and its newline."""
+    """Everything up to the first word of the turn that the model is to write."""
     return _render(request, fmt, supervise_history=False)
 
 
@@ -57,28 +39,31 @@ def render_row(request: Request, turn: Turn, fmt: Format, supervise_history: boo
     The turns of the history are prompt, unless `supervise_history`.
     """
     prompt = _render(request, fmt, supervise_history)
-    answer = (*fmt.render(turn), Span("end", END), Span("prompt", "\n"))
+    template = fmt.family.template
+    answer = (*fmt.render(turn), Span("end", template.turn_end), Span("prompt", template.after_turn))
     return Rendered(prompt.spans + answer, prompt.pictures, prompt.num_turns)
 
 
 def _render(request: Request, fmt: Format, supervise_history: bool) -> Rendered:
+    template = fmt.family.template
+    end = Span("end", template.turn_end)
     spans = [Span("prompt", _system(request, fmt))]
     pictures: list[Picture] = []
     num_turns = 2 + bool(spans[0].text)
     for step in request.history:
         results = fmt.render_results(step.results)
         num_turns += 2 + _num_turns(results)
-        spans.append(Span("prompt", _user(step.observation) + ASSISTANT))
-        spans += [*fmt.render(step.turn), Span("end", END)] if supervise_history else _as_prompt(step.turn, fmt)
-        spans.append(Span("prompt", "\n" + _results(results)))
+        spans.append(Span("prompt", _user(step.observation, template) + template.assistant))
+        spans += [*fmt.render(step.turn), end] if supervise_history else _as_prompt(step.turn, fmt)
+        spans.append(Span("prompt", template.after_turn + _results(results, template)))
         pictures += step.observation.pictures
-    spans.append(Span("prompt", _user(request.observation) + ASSISTANT))
+    spans.append(Span("prompt", _user(request.observation, template) + template.generation))
     pictures += request.observation.pictures
     return Rendered(tuple(spans), tuple(pictures), num_turns)
 
 
 def _as_prompt(turn: Turn, fmt: Format) -> list[Span]:
-    return [Span("prompt", "".join(span.text for span in fmt.render(turn)) + END)]
+    return [Span("prompt", "".join(span.text for span in fmt.render(turn)) + fmt.family.template.turn_end)]
 
 
 def system_text(request: Request, fmt: Format) -> str:
@@ -87,25 +72,22 @@ def system_text(request: Request, fmt: Format) -> str:
 
 
 def _system(request: Request, fmt: Format) -> str:
-    text = system_text(request, fmt)
-    if fmt.uses_template_tools and request.tools:
-        text = (f"{text}\n\n" if text else "") + TOOLS_HEAD + _tool_lines(request.tools) + TOOLS_TAIL
-    return f"<|im_start|>system\n{text}{END}\n" if text else ""
+    tools = _tool_lines(request.tools) if fmt.uses_template_tools else []
+    return fmt.family.template.system(system_text(request, fmt), tools)
 
 
-def _tool_lines(tools: Sequence[Tool]) -> str:
-    return "".join("\n" + json.dumps(tool.to_json(), ensure_ascii=False) for tool in tools)
+def _tool_lines(tools: Sequence[Tool]) -> list[str]:
+    return [json.dumps(tool.to_json(), ensure_ascii=False) for tool in tools]
 
 
-def _user(observation: Observation) -> str:
-    return f"<|im_start|>user\n{IMAGE * len(observation.pictures)}{observation.text}{END}\n"
+def _user(observation: Observation, template: Template) -> str:
+    return template.user(len(observation.pictures), observation.text)
 
 
-def _results(messages: Sequence[dict]) -> str:
-    """Result messages as the template writes them: consecutive ones of role `tool` share one user turn."""
-    responses = [f"\n<tool_response>\n{m['content']}\n</tool_response>" for m in messages if m["role"] == "tool"]
-    users = [f"<|im_start|>user\n{m['content']}{END}\n" for m in messages if m["role"] == "user"]
-    return (f"<|im_start|>user{''.join(responses)}{END}\n" if responses else "") + "".join(users)
+def _results(messages: Sequence[dict], template: Template) -> str:
+    """Result messages as the template writes them: those of role `tool` share one user turn."""
+    results = template.results([m["content"] for m in messages if m["role"] == "tool"])
+    return results + "".join(template.user(0, m["content"]) for m in messages if m["role"] == "user")
 
 
 def _num_turns(messages: Sequence[dict]) -> int:

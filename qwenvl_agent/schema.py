@@ -16,14 +16,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from qwenvl_agent.families import control_words
 from qwenvl_agent.images import picture_errors, read_rgb, read_size, to_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# Every added token of the Qwen3-VL tokenizer is spelled one of these two ways; the second kind is not "special", so
-# split_special_tokens would not protect against it.
-CONTROL_SPELLING = re.compile(r"<(?=\|[A-Za-z0-9_]+\|>|/?(?:tool_call|tool_response|tools|think)>)")
+# Every control token of every family is spelled one of these two ways; the second kind is not "special" to tokenizers,
+# so split_special_tokens would not protect against it.
+CONTROL_SPELLING = re.compile(rf"<(?=\|[A-Za-z0-9_]+\|>|/?(?:{'|'.join(control_words())})>)")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # A line that starts like this is structure in the plain and hybrid formats.
 MARKER_LINE = re.compile(r"(?m)^[ \t]*(?:Thought|Action):")

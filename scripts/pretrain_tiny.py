@@ -32,8 +32,8 @@ from torch.nn import functional
 
 from qwenvl_agent.command import command
 from qwenvl_agent.formats import FORMATS, Format
-from qwenvl_agent.model.build import build_tiny_model, build_tiny_tokenizer
 from qwenvl_agent.model.kernels import PatchProjection
+from qwenvl_agent.model.tiny import build_tiny_model, build_tiny_tokenizer
 from qwenvl_agent.prompt import render_row
 from qwenvl_agent.schema import Request, Tool, ToolCall, Turn
 from qwenvl_agent.training.pretraining import (

@@ -38,8 +38,8 @@ from qwenvl_agent.computer import Action, build_tool, to_turn
 from qwenvl_agent.computer.context import SYSTEM_PROMPT, observation
 from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.model.build import build_tiny_model, build_tiny_tokenizer
 from qwenvl_agent.model.precision import fast_autocast
+from qwenvl_agent.model.tiny import build_tiny_model, build_tiny_tokenizer
 from qwenvl_agent.prompt import render_row
 from qwenvl_agent.schema import Picture, Request
 from qwenvl_agent.training.pretraining import (

@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 from PIL import Image
 
+from qwenvl_agent.families import DEFAULT, Family
 from qwenvl_agent.schema import Observation, Picture, Request, Step, Tool, ToolCall, ToolResult, Turn
 from qwenvl_agent.vision import Geometry
 
@@ -43,6 +44,7 @@ class FakeProcessor:
     image_processor: object
     geometry: Geometry
     name: str
+    family: Family = DEFAULT
 
 
 def tiny_tokenizer():

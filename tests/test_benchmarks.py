@@ -14,9 +14,10 @@ from rich.console import Console
 
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.readers.chat import read_conversation
+from qwenvl_agent.families import DEFAULT
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.planning.vram import ARCHITECTURES
-from qwenvl_agent.prompt import IMAGE, render_row
+from qwenvl_agent.prompt import render_row
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -100,7 +101,7 @@ def test_plain_rows_are_the_rendered_text_in_turns_that_alternate(folder, bench)
         assert [turn["role"] for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
         texts = [f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in (system, *turns)]
         rendered = render_row(bench.rows[i].request, bench.rows[i].turn, FORMATS["native"])
-        assert "".join(texts).replace("<image>", IMAGE) == rendered.text
+        assert "".join(texts).replace("<image>", DEFAULT.template.image) == rendered.text
         assert row["images"] == json.loads((folder / "chat.jsonl").read_text().splitlines()[i])["images"]
 
 

@@ -18,6 +18,7 @@ from qwenvl_agent.planning.vram import ARCHITECTURES, Architecture, RowShape
 
 ROOT = Path(__file__).parents[1]
 ARCH = Architecture(
+    model_type="qwen3_vl",
     hidden=4,
     layers=2,
     heads=2,
@@ -31,7 +32,7 @@ ARCH = Architecture(
     vision_intermediate=7,
     vision_heads=1,
     num_positions=4,
-    num_deepstack=1,
+    num_side_mergers=1,
     patch=2,
     merge=2,
     temporal=1,

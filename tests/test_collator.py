@@ -9,8 +9,9 @@ from conftest import TURNS, picture, request_of, tiny_processor
 from PIL import Image
 
 from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
-from qwenvl_agent.data.collator import Collator, expand_pads, token_positions
+from qwenvl_agent.data.collator import Collator, expand_pads
 from qwenvl_agent.data.pixels import load_pixels, patchify, pixel_values
+from qwenvl_agent.families.mrope import token_positions
 from qwenvl_agent.formats import FORMATS, Span
 from qwenvl_agent.prompt import Rendered, render_row
 from qwenvl_agent.schema import Observation, Picture, Request, Row
@@ -233,6 +234,9 @@ def test_a_picture_that_is_gone_is_an_error_with_its_place(processor, tmp_path):
 def test_pads_are_expanded_in_prompts_only():
     spans = (Span("prompt", "a<|image_pad|>b<|image_pad|>"), Span("call", "c"))
     rendered = Rendered(spans, (picture(), picture()), 2)
-    assert [s.text for s in expand_pads(rendered, [1, 2])] == ["a<|image_pad|>b<|image_pad|><|image_pad|>", "c"]
+    assert [s.text for s in expand_pads(rendered, [1, 2], "<|image_pad|>")] == [
+        "a<|image_pad|>b<|image_pad|><|image_pad|>",
+        "c",
+    ]
     with pytest.raises(AssertionError, match="1 of 3 pictures have no place"):
-        expand_pads(rendered, [1, 2, 3])
+        expand_pads(rendered, [1, 2, 3], "<|image_pad|>")

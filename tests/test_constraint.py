@@ -19,8 +19,8 @@ import qwenvl_agent
 from qwenvl_agent.computer.tool import COMPUTER_USE
 from qwenvl_agent.config import EvalConfig, ModelConfig, PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator
+from qwenvl_agent.families import DEFAULT
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.formats.calls import END
 from qwenvl_agent.inference.constraint import Grammars
 from qwenvl_agent.inference.endpoint import EndpointPolicy
 from qwenvl_agent.inference.policy import ModelPolicy
@@ -29,6 +29,7 @@ from qwenvl_agent.schema import Observation, Picture, Request, Tool, ToolCall, T
 from qwenvl_agent.worlds.safari.tools import TOOLS as SAFARI_TOOLS
 
 ASSETS = Path(qwenvl_agent.__file__).parent / "assets"
+END = DEFAULT.template.turn_end
 ALL_KINDS = Tool(
     "all",
     "Has every keyword that a grammar holds.",

@@ -13,12 +13,11 @@ from torch import nn
 from transformers import Qwen3VLForConditionalGeneration
 
 from qwenvl_agent.config import ModelConfig, VisionConfig
+from qwenvl_agent.families import DEFAULT
 from qwenvl_agent.model.build import (
-    ADDED_TOKENS,
     base_of,
     build_model,
     build_processor,
-    build_tiny_tokenizer,
     check_manifest,
     check_probe_pictures,
     device_type,
@@ -26,6 +25,7 @@ from qwenvl_agent.model.build import (
     manifest,
     save_weights,
 )
+from qwenvl_agent.model.tiny import build_tiny_tokenizer
 from qwenvl_agent.planning.vram import adapter_parameters, find_architecture
 from qwenvl_agent.training.gradients import check_gradients
 
@@ -351,7 +351,7 @@ def test_a_path_that_is_no_checkpoint_is_refused(tmp_path, config):
 
 def test_the_tiny_tokenizer_has_the_published_added_tokens_in_order():
     tokenizer = build_tiny_tokenizer(["the cat sat"], 300)
-    ids = tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS))
+    ids = tokenizer.convert_tokens_to_ids(list(DEFAULT.added_tokens))
     assert ids == list(range(ids[0], ids[0] + 26)) and len(tokenizer) == ids[-1] + 1
     text = "a<|im_start|>cat 안녕\n<tool_call>{}</tool_call><|im_end|>"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

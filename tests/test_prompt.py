@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.data.dataset import build_rows
+from qwenvl_agent.families import DEFAULT
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.formats.native import Native
-from qwenvl_agent.prompt import ASSISTANT, IMAGE, render_prompt, render_row, to_messages
+from qwenvl_agent.prompt import render_prompt, render_row, to_messages
 from qwenvl_agent.schema import Observation, Request, Step, ToolCall, ToolResult, Turn
+
+IMAGE, ASSISTANT = DEFAULT.template.image, DEFAULT.template.generation
 
 
 def template_text(auto_processor, request, turn, fmt) -> str:

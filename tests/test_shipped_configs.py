@@ -20,7 +20,8 @@ from transformers import AutoTokenizer
 import eval as evaluation
 import train
 from qwenvl_agent.config import Config, load_config
-from qwenvl_agent.model.build import ASSETS_DIR, build_tiny_model, save_tiny
+from qwenvl_agent.model.build import ASSETS_DIR
+from qwenvl_agent.model.tiny import build_tiny_model, save_tiny
 
 pytestmark = pytest.mark.slow
 

@@ -97,8 +97,10 @@ def test_an_architecture_comes_from_a_table_a_folder_or_the_tiny_base(tmp_path):
 def test_an_unknown_model_is_one_clear_error(tmp_path):
     with pytest.raises(ValueError, match="no/such.* is no folder with a config.json .*give its config's folder"):
         find_architecture("no/such")
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": {}, "vision_config": {}}))
-    with pytest.raises(ValueError, match="is not a Qwen3-VL config .KeyError: 'hidden_size'."):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "qwen3_vl", "text_config": {}, "vision_config": {}})
+    )
+    with pytest.raises(ValueError, match="is not a model's config .KeyError: 'hidden_size'."):
         find_architecture(str(tmp_path))
 
 
@@ -240,7 +242,7 @@ def hf_config_of(arch, num_layers: int, vision_depth: int):
     """transformers' config of an architecture with fewer layers; the class's own defaults for what takes no memory."""
     from transformers import Qwen3VLConfig
 
-    indexes = [5, 11, 17] if vision_depth >= 18 else list(range(arch.num_deepstack))
+    indexes = [5, 11, 17] if vision_depth >= 18 else list(range(arch.num_side_mergers))
     return Qwen3VLConfig(
         tie_word_embeddings=arch.tied,
         text_config={
@@ -324,7 +326,7 @@ def test_the_plan_of_a_small_model_is_what_a_real_step_takes(method, attention, 
     """Tensor bytes of a real optimizer step on the CPU, not the process's memory."""
     from traced_step import trace_real
 
-    from qwenvl_agent.model.build import build_tiny_model, build_tiny_tokenizer, save_tiny
+    from qwenvl_agent.model.tiny import build_tiny_model, build_tiny_tokenizer, save_tiny
 
     tokenizer = build_tiny_tokenizer(["find the animal"], 320)
     sizes = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "vision_hidden_size": 128, "vision_depth": 2}
@@ -345,7 +347,7 @@ def test_the_plan_with_adapters_in_the_tower_is_what_a_real_step_takes(method, p
     """Of a row that is mostly picture, so that the tower counts."""
     from traced_step import trace_real
 
-    from qwenvl_agent.model.build import build_tiny_model, build_tiny_tokenizer, save_tiny
+    from qwenvl_agent.model.tiny import build_tiny_model, build_tiny_tokenizer, save_tiny
 
     tokenizer = build_tiny_tokenizer(["find the animal"], 320)
     sizes = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "vision_hidden_size": 128, "vision_depth": 2}

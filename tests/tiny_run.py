@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from qwenvl_agent.config import Config, build_config
-from qwenvl_agent.model.build import build_tiny_model, build_tiny_tokenizer, save_tiny
+from qwenvl_agent.model.tiny import build_tiny_model, build_tiny_tokenizer, save_tiny
 
 SYSTEM = "You walk in a park. Find the animal of the mission."
 TOOLS = [

@@ -11,7 +11,6 @@ from PIL import Image
 
 from qwenvl_agent.data.collator import Collator, Sample
 from qwenvl_agent.data.masks import IGNORE_INDEX, PARTS
-from qwenvl_agent.prompt import IMAGE_PAD
 
 COLOURS = {"thought": (70, 140, 220), "call": (60, 160, 80), "text": (200, 140, 30), "end": (180, 80, 170)}
 WEIGHTLESS = (200, 60, 60)
@@ -47,15 +46,15 @@ def pieces(sample: Sample) -> Iterator[Piece]:
     """The row's text token by token; the bytes of one character stand with their first token."""
     encoded = sample.encoded
     text = "".join(span.text for span in encoded.spans)
-    shown, num_pads = 0, 0
+    pad, shown, num_pads = encoded.image_pad, 0, 0
     arrays = (encoded.offsets, encoded.input_ids, sample.parts, sample.weights)
     for (start, end), token_id, part, weight in zip(*(array.tolist() for array in arrays), strict=True):
-        is_pad = text[start:end] == IMAGE_PAD
+        is_pad = text[start:end] == pad
         num_pads += is_pad
-        if is_pad and text.startswith(IMAGE_PAD, end):
+        if is_pad and text.startswith(pad, end):
             shown = end
             continue
-        piece = f"{IMAGE_PAD} x {num_pads}" if is_pad else text[max(start, shown) : end]
+        piece = f"{pad} x {num_pads}" if is_pad else text[max(start, shown) : end]
         yield Piece(piece, token_id, PARTS[part], weight)
         shown, num_pads = end, num_pads * (not is_pad)
 

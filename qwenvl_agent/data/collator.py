@@ -20,8 +20,9 @@ from qwenvl_agent.data.masks import IGNORE_INDEX, label_tokens
 from qwenvl_agent.data.packing import PADDING, Columns, join, pad, plan_packs
 from qwenvl_agent.data.pieces import PieceTokenizer
 from qwenvl_agent.data.pixels import feature_path, load_pixels, patchify, picture_key
-from qwenvl_agent.formats import FORMATS, Format, Span
-from qwenvl_agent.prompt import IMAGE_PAD, Rendered, render_prompt, render_row
+from qwenvl_agent.families import Family
+from qwenvl_agent.formats import Format, Span, formats_of
+from qwenvl_agent.prompt import Rendered, render_prompt, render_row
 from qwenvl_agent.schema import Picture, Request, Row, Turn
 from qwenvl_agent.vision import Geometry, drop_oldest_step, fit_picture, reduce_request
 
@@ -34,7 +35,7 @@ class Encoded:
     offsets: np.ndarray
     """(T, 2): where each token's characters begin and end in the text."""
     spans: tuple[Span, ...]
-    """Of the text that was tokenised, every `<|image_pad|>` repeated."""
+    """Of the text that was tokenised, every picture's pad repeated."""
     pictures: tuple[Picture, ...]
     sizes: tuple[tuple[int, int], ...]
     """(height, width) of each picture as the model sees it."""
@@ -42,6 +43,8 @@ class Encoded:
     """For error messages."""
     num_turns: int
     """Of the messages in it, the one to learn included: `prompt.Rendered`."""
+    image_pad: str
+    """What stands in the text for one token of a picture."""
 
     def load_pixels(self) -> list[torch.Tensor]:
         """The pictures at their sizes; ValueError names the row's source."""
@@ -67,8 +70,9 @@ class Sample:
 
 
 def build_collator(processor: object, config: Config) -> "Collator":
-    """What makes a config's batches and prompts."""
-    return Collator(processor, FORMATS[config.prompt.format], config.prompt, config.vision, config.train)
+    """What makes a config's batches and prompts, in its format as the processor's family reads and writes it."""
+    fmt = formats_of(processor.family)[config.prompt.format]
+    return Collator(processor, fmt, config.prompt, config.vision, config.train)
 
 
 class Collator:
@@ -92,7 +96,8 @@ class Collator:
             "text": train_cfg.weight_call,
             "end": train_cfg.weight_call,
         }
-        self.image_pad_id = self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+        self.family: Family = fmt.family
+        self.image_pad_id = self.tokenizer.convert_tokens_to_ids(self.family.template.image_pad)
         self.pieces = PieceTokenizer(self.tokenizer)
         self.reductions: Counter = Counter()
 
@@ -179,11 +184,12 @@ class Collator:
         sizes = tuple(fit_picture(picture, self.vision_cfg, self.geometry) for picture in rendered.pictures)
         token_area = self.geometry.token_px**2
         num_tokens = [height * width // token_area for height, width in sizes]
-        spans = expand_pads(rendered, num_tokens)
+        image_pad = self.family.template.image_pad
+        spans = expand_pads(rendered, num_tokens, image_pad)
         input_ids, offsets = self.pieces.encode("".join(span.text for span in spans))
         num_pads = int((input_ids == self.image_pad_id).sum())
         assert num_pads == sum(num_tokens), f"{num_pads} image tokens in the ids, {sum(num_tokens)} in the pictures"
-        return Encoded(input_ids, offsets, spans, rendered.pictures, sizes, source, rendered.num_turns)
+        return Encoded(input_ids, offsets, spans, rendered.pictures, sizes, source, rendered.num_turns, image_pad)
 
     def _columns(self, encoded: Encoded) -> Columns:
         ids = encoded.input_ids
@@ -192,7 +198,7 @@ class Collator:
         return {
             "input_ids": ids,
             "attention_mask": np.ones_like(ids),
-            "position_ids": token_positions(is_image, grids),
+            "position_ids": self.family.positions(is_image, grids),
             "mm_token_type_ids": is_image.astype(np.int64),
         }
 
@@ -249,36 +255,13 @@ class Collator:
         return patchify(images, self.image_processor) if images else {}
 
 
-def expand_pads(rendered: Rendered, num_tokens: Sequence[int]) -> tuple[Span, ...]:
+def expand_pads(rendered: Rendered, num_tokens: Sequence[int], image_pad: str) -> tuple[Span, ...]:
     """The spans with each picture's one pad repeated as often as it has tokens."""
     counts = iter(num_tokens)
     expanded = []
     for span in rendered.spans:
-        first, *rest = span.text.split(IMAGE_PAD) if span.part == "prompt" else [span.text]
-        expanded.append(Span(span.part, first + "".join(IMAGE_PAD * next(counts) + piece for piece in rest)))
+        first, *rest = span.text.split(image_pad) if span.part == "prompt" else [span.text]
+        expanded.append(Span(span.part, first + "".join(image_pad * next(counts) + piece for piece in rest)))
     left_over = len(list(counts))
     assert not left_over, f"{left_over} of {len(num_tokens)} pictures have no place in the text"
     return tuple(expanded)
-
-
-def token_positions(is_image: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.ndarray:
-    """(4, T) text, t, h, w positions of a row whose pictures have `grids` (rows, columns) of tokens.
-
-    Text counts on by one on all three axes; a picture's tokens stand at (start, start + row, start + column), and the
-    text after it goes on at start + max(rows, columns).
-    """
-    num_tokens = len(is_image)
-    positions = np.empty((4, num_tokens), dtype=np.int64)
-    positions[0] = np.arange(num_tokens)
-    at = next_position = 0
-    starts = np.flatnonzero(is_image & ~np.r_[False, is_image[:-1]])
-    for start, (rows, columns) in zip(starts, grids, strict=True):
-        positions[1:, at:start] = next_position + np.arange(start - at)
-        next_position += start - at
-        at = start + rows * columns
-        positions[1, start:at] = next_position
-        positions[2, start:at] = next_position + np.repeat(np.arange(rows), columns)
-        positions[3, start:at] = next_position + np.tile(np.arange(columns), rows)
-        next_position += max(rows, columns)
-    positions[1:, at:] = next_position + np.arange(num_tokens - at)
-    return positions

@@ -11,11 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
+from qwenvl_agent.families import DEFAULT, Family
 from qwenvl_agent.formats import Span
 
 IGNORE_INDEX = -100
 PARTS = ("prompt", "thought", "call", "text", "end")
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
 
 def label_tokens(
@@ -23,11 +23,11 @@ def label_tokens(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(labels, loss weights, parts), each (T,): those of the span that holds the token's first character.
 
-    For the spans prompt "Hi\\n", thought "up\\n", call "go()", end "<|im_end|>" and weights {"thought": 0.5,
-    "call": 1, "end": 1}:
+    For the spans prompt "Hi\\n", thought "up\\n", call "go()", end "<end>" and weights {"thought": 0.5, "call": 1,
+    "end": 1}:
 
-        tokens   Hi    \\n    up    \\n   go   ()  <|im_end|>
-        labels   -100  -100  up    \\n   go   ()  <|im_end|>
+        tokens   Hi    \\n    up    \\n   go   ()  <end>
+        labels   -100  -100  up    \\n   go   ()  <end>
         weights  0     0     0.5   0.5  1    1   1
         parts    0     0     1     1    2    2   4
     """
@@ -44,25 +44,39 @@ def label_tokens(
 class MaskAudit:
     """Checks rows of ids against the mask rule, knowing nothing of spans.
 
-    Supervised is what stands between `<|im_start|>assistant`, newline, and `<|im_end|>`, that end included: of the
-    last such turn, or of all of them with `supervise_history`; and nothing else.
+    Supervised is what stands between the beginning of an assistant's turn and its end token, that token included: of
+    the last such turn, or of all of them with `supervise_history`; and nothing else.
     """
 
     tokenizer: object
     supervise_history: bool = False
+    family: Family = DEFAULT
 
     @cached_property
-    def _ids(self) -> dict[str, int]:
-        spellings = ("<|im_start|>", "<|im_end|>", "<tool_response>", "</tool_response>", *VISION_TOKENS)
-        return {text: self.tokenizer.convert_tokens_to_ids(text) for text in spellings}
+    def _begin(self) -> int:
+        return self._id(self.family.template.turn_begin)
+
+    @cached_property
+    def _end(self) -> int:
+        return self._id(self.family.template.turn_end)
 
     @cached_property
     def _head(self) -> list[int]:
-        return [self._ids["<|im_start|>"], *self.tokenizer.encode("assistant\n", add_special_tokens=False)]
+        """Ids with which an assistant's turn begins."""
+        after = self.family.template.assistant.removeprefix(self.family.template.turn_begin)
+        return [self._begin, *self.tokenizer.encode(after, add_special_tokens=False)]
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """Ids that the last turn has behind its head, before what is to be written."""
+        return self.tokenizer.encode(self.family.template.opening, add_special_tokens=False)
 
     @cached_property
     def _vision(self) -> list[int]:
-        return [self._ids[text] for text in VISION_TOKENS]
+        return [self._id(text) for text in self.family.template.vision_tokens]
+
+    def _id(self, token: str) -> int:
+        return self.tokenizer.convert_tokens_to_ids(token)
 
     def check(
         self,
@@ -77,8 +91,8 @@ class MaskAudit:
         `num_turns` messages were rendered, so as many begin and end in the ids: text that spelled a turn of its own
         would be one more.
         """
-        for token in ("<|im_start|>", "<|im_end|>"):
-            found = int((input_ids == self._ids[token]).sum())
+        for token in (self.family.template.turn_begin, self.family.template.turn_end):
+            found = int((input_ids == self._id(token)).sum())
             assert found == num_turns, f"{found} times {token} in the ids, {num_turns} messages were rendered"
         supervised = labels != IGNORE_INDEX
         expected = self._expected(input_ids)
@@ -93,7 +107,7 @@ class MaskAudit:
         written = "".join(span.text for span in spans if span.part != "prompt")
         assert text == written, f"supervised text is {text!r}, the turn is {written!r}"
         counts = Counter({part: int((parts == i).sum()) for i, part in enumerate(PARTS)})
-        counts["image"] = int((input_ids == self._ids["<|image_pad|>"]).sum())
+        counts["image"] = int((input_ids == self._id(self.family.template.image_pad)).sum())
         return counts
 
     def _expected(self, ids: np.ndarray) -> np.ndarray:
@@ -101,12 +115,12 @@ class MaskAudit:
         expected = np.zeros(len(ids), dtype=bool)
         starts = [i for i in np.flatnonzero(ids == self._head[0]) if list(ids[i : i + len(self._head)]) == self._head]
         for start in starts if self.supervise_history else starts[-1:]:
-            begin = start + len(self._head)
-            end = begin + int(np.argmax(ids[begin:] == self._ids["<|im_end|>"]))
+            begin = start + len(self._head) + (len(self._opening) if start == starts[-1] else 0)
+            end = begin + int(np.argmax(ids[begin:] == self._end))
             expected[begin : end + 1] = True
         return expected
 
     def _inside_responses(self, ids: np.ndarray) -> np.ndarray:
-        opened = np.cumsum(ids == self._ids["<tool_response>"])
-        closed = np.cumsum(ids == self._ids["</tool_response>"])
+        opened = np.cumsum(ids == self._id(self.family.template.result_begin))
+        closed = np.cumsum(ids == self._id(self.family.template.result_end))
         return opened > closed

@@ -7,7 +7,7 @@ not an error here: the environment answers it.
 | error | the answer |
 |---|---|
 | empty | holds nothing but white space |
-| control_token | holds the spelling of a control token, such as <|im_start|> or <think>, or half a surrogate pair |
+| control_token | holds the spelling of a control token, such as <think>, or half a surrogate pair |
 | no_call | has a Thought or Action marker but no call |
 | unclosed_call | ends inside a call |
 | json_error | has a call whose arguments are no JSON, even mended, or have a key twice |
@@ -18,12 +18,23 @@ A policy may add its own: `endless` (no end within the limit), `server_error` (e
 The repairs are listed in `repair`.
 """
 
+import functools
+
+from qwenvl_agent.families import DEFAULT, Family
 from qwenvl_agent.formats.format import Format, Span
 from qwenvl_agent.formats.hybrid import Hybrid
 from qwenvl_agent.formats.native import Native
 from qwenvl_agent.formats.no_thought import NoThought
 from qwenvl_agent.formats.plain import Plain
 
-FORMATS: dict[str, Format] = {f.name: f for f in (Plain(), Native(), Hybrid(), NoThought())}
 
-__all__ = ["FORMATS", "Format", "Span"]
+@functools.cache
+def formats_of(family: Family) -> dict[str, Format]:
+    """All formats by name, as models of this family read and write them."""
+    return {f.name: f for f in (Plain(family), Native(family), Hybrid(family), NoThought(family))}
+
+
+FORMATS = formats_of(DEFAULT)
+"""Where no model is at hand: names, and what does not depend on the family."""
+
+__all__ = ["FORMATS", "Format", "Span", "formats_of"]

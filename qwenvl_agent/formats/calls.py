@@ -1,11 +1,14 @@
-"""The two ways to write calls, `name(argument=json)` and `<tool_call>` blocks; and the frame of all parsers."""
+"""The two ways to write calls, `name(argument=json)` and the family's own blocks; and the frame of all parsers."""
 
-import json
 import re
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from qwenvl_agent.formats.repair import ParseError, Repairs, fit_arguments, only_required, read_json, skip_space
+from qwenvl_agent.families import CallSyntax, Family
+from qwenvl_agent.families.calls import name_and_arguments
+from qwenvl_agent.families.family import GrammarRules
+from qwenvl_agent.formats.repair import fit_arguments, only_required
+from qwenvl_agent.near_json import ParseError, Repairs, json_text, read_json, skip_space
 from qwenvl_agent.schema import (
     CONTROL_SPELLING,
     LONE_SURROGATE,
@@ -19,42 +22,38 @@ from qwenvl_agent.schema import (
     tool_named,
 )
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
-END = "<|im_end|>"
 ACTION = re.compile(r"(?m)^[ \t]*Action:[ \t]*")
 THOUGHT = re.compile(r"[ \t]*Thought:")
 FENCE = re.compile(r"(?m)^[ \t]*```\w*[ \t]*\n?|```[ \t]*$")
 MARKERS = re.compile(r"(?m)^(?:[^\S\n]*(?:Thought|Action):)+")
-BARE_CALL = re.compile(r"""\{\s*["']name["']\s*:""")
 LINE_CALL = re.compile(rf"(?m)^[ \t]*({TOOL_NAME.pattern})\(")
 NEXT_CALL = re.compile(rf"[,;]?\s*({TOOL_NAME.pattern})\(")
 KEY = re.compile(rf"({TOOL_NAME.pattern})[ \t]*=")
-CLOSERS = re.compile(r"[\s}\])]*")
 
 # A reader gives (thought, calls), or None where the text is free text. It mends what it can, under names.
-Reader = Callable[[str, Sequence[Tool], Repairs], tuple[str, list[ToolCall]] | None]
+Reader = Callable[[str, Sequence[Tool], Repairs, CallSyntax], tuple[str, list[ToolCall]] | None]
 
 
-def json_text(value: object) -> str:
-    """JSON as chat templates write it, except where that would not survive the tokenizer.
+@dataclass(frozen=True)
+class PlainCalls:
+    """`name(argument=json, ...)`, in every family."""
 
-    A combining mark right after an escape (`\\n` + U+0303) would be composed by NFC into another letter (`\\ñ`), which
-    is no JSON: such a value is written in ASCII.
-    """
-    text = json.dumps(value, ensure_ascii=False)
-    return text if unicodedata.is_normalized("NFC", text) else json.dumps(value)
+    def write(self, name: str, arguments: Mapping) -> str:
+        return f"{name}({', '.join(f'{key}={json_text(value)}' for key, value in arguments.items())})"
+
+    def expression(self, name: str, parameters: dict, rules: GrammarRules) -> str:
+        return rules.json_call(name, parameters, self.write)
+
+
+PLAIN_CALLS = PlainCalls()
 
 
 def write_plain(call: ToolCall) -> str:
-    return f"{call.name}({', '.join(f'{key}={json_text(value)}' for key, value in call.arguments.items())})"
+    return PLAIN_CALLS.write(call.name, call.arguments)
 
 
-def write_block(call: ToolCall) -> str:
-    return f'{OPEN}\n{{"name": "{call.name}", "arguments": {json_text(call.arguments)}}}\n{CLOSE}'
-
-
-def write_blocks(calls: Iterable[ToolCall]) -> str:
-    return "\n".join(map(write_block, calls))
+def write_blocks(calls: Iterable[ToolCall], syntax: CallSyntax) -> str:
+    return syntax.between.join(syntax.write(call.name, call.arguments) for call in calls)
 
 
 def tool_calls_json(calls: Iterable[ToolCall]) -> list[dict]:
@@ -67,35 +66,35 @@ def tool_messages(results: Sequence[ToolResult]) -> list[dict]:
     return [{"role": "tool", "name": result.name, "content": json_text(result.content)} for result in results]
 
 
-def parse_answer(text: str, tools: Sequence[Tool], read: Reader) -> Answer:
+def parse_answer(text: str, tools: Sequence[Tool], read: Reader, family: Family) -> Answer:
     """`read` inside the frame that all formats share: the end token, emptiness, control tokens, code fences."""
-    answer = _attempt(text, tools, read)
+    answer = _attempt(text, tools, read, family)
     is_strict = answer.turn.tool_calls and not answer.repairs
     unfenced = text if is_strict else FENCE.sub("", text)
     if unfenced == text:
         return answer
-    mended = _attempt(unfenced, tools, read)
+    mended = _attempt(unfenced, tools, read, family)
     return Answer(mended.turn, text, repairs=("code_fence", *mended.repairs)) if mended.turn.tool_calls else answer
 
 
-def _attempt(text: str, tools: Sequence[Tool], read: Reader) -> Answer:
-    body = text.strip().removesuffix(END).strip()
+def _attempt(text: str, tools: Sequence[Tool], read: Reader, family: Family) -> Answer:
+    body = text.strip().removesuffix(family.template.turn_end).strip()
     repairs = Repairs()
     try:
-        turn = _read_turn(body, tools, read, repairs)
+        turn = _read_turn(body, tools, read, repairs, family.calls)
     except ParseError as error:
         return Answer(Turn(), text, error=error.name)
     return Answer(turn, text, repairs=tuple(repairs))
 
 
-def _read_turn(body: str, tools: Sequence[Tool], read: Reader, repairs: Repairs) -> Turn:
+def _read_turn(body: str, tools: Sequence[Tool], read: Reader, repairs: Repairs, syntax: CallSyntax) -> Turn:
     if not body:
         raise ParseError("empty")
-    if LONE_SURROGATE.search(body) or CONTROL_SPELLING.search(body.replace(OPEN, " ").replace(CLOSE, " ")):
+    if LONE_SURROGATE.search(body) or CONTROL_SPELLING.search(without_tags(body, syntax)):
         raise ParseError("control_token")
-    found = read(body, tools, repairs)
+    found = read(body, tools, repairs, syntax)
     if found is None:
-        if OPEN in body or CLOSE in body:
+        if has_tag(body, syntax):
             raise ParseError("no_call")
         return Turn(text=body)
     thought, calls = found
@@ -103,54 +102,49 @@ def _read_turn(body: str, tools: Sequence[Tool], read: Reader, repairs: Repairs)
         repairs.add("marker_in_thought")
         while MARKER_LINE.search(thought):
             thought = MARKERS.sub("", thought).strip()
-    if OPEN in thought or CLOSE in thought:
+    if has_tag(thought, syntax):
         raise ParseError("control_token")
     return Turn(thought, tuple(calls))
 
 
-def read_blocks(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]]:
-    """The text before the first `<tool_call>`, and the calls of all blocks."""
-    head, *blocks = text.split(OPEN)
+def has_tag(text: str, syntax: CallSyntax) -> bool:
+    return syntax.open in text or syntax.close in text
+
+
+def without_tags(text: str, syntax: CallSyntax) -> str:
+    return text.replace(syntax.open, " ").replace(syntax.close, " ")
+
+
+def read_blocks(text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax) -> tuple[str, list[ToolCall]]:
+    """The text before the first opening tag, and the calls of all blocks."""
+    head, *blocks = text.split(syntax.open)
     calls: list[ToolCall] = []
     for i, block in enumerate(blocks):
-        body, tag, rest = block.partition(CLOSE)
+        body, tag, rest = block.partition(syntax.close)
         if not tag:
             repairs.add("missing_close_tag")
-        calls += _read_block(body, bool(tag), tools, repairs)
+        calls += _read_block(body, bool(tag), tools, repairs, syntax)
         if rest.strip():
             repairs.add("text_after_call" if i == len(blocks) - 1 else "text_between_calls")
     return head.strip(), calls
 
 
-def _read_block(body: str, is_closed: bool, tools: Sequence[Tool], repairs: Repairs) -> list[ToolCall]:
-    calls: list[ToolCall] = []
-    at = skip_space(body, 0)
-    while not calls or body[at : at + 1] == "{":
-        if calls:
-            repairs.add("missing_close_tag")
-        try:
-            value, at = read_json(body, at, repairs)
-        except ParseError as error:
-            # Inside a closed block it is the JSON that is broken, not the answer that ends too early.
-            raise ParseError("json_error" if is_closed and error.name == "unclosed_call" else error.name) from None
-        calls.append(call_from_json(value, tools, repairs))
-        closers = CLOSERS.match(body, at)
-        if closers.group().strip():
-            repairs.add("extra_brace")
-        at = closers.end()
-    if body[at:].strip():
-        repairs.add("text_after_call")
-    return calls
+def _read_block(
+    body: str, is_closed: bool, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax
+) -> Iterator[ToolCall]:
+    def parameters_of(name: str) -> Mapping:
+        tool = tool_named(tools, name)
+        return tool.parameters if tool else {}
+
+    for name, arguments in syntax.read(body, is_closed, parameters_of, repairs):
+        yield named_call(name, arguments, tools, repairs)
 
 
-def call_from_json(value: object, tools: Sequence[Tool], repairs: Repairs) -> ToolCall:
-    """The call of `{"name": ..., "arguments": {...}}`."""
-    name = value.get("name") if isinstance(value, dict) else None
+def named_call(name: object, arguments: object, tools: Sequence[Tool], repairs: Repairs) -> ToolCall:
+    """`make_call`; ParseError for a name that no tool can have."""
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
         raise ParseError("bad_name")
-    if "arguments" not in value:
-        repairs.add("missing_arguments")
-    return make_call(name, value.get("arguments", {}), tools, repairs)
+    return make_call(name, arguments, tools, repairs)
 
 
 def make_call(name: str, arguments: object, tools: Sequence[Tool], repairs: Repairs) -> ToolCall:
@@ -207,7 +201,7 @@ def _read_plain_call(text: str, at: int, tools: Sequence[Tool], repairs: Repairs
     if text[at : at + 1] == "{":
         repairs.add("native_call_in_plain")
         value, at = read_json(text, at, repairs)
-        return call_from_json(value, tools, repairs), at
+        return named_call(*name_and_arguments(value, repairs), tools, repairs), at
     name = TOOL_NAME.match(text, at)
     if not name:
         raise ParseError("bad_name" if skip_space(text, at) < len(text) else "no_call")
@@ -281,15 +275,17 @@ def split_thought(head: str, repairs: Repairs) -> str:
     return head
 
 
-def read_unmarked(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]] | None:
-    """Calls of a text without `<tool_call>`: bare JSON, or the plain syntax; None if there are none."""
-    bare = BARE_CALL.search(text)
+def read_unmarked(
+    text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax
+) -> tuple[str, list[ToolCall]] | None:
+    """Calls of a text without an opening tag: bare ones, or the plain syntax; None if there are none."""
+    bare = syntax.bare.search(text)
     if bare:
         repairs.add("missing_open_tag")
-        body, tag, rest = text[bare.start() :].partition(CLOSE)
+        body, tag, rest = text[bare.start() :].partition(syntax.close)
         if rest.strip():
             repairs.add("text_after_call")
-        return text[: bare.start()].strip(), _read_block(body, bool(tag), tools, repairs)
+        return text[: bare.start()].strip(), list(_read_block(body, bool(tag), tools, repairs, syntax))
     action = re.search(rf"{ACTION.pattern}{TOOL_NAME.pattern}\(", text)
     if not action and not _find_line_call(text, tools):
         return None

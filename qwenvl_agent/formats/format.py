@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from qwenvl_agent.families import Family
 from qwenvl_agent.schema import Answer, Tool, ToolResult, Turn
 
 
@@ -14,12 +15,16 @@ class Span(NamedTuple):
 
 
 class Format(Protocol):
-    """`parse(join(render(turn)), tools)` is `Answer(project(turn))` without repairs, whatever the language or quotes.
+    """A form of turns for one family of models.
+
+    `parse(join(render(turn)), tools)` is `Answer(project(turn))` without repairs, whatever the language or quotes.
 
     The law holds for every turn with calls, and for free text that has none of the format's own delimiters.
     """
 
     name: str
+    family: Family
+    """Of the models that read and write it: their template and their syntax of calls."""
     uses_template_tools: bool
     """Whether the tools stand in the chat template's "# Tools" block; if not, `instructions` lists them."""
 

@@ -11,12 +11,12 @@ the start of a line. Numbers stay in the range of a float. A keyword of a schema
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
+from qwenvl_agent.families import Family, control_words
 from qwenvl_agent.schema import TOOL_NAME, Tool, ToolCall, Turn, check_written_json
 
-TAGS = ("<tool_call>", "</tool_call>")
-"""Tokens of their own: a grammar names them in place of their letters."""
 THOUGHT, NAME, KEY = "x_thought", "x_name", "x_key"
 EMPTY = '""'
 MAX_ARGUMENTS = 60
@@ -26,7 +26,7 @@ FAR = 10**15
 """The bound of a number for which the schema gives only the other one."""
 
 # The tokens' spellings; K also as the Kelvin sign, which NFC makes a K.
-CONTROL = r"<(\|([A-Za-z0-9_\x{212A}]|\\u212[aA])+\||/?(tool_call|tool_response|tools|think))>".replace("/", r"\/")
+CONTROL = rf"<(\|([A-Za-z0-9_\x{{212A}}]|\\u212[aA])+\||/?({'|'.join(control_words())}))>".replace("/", r"\/")
 HEX = "[0-9a-fA-F]"
 # No escape of printable ASCII, which could hide a control token, and none of half a character.
 ESCAPE = (
@@ -67,9 +67,11 @@ KEYWORDS = {
 
 
 class Rules:
-    """The rules of one grammar, by name."""
+    """The rules of one grammar, by name: `families.family.GrammarRules`, for the syntax of a family's calls."""
 
-    def __init__(self):
+    def __init__(self, tags: Sequence[str] = ()):
+        """`tags` are tokens of their own: a grammar names them in place of their letters."""
+        self.tags = tags
         self.bodies: dict[str, str] = {}
 
     def new_name(self, stem: str) -> str:
@@ -81,18 +83,39 @@ class Rules:
         self.bodies[name] = body
         return name
 
+    def literal(self, text: str) -> str:
+        """Text as it stands; a tag is its token."""
+        if not self.tags:
+            return literal(text)
+        parts = re.split(f"({'|'.join(map(re.escape, self.tags))})", text)
+        return sequence(*(part if part in self.tags else literal(part) for part in parts))
+
+    def value(self, schema: object, where: str) -> str:
+        return value_expression(schema, where, self)
+
+    def json_call(self, name: str, parameters: dict, write: Callable[[str, Mapping], str]) -> str:
+        return call_expression(name, parameters, write, self)
+
     def text(self) -> str:
         return "".join(f"{name}: {body}\n" for name, body in self.bodies.items())
 
 
-def turn_grammar(render: Callable[[Turn], list], write_call: Callable[[ToolCall], str], tools: Sequence[Tool]) -> str:
-    """The grammar of all turns with calls of `tools` that `render` writes, each call as `write_call` writes it.
+class Calls(Protocol):
+    """The part of a `families.CallSyntax` that a grammar is made with."""
+
+    def write(self, name: str, arguments: Mapping) -> str: ...
+
+    def expression(self, name: str, parameters: dict, rules: Rules) -> str: ...
+
+
+def turn_grammar(render: Callable[[Turn], list], calls: Calls, tools: Sequence[Tool], family: Family) -> str:
+    """The grammar of all turns with calls of `tools` that `render` writes, each call as `calls` writes it.
 
     ValueError names the tool whose schema has what no grammar here can hold.
     """
     assert tools, "without tools an answer is free text"
     placeholder = ToolCall(NAME, {KEY: 0})
-    one = write_call(placeholder)
+    one = calls.write(NAME, {KEY: 0})
 
     def before_calls(thought: str, num_calls: int) -> tuple[str, str]:
         """What stands before the first call, and between the first two."""
@@ -103,40 +126,40 @@ def turn_grammar(render: Callable[[Turn], list], write_call: Callable[[ToolCall]
 
     head_of_two, between = before_calls("", 2)
     between_names = head_of_two.partition(NAME)[2].partition(NAME)[0]
-    rules = Rules()
+    rules = Rules(family.tag_tokens())
     name = rules.add("name", " | ".join(literal(tool.name) for tool in tools))
-    names = rules.add("names", f"{name} ({literal(between_names)} {name})*" if between_names else name)
+    names = rules.add("names", f"{name} ({rules.literal(between_names)} {name})*" if between_names else name)
     heads = {before_calls(thought, 1)[0] for thought in (THOUGHT, "")}  # one where thoughts are not written
     head = rules.add("head", " | ".join(sorted(head_expression(text, names, rules) for text in heads)))
-    call = rules.add("call", " | ".join(call_expression(tool, write_call, rules) for tool in tools))
-    return f"{OPTIONS}start: {head} {call} ({literal(between)} {call})*\n{rules.text()}{TERMINALS}"
+    call = rules.add("call", " | ".join(calls.expression(tool.name, tool.parameters, rules) for tool in tools))
+    return f"{OPTIONS}start: {head} {call} ({rules.literal(between)} {call})*\n{rules.text()}{TERMINALS}"
 
 
 def head_expression(text: str, names: str, rules: Rules) -> str:
     """Of what stands before the calls: a thought of any words, the names of tools of the world."""
     before, thought, rest = text.partition(THOUGHT)
     if not thought:
-        return names_expression(text, names)
+        return names_expression(text, names, rules)
     # The text after a thought belongs to the thought's own terminal, which otherwise would not know where to end.
     after, name, rest = rest.partition(NAME)
-    terminal = rules.add("THOUGHT", sequence(literal(before), "BODY", literal(after)))
-    return sequence(terminal, names_expression(name + rest, names))
+    terminal = rules.add("THOUGHT", sequence(rules.literal(before), "BODY", rules.literal(after)))
+    return sequence(terminal, names_expression(name + rest, names, rules))
 
 
-def names_expression(text: str, names: str) -> str:
+def names_expression(text: str, names: str, rules: Rules) -> str:
     before, name, after = text.partition(NAME)
-    return sequence(literal(before), names, literal(after)) if name else literal(before)
+    return sequence(rules.literal(before), names, rules.literal(after)) if name else rules.literal(before)
 
 
-def call_expression(tool: Tool, write_call: Callable[[ToolCall], str], rules: Rules) -> str:
-    text = write_call(ToolCall(tool.name, {KEY: 0}))
-    without = write_call(ToolCall(tool.name, {}))
+def call_expression(name: str, parameters: dict, write: Callable[[str, Mapping], str], rules: Rules) -> str:
+    text = write(name, {KEY: 0})
+    without = write(name, {})
     start = next(i for i, (a, b) in enumerate(zip(text, without, strict=False)) if a != b)
     before, after = without[:start], without[start:]
     pair = text.removeprefix(before).removesuffix(after)
     assert pair.endswith("0") and KEY in pair, f"{text!r} is no call with one argument"
-    arguments = pairs_expression(tool.parameters, pair.removesuffix("0"), f"tool {tool.name}", rules)
-    return sequence(literal(before), arguments, literal(after))
+    arguments = pairs_expression(parameters, pair.removesuffix("0"), f"tool {name}", rules)
+    return sequence(rules.literal(before), arguments, rules.literal(after))
 
 
 def pairs_expression(schema: dict, pair: str, where: str, rules: Rules) -> str:
@@ -269,6 +292,5 @@ def sequence(*expressions: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Text as it stands; a tag is its token."""
-    parts = re.split(f"({'|'.join(TAGS)})", text)
-    return sequence(*(part if part in TAGS else json.dumps(part, ensure_ascii=False) for part in parts))
+    """Text as it stands, none of it a tag."""
+    return json.dumps(text, ensure_ascii=False)

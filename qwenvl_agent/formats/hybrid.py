@@ -10,10 +10,11 @@ The Action line names the calls; what a model writes there instead is read over.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from qwenvl_agent.families import DEFAULT, CallSyntax, Family
 from qwenvl_agent.formats.calls import (
     ACTION,
-    OPEN,
     THOUGHT,
     parse_answer,
     read_blocks,
@@ -21,12 +22,11 @@ from qwenvl_agent.formats.calls import (
     split_thought,
     tool_calls_json,
     tool_messages,
-    write_block,
     write_blocks,
 )
 from qwenvl_agent.formats.format import Span
 from qwenvl_agent.formats.grammar import turn_grammar
-from qwenvl_agent.formats.repair import ParseError, Repairs
+from qwenvl_agent.near_json import ParseError, Repairs
 from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 
 INSTRUCTIONS = """Answer in this form:
@@ -35,7 +35,9 @@ Action: "<the names of the functions that you call>"
 Then call the functions."""
 
 
+@dataclass(frozen=True)
 class Hybrid:
+    family: Family = DEFAULT
     name = "hybrid"
     uses_template_tools = True
 
@@ -48,7 +50,8 @@ class Hybrid:
         thought = [Span("thought", f"Thought: {turn.thought}\n")] if turn.thought else []
         if not turn.tool_calls:
             return thought
-        return [*thought, Span("call", f"{_action_line(turn)}\n{write_blocks(turn.tool_calls)}")]
+        syntax = self.family.calls
+        return [*thought, Span("call", _action_line(turn) + syntax.gap + write_blocks(turn.tool_calls, syntax))]
 
     def to_message(self, turn: Turn) -> dict:
         if not turn.tool_calls:
@@ -58,10 +61,10 @@ class Hybrid:
         return {"role": "assistant", "content": content, "tool_calls": tool_calls_json(turn.tool_calls)}
 
     def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
-        return parse_answer(text, tools, _read)
+        return parse_answer(text, tools, _read, self.family)
 
     def grammar(self, tools: Sequence[Tool]) -> str:
-        return turn_grammar(self.render, write_block, tools)
+        return turn_grammar(self.render, self.family.calls, tools, self.family)
 
     def project(self, turn: Turn) -> Turn:
         return turn
@@ -74,10 +77,10 @@ def _action_line(turn: Turn) -> str:
     return f'Action: "{", ".join(call.name for call in turn.tool_calls)}"'
 
 
-def _read(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]] | None:
-    if OPEN not in text:
-        return _read_without_tags(text, tools, repairs)
-    head, calls = read_blocks(text, tools, repairs)
+def _read(text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax) -> tuple[str, list[ToolCall]] | None:
+    if syntax.open not in text:
+        return _read_without_tags(text, tools, repairs, syntax)
+    head, calls = read_blocks(text, tools, repairs, syntax)
     action = ACTION.search(head)
     if not action:
         repairs.add("missing_action_marker")
@@ -87,8 +90,10 @@ def _read(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list
     return split_thought(head[: action.start()].strip(), repairs), calls
 
 
-def _read_without_tags(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]] | None:
-    found = read_unmarked(text, tools, repairs)
+def _read_without_tags(
+    text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax
+) -> tuple[str, list[ToolCall]] | None:
+    found = read_unmarked(text, tools, repairs, syntax)
     if found:
         return split_thought(found[0], repairs), found[1]
     if THOUGHT.match(text) or ACTION.search(text):

@@ -1,4 +1,4 @@
-"""`native`: the model's own tool calling, byte for byte what its chat template writes.
+"""`native`: the model's own tool calling, byte for byte what its chat template writes. Of Qwen3-VL:
 
 The tiger is two tiles to the right.
 <tool_call>
@@ -7,26 +7,28 @@ The tiger is two tiles to the right.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from qwenvl_agent.families import DEFAULT, CallSyntax, Family
 from qwenvl_agent.formats.calls import (
-    OPEN,
     parse_answer,
     read_blocks,
     read_unmarked,
     tool_calls_json,
     tool_messages,
-    write_block,
     write_blocks,
 )
 from qwenvl_agent.formats.format import Span
 from qwenvl_agent.formats.grammar import turn_grammar
-from qwenvl_agent.formats.repair import Repairs
+from qwenvl_agent.near_json import Repairs
 from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 
 INSTRUCTIONS = "Write a short thought first: what you see and plan. Then call one or more functions."
 
 
+@dataclass(frozen=True)
 class Native:
+    family: Family = DEFAULT
     name = "native"
     uses_template_tools = True
 
@@ -36,18 +38,19 @@ class Native:
     def render(self, turn: Turn) -> list[Span]:
         if turn.text:
             return [Span("text", turn.text)]
-        thought = [Span("thought", f"{turn.thought}\n")] if turn.thought else []
-        return thought + ([Span("call", write_blocks(turn.tool_calls))] if turn.tool_calls else [])
+        syntax = self.family.calls
+        thought = [Span("thought", turn.thought + syntax.gap)] if turn.thought else []
+        return thought + ([Span("call", write_blocks(turn.tool_calls, syntax))] if turn.tool_calls else [])
 
     def to_message(self, turn: Turn) -> dict:
         message = {"role": "assistant", "content": turn.text or turn.thought}
         return message | ({"tool_calls": tool_calls_json(turn.tool_calls)} if turn.tool_calls else {})
 
     def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
-        return parse_answer(text, tools, read)
+        return parse_answer(text, tools, read, self.family)
 
     def grammar(self, tools: Sequence[Tool]) -> str:
-        return turn_grammar(self.render, write_block, tools)
+        return turn_grammar(self.render, self.family.calls, tools, self.family)
 
     def project(self, turn: Turn) -> Turn:
         return turn
@@ -56,5 +59,5 @@ class Native:
         return tool_messages(results)
 
 
-def read(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]] | None:
-    return read_blocks(text, tools, repairs) if OPEN in text else read_unmarked(text, tools, repairs)
+def read(text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax) -> tuple[str, list[ToolCall]] | None:
+    return (read_blocks if syntax.open in text else read_unmarked)(text, tools, repairs, syntax)

@@ -1,18 +1,20 @@
 """`no_thought`: `native` without the thought, to measure what the thought is worth."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from qwenvl_agent.families import CallSyntax
 from qwenvl_agent.formats.calls import parse_answer
 from qwenvl_agent.formats.format import Span
 from qwenvl_agent.formats.native import Native
 from qwenvl_agent.formats.native import read as read_native
-from qwenvl_agent.formats.repair import Repairs
+from qwenvl_agent.near_json import Repairs
 from qwenvl_agent.schema import Answer, Tool, ToolCall, Turn
 
 INSTRUCTIONS = "Call one or more functions. Write nothing else."
 
 
+@dataclass(frozen=True)
 class NoThought(Native):
     name = "no_thought"
 
@@ -26,14 +28,14 @@ class NoThought(Native):
         return super().to_message(self.project(turn))
 
     def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
-        return parse_answer(text, tools, _read)
+        return parse_answer(text, tools, _read, self.family)
 
     def project(self, turn: Turn) -> Turn:
         return replace(turn, thought="")
 
 
-def _read(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]] | None:
-    found = read_native(text, tools, repairs)
+def _read(text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax) -> tuple[str, list[ToolCall]] | None:
+    found = read_native(text, tools, repairs, syntax)
     if not found:
         return None
     head, calls = found

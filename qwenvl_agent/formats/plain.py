@@ -6,11 +6,12 @@ Action: move(actions=[{"direction": "RIGHT", "steps": 2}])
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from qwenvl_agent.families import DEFAULT, CallSyntax, Family
 from qwenvl_agent.formats.calls import (
-    OPEN,
+    PLAIN_CALLS,
     THOUGHT,
-    json_text,
     parse_answer,
     read_blocks,
     read_plain,
@@ -19,7 +20,7 @@ from qwenvl_agent.formats.calls import (
 )
 from qwenvl_agent.formats.format import Span
 from qwenvl_agent.formats.grammar import turn_grammar
-from qwenvl_agent.formats.repair import ParseError, Repairs
+from qwenvl_agent.near_json import ParseError, Repairs, json_text
 from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 
 INSTRUCTIONS = """# Tools
@@ -32,7 +33,9 @@ Thought: <what you see and plan, short>
 Action: <function-name>(<argument>=<json value>, <argument>=<json value>)"""
 
 
+@dataclass(frozen=True)
 class Plain:
+    family: Family = DEFAULT
     name = "plain"
     uses_template_tools = False
 
@@ -50,10 +53,10 @@ class Plain:
         return {"role": "assistant", "content": "".join(span.text for span in self.render(turn))}
 
     def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
-        return parse_answer(text, tools, _read)
+        return parse_answer(text, tools, _read, self.family)
 
     def grammar(self, tools: Sequence[Tool]) -> str:
-        return turn_grammar(self.render, write_plain, tools)
+        return turn_grammar(self.render, PLAIN_CALLS, tools, self.family)
 
     def project(self, turn: Turn) -> Turn:
         return turn
@@ -65,10 +68,10 @@ class Plain:
         return [{"role": "user", "content": lines}]
 
 
-def _read(text: str, tools: Sequence[Tool], repairs: Repairs) -> tuple[str, list[ToolCall]] | None:
-    if OPEN in text:
+def _read(text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax) -> tuple[str, list[ToolCall]] | None:
+    if syntax.open in text:
         repairs.add("native_call_in_plain")
-        head, calls = read_blocks(text, tools, repairs)
+        head, calls = read_blocks(text, tools, repairs, syntax)
         return split_thought(head, repairs), calls
     found = read_plain(text, tools, repairs)
     if not found:

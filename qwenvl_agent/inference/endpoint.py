@@ -12,7 +12,6 @@ whatever it sends, however slowly and however much of it, the request is over in
 import base64
 import io
 import json
-import re
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,13 +23,10 @@ import httpx2
 from PIL import Image
 
 from qwenvl_agent.config import EvalConfig
+from qwenvl_agent.families import DEFAULT, Family, Template
 from qwenvl_agent.formats import Format
-from qwenvl_agent.formats.calls import CLOSE, OPEN
-from qwenvl_agent.prompt import ASSISTANT, END
 from qwenvl_agent.schema import NO_ANSWER, Answer, Observation, Picture, Request, Turn
 
-MESSAGE = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
-PICTURE = re.compile(r"<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>")
 BUSY = {408, 429, 502, 503, 504}
 """Answers of a server, or of a proxy before it, that may be another one a moment later."""
 FAILED = 500
@@ -122,7 +118,7 @@ class EndpointPolicy:
         urls = [png_url(pixels) for pixels in encoded.load_pixels()]
         body = {
             "model": self.model,
-            "messages": to_chat("".join(span.text for span in encoded.spans), urls),
+            "messages": to_chat("".join(span.text for span in encoded.spans), urls, self.fmt.family),
             "max_tokens": self.cfg.max_new_tokens,
             "temperature": self.cfg.temperature,
             "top_p": 1.0,
@@ -192,7 +188,7 @@ class EndpointPolicy:
         """(text, whether it came to its end, whether the server has parsed it)."""
         try:
             choice, usage = first_choice(content)
-            text, is_parsed = written_text(choice["message"])
+            text, is_parsed = written_text(choice["message"], self.fmt.family)
             # A server that found calls says so, whether or not they came to an end.
             is_full = is_parsed and usage["completion_tokens"] >= self.cfg.max_new_tokens
             counted = usage["prompt_tokens"]
@@ -207,7 +203,9 @@ class EndpointPolicy:
                 "template, tokenizer or picture budget is another one, so it would be another evaluation; serve what "
                 "scripts/merge_adapter.py wrote, and give the settings of the run with --config"
             )
-        text, end, _ = text.partition(END)  # asked to keep control tokens, a server may keep this one too
+        text, end, _ = text.partition(
+            self.fmt.family.template.turn_end
+        )  # asked to keep control tokens, a server may keep this one too
         is_cut = choice.get("finish_reason") == "length" or is_full
         return text, bool(end) or not is_cut, is_parsed
 
@@ -275,24 +273,25 @@ def check_url(url: str) -> None:
         raise ValueError(f"endpoint {url!r} is no URL: nothing can be asked; write http://HOST:PORT/v1")
 
 
-def to_chat(prompt: str, urls: Sequence[str]) -> list[dict]:
+def to_chat(prompt: str, urls: Sequence[str], family: Family = DEFAULT) -> list[dict]:
     """Messages of which a chat template makes `prompt` again; a picture's pads are replaced by its URL.
 
     All are plain text: what stood in the template's fields for tools and calls is written out.
     """
     pictures = iter(urls)
-    found = MESSAGE.findall(prompt)
-    rest = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in found) + ASSISTANT
+    template = family.template
+    found = template.message.findall(prompt)
+    rest = "".join(template.turn(role, content) for role, content in found) + template.generation
     assert rest == prompt, f"not made of messages: {prompt[-200:]!r}"
-    messages = [{"role": role, "content": parts_of(content, pictures)} for role, content in found]
+    messages = [{"role": role, "content": parts_of(content, pictures, template)} for role, content in found]
     left_over = len(list(pictures))
     assert not left_over, f"{left_over} of {len(urls)} pictures have no place in the prompt"
     return messages
 
 
-def parts_of(content: str, urls) -> str | list[dict]:
+def parts_of(content: str, urls: Iterator[str], template: Template) -> str | list[dict]:
     """Text and pictures in order; text alone stays a string."""
-    first, *others = PICTURE.split(content)
+    first, *others = template.picture.split(content)
     if not others:
         return first
     texts = [[{"type": "text", "text": text}] if text else [] for text in (first, *others)]
@@ -309,16 +308,17 @@ def png_url(pixels) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def written_text(message: dict) -> tuple[str, bool]:
+def written_text(message: dict, family: Family) -> tuple[str, bool]:
     """What the model wrote, put together again where a server has taken calls or thinking out of the text."""
     calls = [call["function"] for call in message.get("tool_calls") or ()]
-    blocks = [f'{OPEN}\n{{"name": "{call["name"]}", "arguments": {call["arguments"]}}}\n{CLOSE}' for call in calls]
+    blocks = [family.calls.write_served(call["name"], call["arguments"]) for call in calls]
     thinking = message.get("reasoning_content") or message.get("reasoning")
     content = message.get("content") or ""
     if not isinstance(content, str):
         raise TypeError(f"message.content is {type(content).__name__}, not text")
-    text = (f"<think>{thinking}</think>" if thinking else "") + content
-    written = "\n".join([text, *blocks] if text else blocks)
+    text = (f"{family.template.think_begin}{thinking}{family.template.think_end}" if thinking else "") + content
+    written = family.calls.between.join(blocks)
+    written = text + family.calls.gap + written if text and blocks else text + written
     return written.encode("utf-8", "replace").decode(), bool(calls or thinking)  # JSON may hold half a character
 
 

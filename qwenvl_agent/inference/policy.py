@@ -16,7 +16,6 @@ from qwenvl_agent.inference.constraint import Grammars
 from qwenvl_agent.inference.decoding import decode
 from qwenvl_agent.model.build import Processor
 from qwenvl_agent.model.call import model_inputs, supervised_positions
-from qwenvl_agent.prompt import END
 from qwenvl_agent.schema import Answer, Observation, Picture, Request, Row, Turn
 
 
@@ -42,7 +41,7 @@ class ModelPolicy:
         self.model, self.collator, self.fmt, self.cfg = model, collator, fmt, cfg
         self.blank_pictures = blank_pictures
         self.tokenizer = processor.tokenizer
-        self.end_id = self.tokenizer.convert_tokens_to_ids(END)
+        self.end_id = self.tokenizer.convert_tokens_to_ids(fmt.family.template.turn_end)
         self.sampling_seed = seed
         self.grammars = None
         if cfg.constrained:

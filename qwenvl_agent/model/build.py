@@ -7,14 +7,13 @@ differ by a context that somebody forgot.
 
 import functools
 import importlib.util
-import json
 import math
 import os
 import re
 import shutil
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from qwenvl_agent.config import SHIPPED_BASES, ModelConfig, VisionConfig
+from qwenvl_agent.families import FAMILIES, Family, find_family
+from qwenvl_agent.families.family import PROJECTION, ModulePaths
 from qwenvl_agent.model.kernels import Dropout, Head, PatchProjection, keep_compiled_code_apart
 from qwenvl_agent.model.precision import Precision, choose
 from qwenvl_agent.model.shards import convert, held, loads_slices, slices_loaded_as, whole_shape
@@ -30,57 +31,6 @@ from qwenvl_agent.requirements import check_installed
 from qwenvl_agent.vision import Geometry, num_image_tokens
 
 ASSETS_DIR = Path(__file__).parents[1] / "assets"
-
-# Sizes of the tiny family: the same classes as the published models, so every code path is the real one.
-PRESETS = {
-    "tiny": {
-        "hidden_size": 128,
-        "num_layers": 4,
-        "num_heads": 2,
-        "vision_hidden_size": 64,
-        "vision_depth": 2,
-        "merge_size": 1,
-        "max_grid": 10,
-    },
-    "tiny_screens": {
-        "hidden_size": 128,
-        "num_layers": 4,
-        "num_heads": 2,
-        "vision_hidden_size": 64,
-        "vision_depth": 2,
-        "max_grid": 16,
-    },
-    "test": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "vision_hidden_size": 64, "vision_depth": 1},
-}
-# Qwen3-VL's added tokens in the order of their ids, and whether the tokenizer calls them special.
-ADDED_TOKENS = {
-    "<|endoftext|>": True,
-    "<|im_start|>": True,
-    "<|im_end|>": True,
-    "<|object_ref_start|>": True,
-    "<|object_ref_end|>": True,
-    "<|box_start|>": True,
-    "<|box_end|>": True,
-    "<|quad_start|>": True,
-    "<|quad_end|>": True,
-    "<|vision_start|>": True,
-    "<|vision_end|>": True,
-    "<|vision_pad|>": True,
-    "<|image_pad|>": True,
-    "<|video_pad|>": True,
-    "<tool_call>": False,
-    "</tool_call>": False,
-    "<|fim_prefix|>": False,
-    "<|fim_middle|>": False,
-    "<|fim_suffix|>": False,
-    "<|fim_pad|>": False,
-    "<|repo_name|>": False,
-    "<|file_sep|>": False,
-    "<tool_response>": False,
-    "</tool_response>": False,
-    "<think>": False,
-    "</think>": False,
-}
 
 
 @dataclass(frozen=True)
@@ -91,6 +41,7 @@ class Processor:
     image_processor: object
     geometry: Geometry
     name: str
+    family: Family
 
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer.encode(text, add_special_tokens=False))
@@ -101,21 +52,23 @@ def build_processor(model_cfg: ModelConfig, vision_cfg: VisionConfig) -> Process
     from transformers import AutoImageProcessor, AutoTokenizer
 
     path = checkpoint_path(model_cfg.path)
-    vision = load_model_config(path).vision_config
-    token_px = vision.patch_size * vision.spatial_merge_size
+    config = load_model_config(path)
+    family = FAMILIES[config.model_type]
+    arch = family.read_architecture(config.to_dict())
+    token_px = arch.patch * arch.merge
     geometry = Geometry(
-        patch_size=vision.patch_size,
-        merge_size=vision.spatial_merge_size,
+        patch_size=arch.patch,
+        merge_size=arch.merge,
         min_pixels=vision_cfg.min_tokens_per_image * token_px**2,
         max_pixels=vision_cfg.max_tokens_per_image * token_px**2,
     )
     tokenizer = AutoTokenizer.from_pretrained(path)
-    refuse_thinking(path, tokenizer.chat_template)
+    family.check_checkpoint(path, tokenizer.chat_template)
     # `min_pixels` and `max_pixels` would be accepted and ignored here: only `size` sets the budget.
     size = {"shortest_edge": geometry.min_pixels, "longest_edge": geometry.max_pixels}
     image_processor = AutoImageProcessor.from_pretrained(path, size=size)
     check_probe_pictures(image_processor, geometry)
-    return Processor(tokenizer, image_processor, geometry, model_cfg.path)
+    return Processor(tokenizer, image_processor, geometry, model_cfg.path, family)
 
 
 def check_probe_pictures(image_processor, geometry: Geometry) -> None:
@@ -136,7 +89,7 @@ def checkpoint_path(path: str) -> str:
 
 
 def load_model_config(path: str):
-    """The checkpoint's config; ValueError, before any weight is read, for what is not Qwen3-VL Instruct."""
+    """The checkpoint's config; ValueError, before any weight is read, for what no family here is for."""
     from transformers import AutoConfig
 
     check_installed()
@@ -144,26 +97,13 @@ def load_model_config(path: str):
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path {path!r} cannot be read ({error}); give a hub id or a local folder") from None
-    if config.model_type == "qwen3_vl_moe":
-        raise ValueError(
-            f"model.path {path!r} is a mixture of experts: adapters and memory plans here are for dense layers, its "
-            "experts would not train; use a dense Qwen3-VL Instruct checkpoint"
-        )
-    if config.model_type != "qwen3_vl":
-        raise ValueError(
-            f"model.path {path!r} is of the family {config.model_type!r}: its template, positions and vision tokens "
-            "differ; use a Qwen3-VL Instruct checkpoint"
-        )
-    refuse_thinking(path, None)
+    family = find_family(config.model_type, f"model.path {path!r}")
+    family.check_checkpoint(path, None)
     return config
 
 
-def refuse_thinking(path: str, chat_template: str | None) -> None:
-    if "thinking" in Path(path).name.lower() or "<think>" in (chat_template or ""):
-        raise ValueError(
-            f"model.path {path!r} is a Thinking checkpoint: its template drops the thoughts of earlier turns, so "
-            "training and inference prompts would differ; use the Instruct checkpoint"
-        )
+def family_of(model: nn.Module) -> Family:
+    return FAMILIES[base_of(model).config.model_type]
 
 
 def build_model(
@@ -199,7 +139,7 @@ def compile_blocks(model: nn.Module, device) -> None:
             "install one, or use model.compile=false"
         )
     keep_compiled_code_apart()
-    for block in base_of(model).model.language_model.layers:
+    for block in base_of(model).get_submodule(family_of(model).paths.layers):
         block.compile(dynamic=True)
 
 
@@ -222,24 +162,22 @@ def naming_the_weights(load: Callable) -> Callable:
 @naming_the_weights
 def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Module:
     """Stage 1: weights, in 4 bit for qlora; what will train in full is loaded as float32 masters."""
-    from transformers import Qwen3VLForConditionalGeneration
-
     path = checkpoint_path(model_cfg.path)
-    load_model_config(path)
+    family = FAMILIES[load_model_config(path).model_type]
     is_full = model_cfg.method == "full"
-    options = {"quantization_config": nf4_config(model_cfg)} if model_cfg.method == "qlora" else {}
+    options = {"quantization_config": nf4_config(model_cfg, family.paths)} if model_cfg.method == "qlora" else {}
     if not loads_slices():  # ZeRO-3 places them itself
         options["device_map"] = {"": device}
     dtype = torch.float32 if is_full else getattr(torch, model_cfg.dtype)
     with slices_loaded_as(dtype):
-        model = Qwen3VLForConditionalGeneration.from_pretrained(
+        model = family.load_class("model").from_pretrained(
             weights_dir if is_full and weights_dir else path,
             dtype=dtype,
             attn_implementation=choose_attention(model_cfg.attention, device),
             **options,
         )
-    model.model.visual.patch_embed.proj.__class__ = PatchProjection
-    model.lm_head.__class__ = Head
+    model.get_submodule(family.paths.patch_projection).__class__ = PatchProjection
+    model.get_submodule(family.paths.head).__class__ = Head
     for module in linear_4bit(model).values():
         # On a CPU with AVX-512 bf16 an evaluation would repack the weights for inference, and every later training
         # step would pass no gradient through them (bitsandbytes 0.50).
@@ -254,7 +192,7 @@ def linear_4bit(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
-def nf4_config(model_cfg: ModelConfig):
+def nf4_config(model_cfg: ModelConfig, paths: ModulePaths):
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -262,8 +200,8 @@ def nf4_config(model_cfg: ModelConfig):
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if model_cfg.autocast else getattr(torch, model_cfg.dtype),
-        # The whole prefix: with "visual" alone the tower's blocks come out quantised (transformers 5.23).
-        llm_int8_skip_modules=["model.visual", "lm_head"],
+        # The whole prefix: with its last name alone the tower's blocks come out quantised (transformers 5.23).
+        llm_int8_skip_modules=[paths.vision, paths.head],
     )
 
 
@@ -287,6 +225,7 @@ def attach_adapters(model: nn.Module, model_cfg: ModelConfig, weights_dir: Path 
     from peft import LoraConfig, PeftModel, get_peft_model
     from peft.tuners.lora import LoraLayer
 
+    patterns = adapted_modules(model_cfg, family_of(model).paths)
     if weights_dir:
         model = PeftModel.from_pretrained(model, weights_dir, is_trainable=True)
     else:
@@ -294,12 +233,12 @@ def attach_adapters(model: nn.Module, model_cfg: ModelConfig, weights_dir: Path 
             r=model_cfg.lora_rank,
             lora_alpha=model_cfg.lora_alpha,
             lora_dropout=model_cfg.lora_dropout,
-            target_modules="|".join(adapted_modules(model_cfg)),
+            target_modules="|".join(patterns),
             task_type="CAUSAL_LM",
         )
         model = get_peft_model(model, lora)
     adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
-    for pattern in adapted_modules(model_cfg):
+    for pattern in patterns:
         assert any(re.search(f"{pattern}$", name) for name in adapted), f"no layer got an adapter by {pattern}"
     for module in model.modules():
         if isinstance(module, LoraLayer):
@@ -310,34 +249,30 @@ def attach_adapters(model: nn.Module, model_cfg: ModelConfig, weights_dir: Path 
     return model
 
 
-def adapted_modules(model_cfg: ModelConfig) -> list[str]:
+def adapted_modules(model_cfg: ModelConfig, paths: ModulePaths) -> list[str]:
     """Patterns of the full names of the linear layers that get an adapter, each of which finds some."""
-    patterns = {
-        "language": [rf"model\.language_model\.layers\.\d+\.\w+\.{name}" for name in model_cfg.lora_targets],
-        "merger": [r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"],
-        "vision": [r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])"],
-    }
-    return [pattern for place in model_cfg.lora_places for pattern in patterns[place]]
+    return [
+        paths.adapters[place].replace(PROJECTION, target)
+        for place in model_cfg.lora_places
+        for target in (model_cfg.lora_targets if PROJECTION in paths.adapters[place] else ("",))
+    ]
 
 
 def set_trainable(model: nn.Module, model_cfg: ModelConfig) -> None:
     """Stage 3: requires_grad by name; frozen parts of a float32 model go to `model.dtype`."""
+    paths = family_of(model).paths
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(should_train(name, model_cfg))
+        parameter.requires_grad_(should_train(name, model_cfg, paths))
     if model_cfg.method == "full" and not model_cfg.train_vision:
         # Weights alone: the tower's rotary frequencies are float32 in every dtype.
-        for parameter in base_of(model).model.visual.parameters():
+        for parameter in base_of(model).get_submodule(paths.vision).parameters():
             convert(parameter, getattr(torch, model_cfg.dtype))
 
 
-def should_train(name: str, model_cfg: ModelConfig) -> bool:
+def should_train(name: str, model_cfg: ModelConfig, paths: ModulePaths) -> bool:
     if model_cfg.method != "full":
         return ".lora_" in name
-    return model_cfg.train_vision or not is_vision(name)
-
-
-def is_vision(name: str) -> bool:
-    return "model.visual." in name
+    return model_cfg.train_vision or not paths.is_vision(name)
 
 
 def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
@@ -347,7 +282,8 @@ def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
     """
     base = base_of(model)
     if not model_cfg.vision_has_gradient:
-        base.model.visual.forward = torch.no_grad()(base.model.visual.forward)
+        tower = base.get_submodule(family_of(model).paths.vision)
+        tower.forward = torch.no_grad()(tower.forward)
     base.computes_in_bfloat16, base.precision = model_cfg.autocast, model_cfg.precision
     if model_cfg.autocast:
         # Uncached: autocast would hold a bfloat16 copy of every trained weight until the forward ends, 13 GiB for 8B.
@@ -356,11 +292,11 @@ def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
 
 def bind_targets(base: nn.Module) -> None:
     """The forward takes `targets` (N,), which make the head answer with losses, through all that wraps the model."""
-    stock = type(base).forward
+    stock, head = type(base).forward, family_of(base).paths.head
 
     @functools.wraps(stock)
     def forward(self, *args, targets: torch.Tensor | None = None, **kwargs):
-        self.lm_head.targets = targets
+        self.get_submodule(head).targets = targets
         return stock(self, *args, **kwargs)
 
     base.forward = types.MethodType(forward, base)
@@ -386,15 +322,15 @@ def manifest(model: nn.Module) -> list[dict]:
 
 def check_manifest(model: nn.Module, model_cfg: ModelConfig) -> None:
     """Assert that the trainable parameters are those asked for, as float32 masters, and the frozen kept their dtype."""
-    packed = linear_4bit(model)
-    in_tower = [name for name in packed if is_vision(name)]
+    packed, paths = linear_4bit(model), family_of(model).paths
+    in_tower = [name for name in packed if paths.is_vision(name)]
     assert not in_tower, f"4-bit layers in the vision tower: {in_tower[:3]}"
     assert bool(packed) == (model_cfg.method == "qlora"), f"method {model_cfg.method}, {len(packed)} 4-bit layers"
     entries = manifest(model)
     assert any(entry["trainable"] for entry in entries), "nothing is trainable"
     packed_weights = {f"{name}.weight" for name in packed}
     for entry in entries:
-        assert entry["trainable"] == should_train(entry["name"], model_cfg), f"trainable is wrong: {entry}"
+        assert entry["trainable"] == should_train(entry["name"], model_cfg, paths), f"trainable is wrong: {entry}"
         dtype = "float32" if entry["trainable"] else model_cfg.dtype
         assert entry["dtype"] == dtype or entry["name"] in packed_weights, f"dtype is not {dtype}: {entry}"
 
@@ -402,8 +338,9 @@ def check_manifest(model: nn.Module, model_cfg: ModelConfig) -> None:
 def describe_parameters(model: nn.Module) -> str:
     """Trainable and total parameters by part, one line; 4-bit weights count as unpacked."""
     totals: dict[str, list[int]] = {}
+    paths = family_of(model).paths
     for name, parameter in model.named_parameters():
-        part = "vision" if is_vision(name) else "adapters" if ".lora_" in name else "language"
+        part = "vision" if paths.is_vision(name) else "adapters" if ".lora_" in name else "language"
         # What is packed in 4 bit has its true shape elsewhere.
         shape = getattr(getattr(parameter, "quant_state", parameter), "shape", whole_shape(parameter))
         trainable, total = totals.setdefault(part, [0, 0])
@@ -431,124 +368,3 @@ def build_for_evaluation(trained: ModelConfig, precision: Precision, device, wei
         model.float()
     base_of(model).precision = chosen.precision
     return model
-
-
-def build_tiny_config(
-    tokenizer,
-    *,
-    hidden_size: int,
-    num_layers: int,
-    num_heads: int,
-    vision_hidden_size: int,
-    vision_depth: int,
-    num_kv_heads: int = 2,
-    merge_size: int = 2,
-    max_grid: int = 32,
-):
-    """Config of a small Qwen3-VL for `tokenizer`: `build_tiny_config(tokenizer, **PRESETS["tiny"])`.
-
-    `max_grid` is the side of the learned grid of vision positions, in patches.
-    """
-    from transformers import Qwen3VLConfig
-
-    head_dim = hidden_size // num_heads
-    section = head_dim // 2 * 20 // 64  # the published 24:20:20 of 64
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
-    return Qwen3VLConfig(
-        image_token_id=ids["image_pad"],
-        video_token_id=ids["video_pad"],
-        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-        tie_word_embeddings=True,
-        text_config={
-            "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
-            "hidden_size": hidden_size,
-            "intermediate_size": hidden_size * 3,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": num_heads,
-            "num_key_value_heads": num_kv_heads,
-            "head_dim": head_dim,
-            "max_position_embeddings": 32768,
-            # No pad_token_id: under ZeRO-3 its row would be initialised in an empty shard.
-            "eos_token_id": tokenizer.eos_token_id,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_interleaved": True,
-                "mrope_section": [head_dim // 2 - 2 * section, section, section],
-            },
-            "tie_word_embeddings": True,
-        },
-        vision_config={
-            "depth": vision_depth,
-            "hidden_size": vision_hidden_size,
-            "intermediate_size": vision_hidden_size * 4,
-            "num_heads": max(1, vision_hidden_size // 32),
-            "out_hidden_size": hidden_size,
-            "patch_size": 16,
-            "spatial_merge_size": merge_size,
-            "temporal_patch_size": 2,
-            "num_position_embeddings": max_grid**2,
-            "deepstack_visual_indexes": [0],
-        },
-    )
-
-
-def build_tiny_tokenizer(
-    texts: Iterable[str], vocab_size: int, chat_template: str | None = None, pre_tokens: str | None = None
-):
-    """A byte-level BPE tokenizer trained on `texts`, with Qwen3-VL's added tokens.
-
-    `pre_tokens` is a regular expression of what no merge crosses; None: Qwen3-VL's own.
-    """
-    from tokenizers import AddedToken, Regex, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
-
-    backend = Qwen2Tokenizer(vocab={}, merges=[]).backend_tokenizer
-    if pre_tokens:
-        split = pre_tokenizers.Split(Regex(pre_tokens), "isolated")
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(ADDED_TOKENS), initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train_from_iterator(texts, trainer)
-    layout = json.loads(backend.to_str())
-    vocab = {token: i for token, i in layout["model"]["vocab"].items() if token not in ADDED_TOKENS}
-    layout["model"]["vocab"] = {token: i for i, token in enumerate(vocab)}
-    layout["added_tokens"] = []
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=type(backend).from_str(json.dumps(layout)))
-    tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t, special in ADDED_TOKENS.items()])
-    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
-    tokenizer.chat_template = chat_template
-    return tokenizer
-
-
-def save_tiny(directory: Path, tokenizer, model: nn.Module) -> None:
-    """Model, tokenizer and image processor as a folder that `from_pretrained` reads like a published one."""
-    from transformers import GenerationConfig, Qwen2VLImageProcessor
-
-    vision = model.config.vision_config
-    model.generation_config = GenerationConfig(
-        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id
-    )
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    Qwen2VLImageProcessor(
-        size={"shortest_edge": 65536, "longest_edge": 16777216},
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        merge_size=vision.spatial_merge_size,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    ).save_pretrained(directory)
-
-
-def build_tiny_model(tokenizer, preset: str, seed: int = 0, **sizes) -> nn.Module:
-    """A randomly initialised member of the tiny family, float32."""
-    from transformers import Qwen3VLForConditionalGeneration
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Qwen3VLForConditionalGeneration(build_tiny_config(tokenizer, **(PRESETS[preset] | sizes)))

@@ -5,14 +5,10 @@ from torch import nn
 
 from qwenvl_agent.data.masks import IGNORE_INDEX
 from qwenvl_agent.data.pixels import pixel_values
+from qwenvl_agent.families import FAMILIES
 
-MODEL_INPUTS = (
-    "input_ids",
-    "attention_mask",
-    "position_ids",
-    "mm_token_type_ids",
-    "image_grid_thw",
-)
+MODEL_INPUTS = frozenset(name for family in FAMILIES.values() for name in family.model_inputs)
+"""Of all families: a batch has only those of its own."""
 
 
 def supervised_positions(labels: torch.Tensor) -> torch.Tensor:
@@ -22,5 +18,5 @@ def supervised_positions(labels: torch.Tensor) -> torch.Tensor:
 
 def model_inputs(batch: dict) -> dict:
     """What a model is called with, of a batch on its device; pictures become floats only here."""
-    inputs = {key: batch[key] for key in MODEL_INPUTS if batch.get(key) is not None}
+    inputs = {key: value for key, value in batch.items() if key in MODEL_INPUTS and value is not None}
     return inputs | {"pixel_values": pixel_values(batch)} if "patches" in batch else inputs

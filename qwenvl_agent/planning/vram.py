@@ -15,7 +15,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +28,10 @@ from qwenvl_agent.config import (
     build_config,
     to_json,
 )
-from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.families import FAMILIES, Architecture, find_family, published_architectures
+from qwenvl_agent.formats import formats_of
 from qwenvl_agent.model.logits import head_rows
-from qwenvl_agent.prompt import IMAGE_PAD, render_row
+from qwenvl_agent.prompt import render_row
 from qwenvl_agent.schema import Picture, Row
 from qwenvl_agent.settings import apply_override
 from qwenvl_agent.vision import Geometry, picture_tokens, reduce_request
@@ -88,132 +88,7 @@ TYPICAL_TEXT = {"prompt": 600, "history_step": 250, "turn": 150}
 # architecture
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The numbers of a Qwen3-VL config.json that memory depends on."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
-    tied: bool
-    vision_hidden: int
-    vision_depth: int
-    vision_intermediate: int
-    vision_heads: int
-    num_positions: int
-    num_deepstack: int
-    patch: int = 16
-    merge: int = 2
-    temporal: int = 2
-    channels: int = 3
-
-    @property
-    def q(self) -> int:
-        return self.heads * self.head_dim
-
-    @property
-    def kv(self) -> int:
-        return self.kv_heads * self.head_dim
-
-    @property
-    def patch_values(self) -> int:
-        """Pixel values of one patch."""
-        return self.channels * self.temporal * self.patch**2
-
-    @cached_property
-    def projections(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of the seven projections of a language layer."""
-        h, q, kv, f = self.hidden, self.q, self.kv, self.intermediate
-        return {
-            "q_proj": (h, q),
-            "k_proj": (h, kv),
-            "v_proj": (h, kv),
-            "o_proj": (q, h),
-            "gate_proj": (h, f),
-            "up_proj": (h, f),
-            "down_proj": (f, h),
-        }
-
-    @property
-    def layer_matrices(self) -> int:
-        """Parameters of one layer's seven projections."""
-        return sum(inputs * outputs for inputs, outputs in self.projections.values())
-
-    @property
-    def embedding(self) -> int:
-        return self.vocab * self.hidden
-
-    @property
-    def language_other(self) -> int:
-        """Parameters of the language model outside the projections: embedding, an untied head, norms."""
-        norms = self.layers * (2 * self.hidden + 2 * self.head_dim) + self.hidden
-        return self.embedding * (1 if self.tied else 2) + norms
-
-    @property
-    def language(self) -> int:
-        return self.layers * self.layer_matrices + self.language_other
-
-    @property
-    def vision_block(self) -> int:
-        v, i = self.vision_hidden, self.vision_intermediate
-        return 3 * v * v + 3 * v + v * v + v + 2 * v * i + v + i + 4 * v
-
-    @property
-    def merger_matrices(self) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of the two linear layers of one merger."""
-        wide = self.vision_hidden * self.merge**2
-        return (wide, wide), (wide, self.hidden)
-
-    @property
-    def vision_matrices(self) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of the four linear layers of one of the tower's blocks."""
-        v, i = self.vision_hidden, self.vision_intermediate
-        return (v, 3 * v), (v, v), (v, i), (i, v)
-
-    @property
-    def num_mergers(self) -> int:
-        return 1 + self.num_deepstack
-
-    @property
-    def mergers(self) -> int:
-        """Parameters of the mergers from patches to tokens, one for the tower's end and one a deepstack level."""
-        wide = self.vision_hidden * self.merge**2
-        merger = wide * wide + wide + wide * self.hidden + self.hidden
-        return (1 + self.num_deepstack) * merger + 2 * self.vision_hidden + self.num_deepstack * 2 * wide
-
-    @property
-    def vision(self) -> int:
-        """Parameters of the vision tower with its mergers."""
-        stem = (self.patch_values + 1 + self.num_positions) * self.vision_hidden
-        return stem + self.vision_depth * self.vision_block + self.mergers
-
-
-# The published config.json of Qwen/Qwen3-VL-{2B,4B,8B}-Instruct, so that a plan needs no download.
-_SMALL_TOWER = {"vision_hidden": 1024, "vision_depth": 24, "vision_intermediate": 4096}
-_LARGE_TOWER = {"vision_hidden": 1152, "vision_depth": 27, "vision_intermediate": 4304}
-_COMMON = {
-    "kv_heads": 8,
-    "head_dim": 128,
-    "vocab": 151936,
-    "vision_heads": 16,
-    "num_positions": 2304,
-    "num_deepstack": 3,
-}
-ARCHITECTURES = {
-    "Qwen/Qwen3-VL-2B-Instruct": Architecture(
-        hidden=2048, layers=28, heads=16, intermediate=6144, tied=True, **_SMALL_TOWER, **_COMMON
-    ),
-    "Qwen/Qwen3-VL-4B-Instruct": Architecture(
-        hidden=2560, layers=36, heads=32, intermediate=9728, tied=True, **_SMALL_TOWER, **_COMMON
-    ),
-    "Qwen/Qwen3-VL-8B-Instruct": Architecture(
-        hidden=4096, layers=36, heads=32, intermediate=12288, tied=False, **_LARGE_TOWER, **_COMMON
-    ),
-}
+ARCHITECTURES = published_architectures()
 
 
 def find_architecture(model_path: str, config_dir: str | Path | None = None) -> Architecture:
@@ -225,7 +100,7 @@ def find_architecture(model_path: str, config_dir: str | Path | None = None) -> 
         path = Path(__file__).parents[1] / "assets" / model_path
     file = path / "config.json" if path.is_dir() else path
     try:
-        return read_architecture(json.loads(file.read_text(encoding="utf-8")))
+        return read_architecture(json.loads(file.read_text(encoding="utf-8")), f"model {str(file)!r}")
     except OSError:
         raise ValueError(
             f"model {str(path)!r} is no folder with a config.json and not in the table "
@@ -233,34 +108,14 @@ def find_architecture(model_path: str, config_dir: str | Path | None = None) -> 
         ) from None
     except (KeyError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{file} is not a Qwen3-VL config ({type(error).__name__}: {error}): its sizes are unknown; give the "
-            "config.json of a dense Qwen3-VL checkpoint"
+            f"{file} is not a model's config ({type(error).__name__}: {error}): its sizes are unknown; give the "
+            f"config.json of a {' or '.join(family.title for family in FAMILIES.values())} checkpoint"
         ) from None
 
 
-def read_architecture(values: dict) -> Architecture:
-    """From a config.json's values; KeyError names what is missing."""
-    text, vision = values["text_config"], values["vision_config"]
-    return Architecture(
-        hidden=text["hidden_size"],
-        layers=text["num_hidden_layers"],
-        heads=text["num_attention_heads"],
-        kv_heads=text["num_key_value_heads"],
-        head_dim=text["head_dim"],
-        intermediate=text["intermediate_size"],
-        vocab=text["vocab_size"],
-        tied=values.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
-        vision_hidden=vision["hidden_size"],
-        vision_depth=vision["depth"],
-        vision_intermediate=vision["intermediate_size"],
-        vision_heads=vision["num_heads"],
-        num_positions=vision["num_position_embeddings"],
-        num_deepstack=len(vision["deepstack_visual_indexes"]),
-        patch=vision["patch_size"],
-        merge=vision["spatial_merge_size"],
-        temporal=vision["temporal_patch_size"],
-        channels=vision.get("in_channels", 3),
-    )
+def read_architecture(values: dict, source: str = "the model") -> Architecture:
+    """From a config.json's values; KeyError names what is missing, ValueError a family that is not known here."""
+    return find_family(values["model_type"], source).read_architecture(values)
 
 
 # rows
@@ -314,9 +169,11 @@ def measure_row(
     """Of one row of data: vision tokens exact, text tokens as `count_tokens` counts them."""
     geometry = geometry_of(arch, config.vision)
     request, _ = reduce_request(row.request, config.vision, geometry)
-    rendered = render_row(request, row.turn, FORMATS[config.prompt.format], config.prompt.supervise_history)
+    fmt = formats_of(FAMILIES[arch.model_type])[config.prompt.format]
+    rendered = render_row(request, row.turn, fmt, config.prompt.supervise_history)
     pictures = [picture_tokens(picture, config.vision, geometry) for picture in rendered.pictures]
-    text = math.ceil(count_tokens("".join(span.text for span in rendered.spans).replace(IMAGE_PAD, "")))
+    image_pad = fmt.family.template.image_pad
+    text = math.ceil(count_tokens("".join(span.text for span in rendered.spans).replace(image_pad, "")))
     supervised = math.ceil(count_tokens("".join(span.text for span in rendered.spans if span.part != "prompt")))
     tokens = min(sum(pictures) + text, config.vision.max_row_tokens)
     return RowShape(tokens, sum(pictures), supervised, len(pictures))

@@ -11,15 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from qwenvl_agent.families import Template
 from qwenvl_agent.formats import FORMATS, Format
-from qwenvl_agent.prompt import END, IMAGE_PAD, render_prompt, render_row
+from qwenvl_agent.prompt import render_prompt, render_row
 from qwenvl_agent.schema import Request, Step, Turn
 from qwenvl_agent.worlds import make_env, make_oracle
 
-TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
 TOOL_LINE = re.compile(r'(?m)^\{"type": "function".*\}$')
-RESULT = re.compile(r"\s*<tool_response>\n([^\n]*)\n</tool_response>|\s*Result of [\w.-]*: ([^\n]*)")
-RESULTS = re.compile(rf"(?:{RESULT.pattern})+")
 SEVERAL_CALLS = re.compile(r"one or more functions", re.IGNORECASE)
 THOUGHT_IS_FOR = re.compile(r"what you see and plan")
 THOUGHT_IS_SHORT = re.compile(r"\bshort\b")
@@ -57,28 +55,37 @@ def prompt_facts(request: Request, turn: Turn, fmt: Format) -> PromptFacts:
     text = render_row(request, turn, fmt).text
     prompt = render_prompt(request, fmt).text
     assert text.startswith(prompt), f"{fmt.name}: the prompt is not the beginning of the training text"
-    written = text.removeprefix(prompt).removesuffix("\n")
-    turns = TURN.findall(prompt + END + "\n")
+    written = text.removeprefix(prompt).removesuffix(fmt.family.template.after_turn)
+    template = fmt.family.template
+    turns = template.message.findall(prompt + template.turn_end + template.after_turn)
+    result = result_pattern(template)
+    results = re.compile(rf"(?:{result.pattern})+")
     system = next((said for role, said in turns if role == "system"), "")
-    answer = fmt.parse(written, request.tools)
+    answer, end = fmt.parse(written, request.tools), template.turn_end
     thought = answer.turn.thought
     return PromptFacts(
         rules=request.system_prompt if request.system_prompt in system else "",
         tools=tuple(canonical(json.loads(line)) for line in TOOL_LINE.findall(system)),
         several_calls=bool(SEVERAL_CALLS.search(system)),
         asks_for_thought=thought_asked_for(system),
-        turns=tuple(("user", said) for role, said in turns if role == "user" and not RESULTS.fullmatch(said)),
+        turns=tuple(("user", said) for role, said in turns if role == "user" and not results.fullmatch(said)),
         results=tuple(
             canonical(json.loads(tagged or plain))
             for role, said in turns
-            if role == "user" and RESULTS.fullmatch(said)
-            for tagged, plain in RESULT.findall(said)
+            if role == "user" and results.fullmatch(said)
+            for tagged, plain in result.findall(said)
         ),
         thought=thought,
         thought_is_first=is_first(written, thought, answer.turn),
         calls=tuple(canonical({"name": call.name, "arguments": call.arguments}) for call in answer.turn.tool_calls),
-        ending=END if written.endswith(END) and written.count(END) == 1 else written[-20:],
+        ending=end if written.endswith(end) and written.count(end) == 1 else written[-20:],
     )
+
+
+def result_pattern(template: Template) -> re.Pattern:
+    """One result in a user's turn: inside the template's tags, or in a plain format's line."""
+    begin, end = re.escape(template.result_begin), re.escape(template.result_end)
+    return re.compile(rf"\s*{begin}\n([^\n]*)\n{end}|\s*Result of [\w.-]*: ([^\n]*)")
 
 
 def thought_asked_for(system: str) -> str:
@@ -119,26 +126,25 @@ def differences(request: Request, turn: Turn, formats: tuple[Format, ...] = tupl
         if len(set(values.values())) > 1:
             shown = "; ".join(f"{name}: {str(value)[:200]}" for name, value in values.items())
             found.append(f"{field.name} differs: {shown}")
-    expected = expected_facts(request, turn)
+    expected = expected_facts(request, turn, formats[0].family.template)
     for name, fact in facts.items():
         found += [f"{name}: {what}" for what in missing(fact, expected, name in thoughtless)]
     return found
 
 
-def expected_facts(request: Request, turn: Turn) -> dict[str, object]:
+def expected_facts(request: Request, turn: Turn, template: Template) -> dict[str, object]:
     """What the request and the turn say, to which a prompt's facts must be equal: formats may not all be wrong alike."""
-    picture = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
     observations = [*(step.observation for step in request.history), request.observation]
     return {
         "rules": request.system_prompt,
         "tools": tuple(canonical(tool.to_json()) for tool in request.tools),
         "several_calls": bool(request.tools),
-        "turns": tuple(("user", picture * len(o.pictures) + o.text) for o in observations),
+        "turns": tuple(("user", template.image * len(o.pictures) + o.text) for o in observations),
         "results": tuple(canonical(r.content) for step in request.history for r in step.results),
         "thought": turn.thought,
         "thought_is_first": True,
         "calls": tuple(canonical({"name": call.name, "arguments": call.arguments}) for call in turn.tool_calls),
-        "ending": END,
+        "ending": template.turn_end,
     }
 
 

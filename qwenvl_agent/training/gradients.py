@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from qwenvl_agent.model.build import is_vision
+from qwenvl_agent.model.build import family_of
 
 CHECKED_STEPS = 2
 """At the first, LoRA's A has a gradient of exactly zero, because B is zero; at the second none should."""
@@ -26,6 +26,7 @@ class GradientCheck:
 
     def __init__(self, accelerator: Accelerator, model: nn.Module):
         self.model = model
+        self.is_vision = family_of(model).paths.is_vision
         self.is_readable = accelerator.distributed_type != DistributedType.DEEPSPEED
         self.num_steps = {"language model": 0, "vision": 0}
 
@@ -38,7 +39,9 @@ class GradientCheck:
             if not can_learn:
                 continue
             if self.is_readable and self.num_steps[part] < CHECKED_STEPS:
-                names = [name for name, _ in self.model.named_parameters() if is_vision(name) == (part == "vision")]
+                names = [
+                    name for name, _ in self.model.named_parameters() if self.is_vision(name) == (part == "vision")
+                ]
                 check_gradients(self.model, names, should_be_nonzero=self.num_steps[part] > 0)
             self.num_steps[part] += 1
 
@@ -46,7 +49,7 @@ class GradientCheck:
         """A sentence for people on what was to train and had nothing to learn from; "" if there is no such part."""
         if self.num_steps["vision"] or not self.num_steps["language model"]:
             return ""
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad and is_vision(name)]
+        names = [name for name, p in self.model.named_parameters() if p.requires_grad and self.is_vision(name)]
         if not names:
             return ""
         return (

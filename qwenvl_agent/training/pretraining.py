@@ -18,9 +18,9 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
-from qwenvl_agent.model.build import save_tiny
 from qwenvl_agent.model.kernels import keep_compiled_code_apart
 from qwenvl_agent.model.precision import fast_autocast
+from qwenvl_agent.model.tiny import save_tiny
 
 console = Console()
 

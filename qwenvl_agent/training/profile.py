@@ -18,7 +18,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from qwenvl_agent.config import Config
-from qwenvl_agent.model.build import base_of
+from qwenvl_agent.model.build import base_of, family_of
 from qwenvl_agent.planning.flops import batch_flops
 from qwenvl_agent.planning.vram import Architecture, read_architecture
 
@@ -41,7 +41,9 @@ class StepProfiler:
         if self.num_steps:
             base = base_of(model)
             self.arch: Architecture = read_architecture(base.config.to_dict())
-            self.forwards = zip(PHASES[:3], (base.model.visual, base.model.language_model, base.lm_head), strict=True)
+            paths = family_of(model).paths
+            parts = [base.get_submodule(path) for path in (paths.vision, paths.language, paths.head)]
+            self.forwards = zip(PHASES[:3], parts, strict=True)
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
             self.profile = profile(activities=activities)
 

@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from qwenvl_agent.data.source import Reject, SourceRow
+from qwenvl_agent.families.calls import HERMES
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.formats.calls import CLOSE, OPEN
 from qwenvl_agent.json_input import fault_of_line, read_json, read_line, read_list
 from qwenvl_agent.schema import (
     Observation,
@@ -356,10 +356,11 @@ def _build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str 
     calls = [_build_call(call, f"{place} tool_calls[{i}]") for i, call in enumerate(_as_list(listed))]
     (text, *after), written = _split_calls(text)
     if written and calls:
-        raise ValueError(f"{place} has both tool_calls and <tool_call> text: the calls would double; keep one")
+        raise ValueError(f"{place} has both tool_calls and {HERMES.open} text: the calls would double; keep one")
     if any(piece.strip() for piece in after):
         raise ValueError(f"{place} has text after a call: no format writes it there; move it to the front")
-    calls += [_build_call(_decoded(call, f"{place} <tool_call>"), f"{place} <tool_call>") for call in written]
+    where = f"{place} {HERMES.open}"
+    calls += [_build_call(_decoded(call, where), where) for call in written]
     for call, _ in calls:
         _check_call(call, tools, place)
     reasoning = message.get("reasoning_content") or ""
@@ -377,12 +378,12 @@ def _build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str 
 
 
 def _split_calls(text: str) -> tuple[list[str], list[str]]:
-    """What stands around the <tool_call> blocks, and what in them; an open one is text."""
+    """What stands around the blocks of calls, and what in them; an open one is text."""
     around, inside, at = [], [], 0
-    while (start := text.find(OPEN, at)) >= 0 and (end := text.find(CLOSE, start)) >= 0:
+    while (start := text.find(HERMES.open, at)) >= 0 and (end := text.find(HERMES.close, start)) >= 0:
         around.append(text[at:start])
-        inside.append(text[start + len(OPEN) : end].strip())
-        at = end + len(CLOSE)
+        inside.append(text[start + len(HERMES.open) : end].strip())
+        at = end + len(HERMES.close)
     return [*around, text[at:]], inside
 
 

@@ -1,0 +1,111 @@
+"""The sizes of a model, as numbers: what a family reads out of a config.json and the planner counts with."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The numbers of a config.json that memory and time depend on; what follows from them, unless a family says otherwise."""
+
+    model_type: str
+    """Of the family."""
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool
+    vision_hidden: int
+    vision_depth: int
+    vision_intermediate: int
+    vision_heads: int
+    num_positions: int
+    num_side_mergers: int
+    """Mergers of blocks before the tower's end (deepstack)."""
+    patch: int = 16
+    merge: int = 2
+    temporal: int = 2
+    channels: int = 3
+
+    @property
+    def q(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def patch_values(self) -> int:
+        """Pixel values of one patch."""
+        return self.channels * self.temporal * self.patch**2
+
+    @cached_property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of the seven projections of a language layer."""
+        h, q, kv, f = self.hidden, self.q, self.kv, self.intermediate
+        return {
+            "q_proj": (h, q),
+            "k_proj": (h, kv),
+            "v_proj": (h, kv),
+            "o_proj": (q, h),
+            "gate_proj": (h, f),
+            "up_proj": (h, f),
+            "down_proj": (f, h),
+        }
+
+    @property
+    def layer_matrices(self) -> int:
+        """Parameters of one layer's seven projections."""
+        return sum(inputs * outputs for inputs, outputs in self.projections.values())
+
+    @property
+    def embedding(self) -> int:
+        return self.vocab * self.hidden
+
+    @property
+    def language_other(self) -> int:
+        """Parameters of the language model outside the projections: embedding, an untied head, norms."""
+        norms = self.layers * (2 * self.hidden + 2 * self.head_dim) + self.hidden
+        return self.embedding * (1 if self.tied else 2) + norms
+
+    @property
+    def language(self) -> int:
+        return self.layers * self.layer_matrices + self.language_other
+
+    @property
+    def vision_block(self) -> int:
+        v, i = self.vision_hidden, self.vision_intermediate
+        return 3 * v * v + 3 * v + v * v + v + 2 * v * i + v + i + 4 * v
+
+    @property
+    def merger_matrices(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the two linear layers of one merger."""
+        wide = self.vision_hidden * self.merge**2
+        return (wide, wide), (wide, self.hidden)
+
+    @property
+    def vision_matrices(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the four linear layers of one of the tower's blocks."""
+        v, i = self.vision_hidden, self.vision_intermediate
+        return (v, 3 * v), (v, v), (v, i), (i, v)
+
+    @property
+    def num_mergers(self) -> int:
+        return 1 + self.num_side_mergers
+
+    @property
+    def mergers(self) -> int:
+        """Parameters of the mergers from patches to tokens, one for the tower's end and the side ones."""
+        wide = self.vision_hidden * self.merge**2
+        merger = wide * wide + wide + wide * self.hidden + self.hidden
+        return (1 + self.num_side_mergers) * merger + 2 * self.vision_hidden + self.num_side_mergers * 2 * wide
+
+    @property
+    def vision(self) -> int:
+        """Parameters of the vision tower with its mergers."""
+        stem = (self.patch_values + 1 + self.num_positions) * self.vision_hidden
+        return stem + self.vision_depth * self.vision_block + self.mergers
