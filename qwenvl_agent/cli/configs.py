@@ -30,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def shipped() -> list[Path]:
-    """Their places under `CONFIGS_DIR`."""
-    return sorted(path.relative_to(CONFIGS_DIR) for path in CONFIGS_DIR.rglob("*.json"))
+    """Their places under `CONFIGS_DIR`; the schemas are copied with them and are none."""
+    paths = (path.relative_to(CONFIGS_DIR) for path in CONFIGS_DIR.rglob("*.json"))
+    return sorted(path for path in paths if path.name != "schema.json")
 
 
 def about(path: Path) -> str:
