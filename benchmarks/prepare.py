@@ -104,7 +104,7 @@ def bench_config(out: Path, overrides: Sequence[str] = ()) -> Config:
 
 def record_episodes(out: Path, episodes: int) -> None:
     script = HERE.parent / "scripts" / "generate_oracle.py"
-    options = ["--episodes", str(episodes), "--noise", "0.2", "--world", json.dumps(WORLD), "--json"]
+    options = ["--episodes", str(episodes), "--noise", "0.2", "--rules", json.dumps(WORLD), "--json"]
     command = [sys.executable, str(script), "--out", str(out), *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
     if done.returncode:

@@ -140,13 +140,22 @@ def check_targets(targets: Sequence[str]) -> None:
 class SourceConfig:
     path: str
     """A dataset.jsonl of recorded turns or a chat-style JSONL; a folder means the dataset.jsonl in it."""
-    kind: Literal["safari", "chat", "computer"] = "safari"
-    """safari: the recorded form of docs/DATA.md; chat: messages, images, tools; computer: screenshot and action."""
+    kind: Literal["safari", "recorded", "chat", "computer"] = "safari"
+    """recorded: turns of any world, with the tools beside them; safari: the same, tools and missing thoughts being the
+    safari's; chat: messages, images, tools; computer: screenshot and action (docs/DATA.md)."""
+    world: str = ""
+    """Of kind recorded: the world, by name or as path/to/file.py:make_world, whose tools these are and who reads them if
+    it has a reader; empty: the tools stand beside the file."""
     weight: Annotated[float, Range(1e-6, 1e6, "rows are drawn by it; a source that is not wanted is left out")] = 1.0
     """Share of rows drawn from this source, relative to the other sources' weights."""
 
     def __post_init__(self):
         check_values(self, "data.sources[]")
+        if self.world and self.kind != "recorded":
+            raise ValueError(
+                f"data.sources[].world is {self.world!r} and kind {self.kind}: no world is asked about it; leave it out, or "
+                "use kind recorded"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

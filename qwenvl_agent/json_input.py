@@ -5,7 +5,16 @@ Stricter than Python's reader, which takes a key that is there twice (the last o
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A line that gave no row: `file:line`, and value, consequence, remedy."""
+
+    source: str
+    message: str
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:

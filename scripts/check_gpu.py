@@ -130,7 +130,7 @@ def with_data(config: Config) -> Config:
     directory = ROOT / "generated" / "gpu_check"
     if not (directory / "dataset.jsonl").exists():
         print(f"{sources[0].path} is not there: recording {NUM_EPISODES} episodes in {directory}", file=sys.stderr)
-        options = ["--out", str(directory), "--episodes", str(NUM_EPISODES), "--world", json.dumps(config.eval.world)]
+        options = ["--out", str(directory), "--episodes", str(NUM_EPISODES), "--rules", json.dumps(config.eval.world)]
         command = [sys.executable, "scripts/generate_oracle.py", "--json", *options]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     source = replace(sources[0], path=str(directory))

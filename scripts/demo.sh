@@ -14,7 +14,7 @@ if command -v "${CXX:-g++}" >/dev/null; then compile=(--set model.compile=true);
 run() { echo "\$ $*"; "$@"; }
 
 run python scripts/generate_oracle.py --config $config --out generated/safari_tiny --episodes 2500 --noise 0.2 \
-    --max-path 4 --max-final-path 1 --workers 2 --overwrite
+    --oracle max_path=4 --oracle max_final_path=1 --workers 2 --overwrite
 run accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
     --num_cpu_threads_per_process "$(nproc)" \
     train.py --config $config --overwrite ${compile[@]+"${compile[@]}"}

@@ -182,7 +182,7 @@ def make_data(config: Config, out: Path, run: Callable) -> Path:
         draw_screens(directory)
         return directory
     options = ["--out", str(directory.resolve()), "--episodes", str(NUM_EPISODES), "--json"]
-    run("data", [sys.executable, "scripts/generate_oracle.py", "--world", json.dumps(config.eval.world), *options])
+    run("data", [sys.executable, "scripts/generate_oracle.py", "--rules", json.dumps(config.eval.world), *options])
     return directory
 
 

@@ -76,7 +76,10 @@ def test_overrides_are_json_or_text(write):
         ({**LEAST, "train": {"batch_size": 0}}, "train.batch_size is 0, below 1"),
         ({**LEAST, "train": {"zero_stage": 4}}, "train.zero_stage is 4"),
         ({**LEAST, "vision": {"reduce": "crop"}}, "vision.reduce is 'crop'"),
-        ({**LEAST, "data": {"sources": [{"path": "a", "kind": "csv"}]}}, "kind is 'csv'.*use one of safari, chat"),
+        (
+            {**LEAST, "data": {"sources": [{"path": "a", "kind": "csv"}]}},
+            "kind is 'csv'.*use one of safari, recorded, chat",
+        ),
         ({**LEAST, "train": {"zero_stage": 3}}, "4-bit weights cannot be sharded"),
         ({**LEAST, "train": {"patience": 3, "eval_every": 0}}, "train.patience is 3 and train.eval_every is 0"),
         ({**LEAST, "train": {"pack_tokens": 2048}}, "with model.attention 'auto'.*set model.attention=sdpa"),

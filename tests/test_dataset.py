@@ -375,12 +375,12 @@ def test_memory_does_not_grow_with_rows(tmp_path):
     assert used[100_000] - used[10_000] < 5, used
 
 
-@pytest.mark.parametrize(("kind", "num_rows"), [("safari", 1), ("chat", 3), ("computer", 3)])
+@pytest.mark.parametrize(("kind", "num_rows"), [("safari", 1), ("recorded", 2), ("chat", 3), ("computer", 3)])
 def test_examples_in_the_documentation_are_read(tmp_path, kind, num_rows):
     text = (Path(__file__).parents[1] / "docs" / "DATA.md").read_text(encoding="utf-8")
     lines = text.partition(f"```json {kind}\n")[2].partition("\n```")[0].split("\n")
     (tmp_path / "images").mkdir()
-    for name in ("screen.png", "images/ep_1f2e3d4c_turn_000.png"):
+    for name in ("screen.png", "left.png", "right.png", "images/ep_1f2e3d4c_turn_000.png"):
         Image.new("RGB", (480, 480)).save(tmp_path / name)
     source = SourceConfig(path=str(write_lines(tmp_path / "data.jsonl", lines)), kind=kind)
     config = DataConfig(sources=(source,), cache_dir=str(tmp_path / "cache"), eval_fraction=0.0)

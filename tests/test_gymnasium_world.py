@@ -1,60 +1,13 @@
 """Gymnasium's environments as worlds, on a corridor that is walked to its right end."""
 
 import gymnasium
-import numpy as np
 import pytest
+from corridor_world import Corridor, corridor
 
 from qwenvl_agent.evaluation.rollout import rollout
 from qwenvl_agent.schema import Request, ToolCall, Turn
-from qwenvl_agent.worlds.gymnasium import GymnasiumWorld
 
 LENGTH = 6
-
-
-class Corridor(gymnasium.Env):
-    """The start is drawn; a step to the right of the last tile wins, one to the left of the first ends the episode."""
-
-    metadata = {"render_modes": ["rgb_array"]}
-    num_closed = 0
-
-    def __init__(self, render_mode=None, space=None):
-        self.render_mode = render_mode
-        self.action_space = space or gymnasium.spaces.Discrete(2)
-        self.observation_space = gymnasium.spaces.Discrete(LENGTH)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.x = int(self.np_random.integers(1, LENGTH - 1))
-        return self.x, {"mission": "walk\nright"}
-
-    def step(self, action):
-        direction, steps = action if isinstance(action, np.ndarray) else (action, 0)
-        self.x += (2 * direction - 1) * (1 + steps)
-        is_won = self.x >= LENGTH
-        return self.x, float(is_won), is_won or self.x < 0, False, {}
-
-    def render(self):
-        picture = np.zeros((8, LENGTH * 8, 3), dtype=np.uint8)
-        picture[:, max(0, self.x) * 8 : max(0, self.x) * 8 + 8] = 255
-        return picture
-
-    def close(self):
-        type(self).num_closed += 1
-
-
-def corridor(**changes) -> GymnasiumWorld:
-    return GymnasiumWorld(
-        **{
-            "name": "corridor",
-            "make": lambda seed: Corridor(render_mode="rgb_array"),
-            "actions": ["left", "right"],
-            "success": lambda episode: episode.total_reward > 0,
-            "max_turns": 10,
-            "state": lambda episode: {"position": [np.int64(episode.game.x), 0]},
-            "oracle": lambda episode: (f"At {episode.game.x}.", ["right"]),
-            **changes,
-        }
-    )
 
 
 def act(**arguments) -> Turn:
@@ -114,7 +67,7 @@ def test_actions_are_tools_of_their_own_or_arguments():
 
     space = gymnasium.spaces.MultiDiscrete([2, 3])
     several = corridor(
-        make=lambda seed: Corridor("rgb_array", space),
+        make=lambda seed: Corridor(LENGTH, "rgb_array", space),
         actions={"direction": ["left", "right"], "steps": ["one", "two", "three"]},
     )
     env = several.make_env()
@@ -133,7 +86,7 @@ def test_notepad_rules_and_picture():
         goals=lambda episode: {"moved": bool(episode.actions), "won": episode.total_reward > 0},
         harm=lambda episode: ["went left"] * episode.actions.count("left"),
         optimal_turns=lambda episode: LENGTH - episode.game.x,
-        crop=(0, 0, 24, 8),
+        crop=(0, 0, 96, 32),
         size=(6, 2),
     )
     env = world.make_env()
@@ -156,7 +109,7 @@ def test_turns_and_gymnasiums_own_limit_end_an_episode():
     assert env.step(act(action="left"))[2:4] == (False, False)
     _, _, terminated, truncated, info = env.step(act(action="right"))
     assert (terminated, truncated, info["end_reason"]) == (False, True, "max_turns")
-    limited = corridor(make=lambda seed: gymnasium.wrappers.TimeLimit(Corridor("rgb_array"), 1))
+    limited = corridor(make=lambda seed: gymnasium.wrappers.TimeLimit(Corridor(LENGTH, "rgb_array"), 1))
     env = limited.make_env()
     env.reset(seed=3)
     assert env.step(act(action="right"))[4]["end_reason"] == "truncated"

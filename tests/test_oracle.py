@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from qwenvl_agent.schema import Picture, Request, Turn
+from qwenvl_agent.worlds.recording import png_bytes
 from qwenvl_agent.worlds.safari import NoisyOracle, RandomAgent, SafariEnv, SafariOracle, SafariRules
 from qwenvl_agent.worlds.safari.baselines import random_move
 from qwenvl_agent.worlds.safari.context import context_text
@@ -20,7 +21,7 @@ from qwenvl_agent.worlds.safari.judge import agrees
 from qwenvl_agent.worlds.safari.notepad import Notes, read_notes, write_notes
 from qwenvl_agent.worlds.safari.paths import actions_of, first_part, last_run, shortest_way
 from qwenvl_agent.worlds.safari.records import Reject, read_rows
-from qwenvl_agent.worlds.safari.render import animal_symbol, png_bytes, read_view, view_symbols
+from qwenvl_agent.worlds.safari.render import animal_symbol, read_view, view_symbols
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, Animal, World, in_view, view_corner
 
 SMALL = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": 16}
@@ -333,13 +334,15 @@ def test_settings_that_no_turn_could_follow_are_refused():
 
 def generate(folder: Path, *args: str) -> subprocess.CompletedProcess:
     script = Path(__file__).parents[1] / "scripts" / "generate_oracle.py"
-    rules = [f"--world={json.dumps({**SMALL, **HARD})}"]
+    rules = [f"--rules={json.dumps({**SMALL, **HARD})}"]
     command = [sys.executable, str(script), f"--out={folder}", "--json", *rules, *args]
     return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_generated_data_are_the_oracles_decisions(tmp_path):
-    done = generate(tmp_path, "--episodes=4", "--noise=0.3", "--max-path=6", "--max-final-path=3", "--seed-start=7")
+    done = generate(
+        tmp_path, "--episodes=4", "--noise=0.3", "--oracle=max_path=6", "--oracle=max_final_path=3", "--seed-start=7"
+    )
     manifest = json.loads(done.stdout)
     assert manifest == json.loads((tmp_path / "manifest.json").read_text())
     assert (manifest["episodes"], manifest["solved"], manifest["seeds"], manifest["seed_set"]) == (

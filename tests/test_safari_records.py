@@ -7,13 +7,14 @@ import pytest
 from PIL import Image
 
 from qwenvl_agent.schema import ToolCall, ToolResult, Turn
+from qwenvl_agent.worlds.recording import RowWriter
 from qwenvl_agent.worlds.safari import SafariEnv, SafariOracle, SafariRules
 from qwenvl_agent.worlds.safari.baselines import random_move
 from qwenvl_agent.worlds.safari.judge import agrees
-from qwenvl_agent.worlds.safari.records import Reject, RowWriter, read_rows
-from qwenvl_agent.worlds.safari.render import png_bytes
+from qwenvl_agent.worlds.safari.records import Reject, read_rows
 from qwenvl_agent.worlds.safari.thoughts import generate_thought
 from qwenvl_agent.worlds.safari.tools import TOOLS
+from qwenvl_agent.worlds.world import RecordedTurn
 
 CONTEXT = "Mission: {}\nStep: 1/180\nPosition: (25, 25)\n\nFound Targets: {}\n\nNotepad:\n(empty)"
 CALLS = [
@@ -100,16 +101,8 @@ def test_what_is_written_is_read_back(tmp_path):
             turn = oracle.turn(env.view(), observation.text)
             seen = observation
             observation, _, _, _, info = env.step(turn)
-            writer.write(
-                png_bytes(seen.pictures[0].open()),
-                episode_id="00000003",
-                turn_index=len(written),
-                mission=env.mission.text,
-                system_prompt=env.system_prompt,
-                context_text=seen.text,
-                turn=turn,
-                results=info["results"],
-            )
+            at = ("00000003", env.mission.text, len(written))
+            writer.write(RecordedTurn(*at, env.system_prompt, seen, turn, info["results"]))
             written.append((seen, turn, info["results"]))
     rows = list(read_rows(tmp_path))
     assert [(row.step.observation.text, row.step.turn, row.step.results) for row in rows] == [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwenvl_agent.worlds.recording import png_bytes
 from qwenvl_agent.worlds.safari.render import (
     GROUND,
     NUM_SYMBOLS,
@@ -13,7 +14,6 @@ from qwenvl_agent.worlds.safari.render import (
     TREE,
     animal_symbol,
     player_colour,
-    png_bytes,
     read_view,
     render_view,
     symbol_animal,

@@ -126,7 +126,7 @@ def test_a_sweep_is_an_array_and_its_failed_cell_is_submitted_again_alone(cluste
 def test_an_ablation_is_trained_evaluated_and_reported(cluster, tmp_path):
     """Two arms, two training seeds: an array on both nodes, then a job that plays the missions and writes the report."""
     data, world = tmp_path / "safari", {"max_turns": 3, "tile_px": 16}
-    record = ["--episodes", "6", "--out", str(data), "--world", json.dumps({"tile_px": 16})]
+    record = ["--episodes", "6", "--out", str(data), "--rules", json.dumps({"tile_px": 16})]
     config = {
         "name": "base",
         "runs_dir": str(tmp_path / "runs"),

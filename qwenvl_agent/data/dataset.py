@@ -25,7 +25,7 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -39,7 +39,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import qwenvl_agent
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
-from qwenvl_agent.data.readers import chat, computer
+from qwenvl_agent.data.readers import READERS
 from qwenvl_agent.data.source import Reject, SourceRow
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
 
@@ -91,41 +91,7 @@ MAX_LINES_WHOLE = 2000
 SETTLED_NS = 10 * 10**9
 
 
-def _read_safari(path: Path, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]:
-    from qwenvl_agent.worlds.safari import records
-
-    for item in records.read_rows(path, max_thought_chars=data_cfg.max_thought_chars):
-        if isinstance(item, records.Reject):
-            yield Reject(item.source, item.message)
-            continue
-        yield SourceRow(
-            episode_id=item.episode_id,
-            turn_index=item.turn_index,
-            split_key=item.episode_id,
-            system_prompt=item.system_prompt,
-            tools=item.tools,
-            step=item.step,
-            source=item.source,
-            notes=("thought_derived",) if item.thought_derived else (),
-        )
-
-
-def _read_chat(path: Path, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]:
-    return chat.read_rows(path)
-
-
-def _read_computer(path: Path, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]:
-    return computer.read_rows(path)
-
-
 _to_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each row
-
-# A new kind of source is one reader and one entry here (and its name among config.SourceConfig's choices).
-READERS: dict[str, Callable[[Path, DataConfig], Iterator[SourceRow | Reject]]] = {
-    "safari": _read_safari,
-    "chat": _read_chat,
-    "computer": _read_computer,
-}
 
 
 @dataclass(frozen=True)
@@ -408,11 +374,12 @@ def _open_source(cfg: SourceConfig, data_cfg: DataConfig) -> SourceCache:
         raise ValueError(f"{path}: there is no such file, so no rows to read; correct data.sources")
     content = _file_digest(path, Path(data_cfg.cache_dir))
     is_whole = data_cfg.check_pictures == "whole" or (data_cfg.check_pictures == "auto" and _is_short(path))
-    options = [data_cfg.max_thought_chars, is_whole]
+    reader = READERS[cfg.kind]
+    options = [data_cfg.max_thought_chars, is_whole, reader.version, reader.beside(path, cfg)]
     key = _digest([str(path), str(path.resolve()), cfg.kind, content, *options, _code_digest()])
     folder = Path(data_cfg.cache_dir) / key
     if not _is_fresh(folder):
-        items = READERS[cfg.kind](path, data_cfg)
+        items = reader.read(path, cfg, data_cfg)
         if is_whole:
             items = _with_whole_pictures(items)
         _write_cache(_with_progress(items, path), folder)
@@ -508,8 +475,10 @@ def _code_digest() -> str:
         "tool_schema.py",
         "coordinates.py",
         "data/source.py",
+        "data/readers/__init__.py",
         "data/readers/chat.py",
         "data/readers/computer.py",
+        "data/readers/recorded.py",
         "data/pictures.py",
         "data/dataset.py",
     )

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from qwenvl_agent.json_input import Reject
 from qwenvl_agent.schema import Step, Tool
+
+__all__ = ["Reject", "SourceRow"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,3 @@ class SourceRow:
     source: str
     weight: float = 1.0
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A line that gave no row; `message` says value, consequence, remedy."""
-
-    source: str
-    message: str

@@ -17,13 +17,15 @@ The environment is Gymnasium's interface over turns (`schema.Env`). Its `info`, 
     changed_turn   of a counterfactual: before this turn the world was changed
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from qwenvl_agent.records import CallRecord, EpisodeRecord
-from qwenvl_agent.schema import Env, Policy
+from qwenvl_agent.schema import Env, Observation, Policy, Tool, ToolResult, Turn
 from qwenvl_agent.statistics import Interval
-from qwenvl_agent.worlds.baselines import NoisyPolicy, RandomPolicy
+from qwenvl_agent.worlds.baselines import NoisyPolicy, RandomPolicy, random_turn
 
 Metrics = dict[str, "Interval | dict[str, int]"]
 """Rates and means with their intervals; counts by name."""
@@ -112,6 +114,21 @@ class World:
         known = dict.fromkeys([*(["oracle", "noisy_oracle"] if oracle else []), "random", *own])
         raise ValueError(f"world {self.name} has no policy {name!r}: nothing would be played; use {', '.join(known)}")
 
+    # recordings
+
+    def noise_turn(self, tools: Sequence[Tool], rng: random.Random) -> Turn:
+        """A turn that is played between the oracle's own when it is recorded, so that it is seen in other states."""
+        return random_turn(tools, rng)
+
+    def recording_tasks(self) -> "Mapping[str, Callable[..., Iterable[RecordedTurn]]]":
+        """What else than its oracle's episodes can be recorded, by name: task(seed, **settings)."""
+        return {}
+
+    def read_recording(self, path: Path, max_thought_chars: int) -> "Iterator | None":
+        """Rows and rejects of a dataset.jsonl, of a world that reads its own; None, the default: `worlds.recording` does,
+        with the tools of the recording."""
+        return None
+
     # judging, from records alone
 
     def is_refused(self, call: CallRecord) -> bool:
@@ -143,6 +160,19 @@ class World:
     def counterfactuals(self) -> "Mapping[str, Counterfactual]":
         """Changes of the world or of what a policy is told, to see what its success rests on."""
         return {}
+
+
+@dataclass(frozen=True)
+class RecordedTurn:
+    """A turn as it is recorded: what was seen, what was done, and what came of it."""
+
+    episode_id: str
+    mission: str
+    turn_index: int
+    system_prompt: str
+    observation: Observation
+    turn: Turn
+    results: tuple[ToolResult, ...]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""Kinds of source files by name. A new kind is one module, one entry here, and its name in `config.SourceConfig.kind`."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwenvl_agent.config import DataConfig, SourceConfig
+from qwenvl_agent.data.readers import chat, computer, recorded
+from qwenvl_agent.data.source import Reject, SourceRow
+from qwenvl_agent.worlds import make_world
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a kind of source file becomes rows."""
+
+    read: Callable[[Path, SourceConfig, DataConfig], Iterator[SourceRow | Reject]]
+    version: int
+    """Part of the cache's key: to be raised whenever the same bytes give other rows."""
+    beside: Callable[[Path, SourceConfig], str] = lambda path, cfg: ""
+    """What else than the file's bytes decides what its rows hold; part of the key too."""
+
+
+def _read_safari(path: Path, cfg: SourceConfig, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]:
+    rows = make_world("safari").read_recording(path, data_cfg.max_thought_chars)
+    return map(recorded.to_source_row, rows)
+
+
+def _read_recorded(path: Path, cfg: SourceConfig, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]:
+    return recorded.read_rows(path, world=cfg.world, max_thought_chars=data_cfg.max_thought_chars)
+
+
+READERS = {
+    "safari": Reader(_read_safari, recorded.VERSION),
+    "recorded": Reader(
+        _read_recorded, recorded.VERSION, beside=lambda path, cfg: recorded.digest_beside(path, cfg.world)
+    ),
+    "chat": Reader(lambda path, cfg, data_cfg: chat.read_rows(path), chat.VERSION),
+    "computer": Reader(lambda path, cfg, data_cfg: computer.read_rows(path), computer.VERSION),
+}

@@ -28,6 +28,9 @@ from qwenvl_agent.schema import (
 )
 from qwenvl_agent.tool_schema import argument_error, check_schema
 
+VERSION = 1
+"""Of the rows that a file gives; see `readers.Reader`."""
+
 ROLES = {
     "system": "system",
     "developer": "system",

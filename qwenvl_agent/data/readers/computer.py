@@ -35,6 +35,10 @@ OWN_SPELLINGS = {"renamed_action", "renamed_action_key", "xy_keys", "several_act
 TRAIN, TEST = "train", "test"
 
 
+VERSION = 1
+"""Of the rows that a file gives; see `readers.Reader`."""
+
+
 class RecordError(ValueError):
     """Why a record gives no sample; `reason` is short and stable, for counting."""
 

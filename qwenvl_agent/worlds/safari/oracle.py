@@ -17,7 +17,7 @@ from qwenvl_agent.worlds.safari.paths import actions_of, direction_between, firs
 from qwenvl_agent.worlds.safari.render import read_view
 from qwenvl_agent.worlds.safari.scene import Scene, read_scene
 from qwenvl_agent.worlds.safari.sweep import is_swept, waypoint_goals, with_next_zone, zones_of
-from qwenvl_agent.worlds.safari.thoughts import THOUGHT_FORMS, Plan, Reasons, write_thought
+from qwenvl_agent.worlds.safari.thoughts import Plan, Reasons, thought_form_named, write_thought
 from qwenvl_agent.worlds.safari.tools import MAX_ACTIONS, MAX_STEPS
 from qwenvl_agent.worlds.safari.world import Animal, SafariRules, Tile, in_view, neighbours, walk
 
@@ -52,16 +52,11 @@ class SafariOracle:
                 f"max_path {max_path} and max_final_path {max_final_path}: one move walks 1 to {most} tiles, so no "
                 "turn could do that; choose from that range"
             )
-        if thought_form not in THOUGHT_FORMS:
-            raise ValueError(
-                f"thought form {thought_form!r} does not exist: no thought could be written; "
-                f"use one of {', '.join(THOUGHT_FORMS)}"
-            )
         self.rules = rules
         self.size = (rules.width, rules.height)
         self.max_path = max_path
         self.max_final_path = max_final_path
-        self.form = THOUGHT_FORMS[thought_form]
+        self.form = thought_form_named(thought_form)
 
     def act(self, requests: Sequence[Request]) -> list[Answer]:
         return [Answer(self.turn_on(request)) for request in requests]

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qwenvl_agent.schema import ToolCall, ToolResult, Turn
+from qwenvl_agent.schema import Observation, Picture, ToolCall, ToolResult, Turn
 from qwenvl_agent.worlds.safari.context import context_text
 from qwenvl_agent.worlds.safari.env import system_prompt
 from qwenvl_agent.worlds.safari.missions import with_particles, word_target
-from qwenvl_agent.worlds.safari.render import GROUND, PLAYER, TREE, symbol_animal, view_symbols
+from qwenvl_agent.worlds.safari.render import GROUND, PLAYER, TREE, render_view, symbol_animal, view_symbols
 from qwenvl_agent.worlds.safari.thoughts import ThoughtForm
 from qwenvl_agent.worlds.safari.world import COLOURS, KINDS, VIEW, Animal, SafariRules, Tile, draw_world, view_corner
+from qwenvl_agent.worlds.world import RecordedTurn
 
 QUESTIONS_PER_WORLD = 8
 QUESTIONS = {
@@ -82,8 +83,8 @@ def ask_where(view: View, language: str, rng: random.Random, plain: bool) -> tup
 ASKS = (ask_list, ask_at, ask_where)
 
 
-def perception_rows(rules: SafariRules, seed: int, form: ThoughtForm) -> Iterator[tuple[np.ndarray, dict]]:
-    """Questions from random places of one world: the view's symbols and what a row of the dataset holds besides it."""
+def perception_rows(rules: SafariRules, seed: int, form: ThoughtForm) -> Iterator[RecordedTurn]:
+    """Questions from random places of one world."""
     rng = random.Random(f"perception {seed}")
     world = draw_world(rules, rng)
     blocked = world.trees | set(world.animals) if rules.rules == "catch" else world.trees
@@ -94,15 +95,13 @@ def perception_rows(rules: SafariRules, seed: int, form: ThoughtForm) -> Iterato
         view = View(symbols, player, view_corner(player, rules.width, rules.height), form)
         question, said, answer = rng.choice(ASKS)(view, rng.choice(rules.languages), rng, rules.plain_missions)
         thought = " ".join(part for part in (form.me.format(view.name(view.me)), said) if part)
-        yield (
-            symbols,
-            {
-                "episode_id": f"{seed:08x}",
-                "mission": question,
-                "turn_index": index,
-                "system_prompt": system_prompt(rules),
-                "context_text": context_text(question, index + 1, rules.max_turns, player, "", ""),
-                "turn": Turn(thought, (ToolCall("update_notepad", {"content": answer}),)),
-                "results": (ToolResult("update_notepad", {"status": "updated"}),),
-            },
+        picture = Picture.from_image(render_view(symbols, rules.tile_px))
+        yield RecordedTurn(
+            episode_id=f"{seed:08x}",
+            mission=question,
+            turn_index=index,
+            system_prompt=system_prompt(rules),
+            observation=Observation(context_text(question, index + 1, rules.max_turns, player, "", ""), (picture,)),
+            turn=Turn(thought, (ToolCall("update_notepad", {"content": answer}),)),
+            results=(ToolResult("update_notepad", {"status": "updated"}),),
         )

@@ -2,18 +2,22 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from qwenvl_agent.records import CallRecord
-from qwenvl_agent.schema import Policy
-from qwenvl_agent.worlds.safari import judge
-from qwenvl_agent.worlds.safari.baselines import NoisyOracle, RandomAgent
+from qwenvl_agent.schema import Policy, Tool, Turn
+from qwenvl_agent.worlds.safari import judge, records
+from qwenvl_agent.worlds.safari.baselines import NoisyOracle, RandomAgent, random_move
 from qwenvl_agent.worlds.safari.counterfactuals import ChangedNotepad, SwappedMission, corrupt
 from qwenvl_agent.worlds.safari.env import SafariEnv
 from qwenvl_agent.worlds.safari.oracle import SafariOracle
+from qwenvl_agent.worlds.safari.perception import perception_rows
+from qwenvl_agent.worlds.safari.thoughts import thought_form_named
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, SafariRules
-from qwenvl_agent.worlds.world import Counterfactual, Labels, SeedSets, World
+from qwenvl_agent.worlds.world import Counterfactual, Labels, RecordedTurn, SeedSets, World
 
 LABELS = Labels(
     goals="targets found",
@@ -55,6 +59,19 @@ class Safari(World):
             "random": partial(RandomAgent, self.settings),
             "noisy_oracle": lambda **settings: NoisyOracle(self.make_oracle(), **settings),
         }
+
+    def noise_turn(self, tools: Sequence[Tool], rng: random.Random) -> Turn:
+        return Turn(tool_calls=(random_move(rng),))
+
+    def recording_tasks(self) -> Mapping[str, Callable[..., Iterable[RecordedTurn]]]:
+        return {"perception": self.record_questions}
+
+    def record_questions(self, seed: int, thought_form: str = "tiles") -> Iterator[RecordedTurn]:
+        """Questions about views with exact answers, from random places of one world."""
+        return perception_rows(self.settings, seed, thought_form_named(thought_form))
+
+    def read_recording(self, path: Path, max_thought_chars: int) -> Iterator:
+        return records.read_rows(path, max_thought_chars=max_thought_chars)
 
     def is_refused(self, call: CallRecord) -> bool:
         return call.result is not None and judge.is_refused(call.name, call.result, bool(call.effective))

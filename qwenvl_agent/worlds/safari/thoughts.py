@@ -71,6 +71,14 @@ THOUGHT_FORMS["world"] = replace(
 )
 
 
+def thought_form_named(name: str) -> ThoughtForm:
+    if name not in THOUGHT_FORMS:
+        raise ValueError(
+            f"thought form {name!r} does not exist: no thought could be written; use one of {', '.join(THOUGHT_FORMS)}"
+        )
+    return THOUGHT_FORMS[name]
+
+
 @dataclass(frozen=True)
 class Reasons:
     """What a thought says before its plan; tiles in view coordinates."""

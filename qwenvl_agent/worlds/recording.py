@@ -1,0 +1,338 @@
+"""Recorded turns of any world, both ways: played by its oracle and written, and read back (docs/DATA.md, "recorded").
+
+One turn a line of dataset.jsonl, pictures beside it in `images/`. A line that cannot be learned from becomes a `Reject`
+that says why and what to do; every other line stands alone, as it has its whole context. What a world knows better is
+given as functions: which tools a row has, why a call does not fit them, which thought a turn had.
+"""
+
+import json
+import random
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from qwenvl_agent.json_input import Reject, fault_of_line, read_json, read_line
+from qwenvl_agent.schema import (
+    ConfinedFolder,
+    Observation,
+    Picture,
+    Request,
+    Step,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Turn,
+    tool_named,
+)
+from qwenvl_agent.tool_schema import argument_error
+from qwenvl_agent.worlds.world import RecordedTurn, World
+
+MAX_TURN = 10**9
+MAX_KNOWN_ARGUMENTS = 2**14
+"""Calls in a dataset repeat."""
+
+
+@dataclass(frozen=True)
+class RecordedRow:
+    """One recorded turn; `source` is `file:line`, `thought_derived` says that the thought is not the recorded one."""
+
+    episode_id: str
+    turn_index: int
+    mission: str
+    system_prompt: str
+    tools: tuple[Tool, ...]
+    step: Step
+    source: str
+    thought_derived: bool = False
+
+
+class _Checker:
+    """Why a call's arguments do not fit its tool; each distinct call is checked once."""
+
+    def __init__(self):
+        self._known = lru_cache(maxsize=MAX_KNOWN_ARGUMENTS)(self._check)
+
+    def __call__(self, tool: Tool, call: ToolCall) -> str:
+        # As text: 1, 1.0 and true are equal as keys, and not alike to a schema.
+        return self._known(json.dumps(tool.parameters), tool.name, json.dumps(call.arguments))
+
+    def _check(self, parameters: str, name: str, arguments: str) -> str:
+        error = argument_error(json.loads(parameters), json.loads(arguments))
+        return error and f"{name}: {error}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a world knows of its recordings."""
+
+    tools_of: Callable[[dict], tuple[Tool, ...]]
+    """Of a line's values; ValueError if they are not known."""
+    world: str = ""
+    """For messages."""
+    fault_of: Callable[[Tool, ToolCall], str] | None = None
+    """What is wrong with a call's arguments, "" if nothing is; by default what the tool's schema says."""
+    derive_thought: Callable[[str, Sequence[ToolCall], Sequence[ToolResult]], str] | None = None
+    """The thought of a turn that has none, or a longer one than max_thought_chars; None: it stays without."""
+    max_thought_chars: int = 400
+
+
+def data_file(path: Path | str) -> Path:
+    """A folder means the dataset.jsonl in it."""
+    path = Path(path)
+    return path / "dataset.jsonl" if path.is_dir() else path
+
+
+def read_rows(path: Path, reading: Reading) -> Iterator[RecordedRow | Reject]:
+    """Every line of a dataset in file order, one at a time; `path` is the file or its folder."""
+    path = data_file(path)
+    folder, fault_of = ConfinedFolder(path.parent), reading.fault_of or _Checker()
+    for source, line in lines_of(path):
+        try:
+            yield _read_row(load_object(line), folder, source, reading, fault_of)
+        except Exception as error:
+            yield Reject(source, fault_of_line(error))
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
+    """`file:line` and content of every line that is not blank."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}:{number}", line
+
+
+def load_object(line: bytes) -> dict:
+    values = read_line(line)
+    if not isinstance(values, dict):
+        raise ValueError(f"{type(values).__name__} instead of an object: the line is skipped; write one object a line")
+    return values
+
+
+def _read_row(values: dict, folder: ConfinedFolder, source: str, reading: Reading, fault_of: Callable) -> RecordedRow:
+    turn_index = values.get("turn")
+    if not isinstance(turn_index, int) or isinstance(turn_index, bool) or not 0 <= turn_index <= MAX_TURN:
+        raise ValueError(f"turn is {turn_index!r}: the row has no place in its episode; write its index from 0")
+    tools = reading.tools_of(values)
+    text = text_of(values, "context_text")
+    calls = _read_calls(values, tools, reading.world, fault_of)
+    results = _read_results(values, calls)
+    turn, is_derived = _read_turn(values, text, calls, results, reading)
+    return RecordedRow(
+        episode_id=text_of(values, "episode_id"),
+        turn_index=turn_index,
+        mission=text_of(values, "mission"),
+        system_prompt=text_of(values, "system_prompt"),
+        tools=tools,
+        step=Step(Observation(text, _read_pictures(values, folder)), turn, results),
+        source=source,
+        thought_derived=is_derived,
+    )
+
+
+def text_of(values: dict, key: str) -> str:
+    value = values.get(key)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key} is {str(value)[:80]!r}: the row cannot be placed or shown; write it as text")
+    return value
+
+
+def list_of(values: dict, key: str) -> list:
+    """A list, or the list that a JSON string holds; missing counts as empty."""
+    value = values.get(key)
+    if isinstance(value, str):
+        try:
+            value = read_json(value)
+        except ValueError as error:
+            raise ValueError(f"{key} is a string that is {error}") from None
+    if not isinstance(value or [], list):
+        raise ValueError(f"{key} is {str(value)[:80]!r}: not a list; write a list of objects")
+    return value or []
+
+
+def _read_turn(values: dict, text: str, calls: tuple, results: tuple, reading: Reading) -> tuple[Turn, bool]:
+    """The turn, and whether its thought is not the recorded one."""
+    if not calls:
+        return Turn(text=values["text"]), False
+    thought = values.get("thought_text") or ""
+    if not isinstance(thought, str):
+        raise ValueError(f"thought_text is {str(thought)[:80]!r}: not text; write text or null")
+    if thought.strip() and len(thought) <= reading.max_thought_chars:
+        return Turn(thought, calls), False
+    if reading.derive_thought is not None:
+        return Turn(reading.derive_thought(text, calls, results), calls), True
+    if thought.strip():
+        raise ValueError(
+            f"thought_text has {len(thought)} characters, above data.max_thought_chars={reading.max_thought_chars}, and this "
+            "world derives none in its place: shorten it, or raise that setting"
+        )
+    return Turn("", calls), False
+
+
+def _read_calls(values: dict, tools: tuple[Tool, ...], world: str, fault_of: Callable) -> tuple[ToolCall, ...]:
+    """The row's calls; ValueError for any that must not be taught, and for none where no text is said either."""
+    calls = []
+    for i, item in enumerate(list_of(values, "tool_calls")):
+        place = f"tool_calls[{i}]"
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            raise ValueError(f'{place} is {str(item)[:80]!r}: not a call; write {{"name": ..., "args": {{...}}}}')
+        tool = tool_named(tools, item["name"])
+        if tool is None:
+            known = ", ".join(tool.name for tool in tools)
+            whose = f"a {world} tool" if world else "one of the recording's tools"
+            raise ValueError(
+                f"{place}.name {item['name'][:80]!r} is not {whose}: it would teach a call that fails; use one of {known}"
+            )
+        call = ToolCall(item["name"], {} if item.get("args") is None else item["args"])
+        error = fault_of(tool, call)
+        if error:
+            raise ValueError(
+                f"{place}.args do not fit: {error}; it would teach a call that fails; correct the arguments"
+            )
+        calls.append(call)
+    said = values.get("text")
+    if not calls and not (isinstance(said, str) and said.strip()):
+        raise ValueError("tool_calls is empty: the turn has nothing to learn; drop the row")
+    return tuple(calls)
+
+
+def _read_results(values: dict, calls: tuple[ToolCall, ...]) -> tuple[ToolResult, ...]:
+    """The results of the first calls, in their order (an episode that ended leaves the rest without); or the one answer
+    to a turn without a call."""
+    results = []
+    names = [call.name for call in calls] or [""]
+    for i, item in enumerate(list_of(values, "tool_results")):
+        if not isinstance(item, dict) or not isinstance(item.get("result"), dict):
+            raise ValueError(
+                f'tool_results[{i}] is {str(item)[:80]!r}: not a result; write {{"name": ..., "result": {{}}}}'
+            )
+        if i >= len(names) or item.get("name") != names[i]:
+            expected = names[i] if i < len(names) else "no further result"
+            raise ValueError(
+                f"tool_results[{i}] is of {item.get('name')!r}, expected {expected}: a result without its call cannot "
+                "be placed; put results in the order of the calls"
+            )
+        results.append(ToolResult(item["name"], item["result"]))
+    return tuple(results)
+
+
+def _read_pictures(values: dict, folder: ConfinedFolder) -> tuple[Picture, ...]:
+    """The row's pictures with their sizes from the files' headers; no pixel is decoded."""
+    if "images" in values:
+        if values["images"] is None:
+            raise ValueError("images is null: whether there was a picture is unknown; write [] for a turn without one")
+        named = [(f"images[{i}]", value) for i, value in enumerate(list_of(values, "images"))]
+    else:
+        key = "image_file" if values.get("image_file") else "image"
+        named = [(key, values.get(key))]
+    return tuple(_read_picture(key, value, folder) for key, value in named)
+
+
+def _read_picture(key: str, value: object, folder: ConfinedFolder) -> Picture:
+    if isinstance(value, dict):
+        value = value.get("path")
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key} is {str(value)[:80]!r}: no file is named; save the picture and name its file")
+    return Picture.from_file(folder.path(value), f"{key} {value!r}")
+
+
+# writing
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """The RGB picture as a PNG file without row filters: flat tiles compress well, in a third of Pillow's time."""
+    pixels = np.asarray(picture)  # (H, W, 3)
+    rows = np.concatenate([np.zeros((picture.height, 1), np.uint8), pixels.reshape(picture.height, -1)], axis=1)
+    header = struct.pack(">IIBBBBB", picture.width, picture.height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+def row_json(recorded: RecordedTurn, image_files: Sequence[str]) -> dict:
+    """One line of dataset.jsonl; `image_file` of one picture, `images` of none or several."""
+    turn = recorded.turn
+    pictures = {"image_file": image_files[0]} if len(image_files) == 1 else {"images": list(image_files)}
+    return {
+        "episode_id": recorded.episode_id,
+        "mission": recorded.mission,
+        "turn": recorded.turn_index,
+        "system_prompt": recorded.system_prompt,
+        "context_text": recorded.observation.text,
+        **pictures,
+        "tool_calls": [{"name": call.name, "args": call.arguments} for call in turn.tool_calls],
+        "tool_results": [{"name": result.name, "result": result.content} for result in recorded.results],
+        "thought_text": turn.thought or None,
+        **({"text": turn.text} if turn.text else {}),
+        "raw_request": None,
+        "raw_response": None,
+    }
+
+
+def encode(recorded: RecordedTurn) -> tuple[list[bytes], dict]:
+    """PNG files and the row that names them images/ep_<episode>_turn_<index>.png."""
+    pictures = recorded.observation.pictures
+    stem = f"images/ep_{recorded.episode_id}_turn_{recorded.turn_index:03d}"
+    names = [f"{stem}.png"] if len(pictures) == 1 else [f"{stem}_{i}.png" for i in range(len(pictures))]
+    return [png_bytes(picture.open()) for picture in pictures], row_json(recorded, names)
+
+
+class RowWriter:
+    """Writes a dataset folder: dataset.jsonl and images/."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        (self.folder / "images").mkdir(parents=True, exist_ok=True)
+        self.file = open(self.folder / "dataset.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def write(self, recorded: RecordedTurn) -> None:
+        self.write_encoded(*encode(recorded))
+
+    def write_encoded(self, pngs: Sequence[bytes], row: dict) -> None:
+        """What `encode` gave, perhaps in another process."""
+        names = row["images"] if "images" in row else [row["image_file"]]
+        for name, png in zip(names, pngs, strict=True):
+            (self.folder / name).write_bytes(png)
+        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+# playing
+
+
+def record_episode(world: World, seed: int, oracle: dict, noise: float) -> tuple[list[RecordedTurn], dict[str, int]]:
+    """The oracle's own turns of one episode, and what to count of it: whether it was solved, and the world's own facts.
+
+    With probability `noise` a random turn is played in place of the oracle's, and not recorded.
+    """
+    env, policy, rng = world.make_env(), world.make_oracle(**oracle), random.Random(f"noise {seed}")
+    turns, is_over = [], False
+    try:
+        observation, info = env.reset(seed=seed)
+        mission, turn_index = info["mission"], 0
+        while not is_over:
+            is_noise = rng.random() < noise
+            request = Request(env.system_prompt, env.tools, (), observation)
+            turn = world.noise_turn(env.tools, rng) if is_noise else policy.act([request])[0].turn
+            following, _, terminated, truncated, info = env.step(turn)
+            if not is_noise:
+                results = tuple(info["results"])
+                turns.append(
+                    RecordedTurn(f"{seed:08x}", mission, turn_index, env.system_prompt, observation, turn, results)
+                )
+            observation, turn_index, is_over = following, turn_index + 1, terminated or truncated
+    finally:
+        env.close()
+    facts = {key: int(value) for key, value in info.items() if isinstance(value, bool) and key != "success"}
+    return turns, {"solved": int(info["success"]), **facts}
