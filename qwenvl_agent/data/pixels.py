@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torchvision.io import decode_png
 from torchvision.transforms.v2 import functional
 
@@ -86,7 +87,5 @@ def pixel_values(batch: dict) -> torch.Tensor:
 
 def _patches(image: torch.Tensor, patch: int, merge: int) -> np.ndarray:
     """(P, C, patch * patch); NumPy copies bytes in another order in half of torch's time."""
-    channels, height, width = image.shape
-    rows, columns = height // (patch * merge), width // (patch * merge)
-    blocks = image.numpy().reshape(channels, rows, merge, patch, columns, merge, patch)
-    return blocks.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels, patch * patch)
+    order = "c (row down h) (column across w) -> (row column down across) c (h w)"
+    return rearrange(image.numpy(), order, down=merge, across=merge, h=patch, w=patch)

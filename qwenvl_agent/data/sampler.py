@@ -12,6 +12,7 @@ step s takes the rows at [s * G, (s + 1) * G) of the stream, G = batch_size * ac
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from einops import rearrange
 from torch.utils.data import Sampler
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -67,9 +68,9 @@ class RowSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for rows in self._steps():
-            # (accumulation, world_size, batch_size): neighbours in length meet in one micro-batch, then across ranks.
-            shared = rows.reshape(self.accumulation, self.world_size, self.batch_size)
-            for micro_batch in shared[:, self.rank]:
+            # Neighbours in length meet in one micro-batch, then across ranks.
+            shared = rearrange(rows, "(step rank row) -> rank step row", rank=self.world_size, row=self.batch_size)
+            for micro_batch in shared[self.rank]:
                 yield micro_batch.tolist()
 
     def _steps(self) -> Iterator[np.ndarray]:

@@ -5,6 +5,7 @@ themselves, so that a third of the pack's square is left.
 """
 
 import torch
+from einops import rearrange
 from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -67,26 +68,34 @@ class BatchedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, mask, scaling: float) -> torch.Tensor:
-        num_groups, num_tokens, num_seen = key.shape[1], query.shape[2], key.shape[2]
+        keys, values = key[0], value[0]
         # Scaled here and not as scores, of which there are many more.
-        queries, keys, values = (query * scaling).reshape(num_groups, -1, query.shape[3]), key[0], value[0]
+        queries = by_group(query * scaling, len(keys))
         scores = torch.bmm(queries, keys.transpose(1, 2))
-        scores.view(num_groups, -1, num_tokens, num_seen).add_(mask.to(scores.dtype))
+        rearrange(scores, "g (h t) s -> g h t s", t=query.shape[2]).add_(mask.to(scores.dtype))
         weights = torch.softmax(scores, -1)
         ctx.save_for_backward(queries, keys, values, weights)
         ctx.scaling = scaling
-        return torch.bmm(weights, values).view(query.shape)
+        return by_head(torch.bmm(weights, values), query.shape[2])
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
         queries, keys, values, weights = ctx.saved_tensors
-        outputs = gradient.reshape(queries.shape)
+        outputs = by_group(gradient, len(keys))
         for_weights = torch.bmm(outputs, values.transpose(1, 2))
         for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype)
-        for_query = torch.bmm(for_scores, keys).view(gradient.shape) * ctx.scaling
+        for_query = by_head(torch.bmm(for_scores, keys), gradient.shape[2]) * ctx.scaling
         for_key = _product_of_transposed(for_scores, queries)
         for_value = _product_of_transposed(weights, outputs)
         return for_query, for_key[None], for_value[None], None, None
+
+
+def by_group(states: torch.Tensor, num_groups: int) -> torch.Tensor:
+    return rearrange(states, "1 (g h) t size -> g (h t) size", g=num_groups)
+
+
+def by_head(states: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    return rearrange(states, "g (h t) size -> 1 (g h) t size", t=num_tokens)
 
 
 def _product_of_transposed(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
