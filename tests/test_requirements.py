@@ -1,13 +1,17 @@
 """Bounds of setup.cfg: met by the tested versions, and an older package is named before a model is built."""
 
+import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from configparser import ConfigParser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from qwenvl_agent.requirements import check_versions
 
@@ -26,6 +30,51 @@ def test_the_tested_versions_meet_the_bounds(requirements):
     for requirement in map(Requirement, requirements):
         assert requirement.specifier.contains(tested[requirement.name.lower()]), requirement
     check_versions(requirements)
+
+
+PEERS = {"llamafactory", "swift", "trl"}
+"""Of benchmarks/, each with an environment and a requirements file of its own."""
+IMPORTED_BY_OTHERS = {"deepspeed": "accelerate", "tensorboard": "torch.utils.tensorboard"}
+
+
+def imports_of(folders: Sequence[str]) -> dict[str, str]:
+    """Top-level packages that files of the repository import, none of its own nor Python's -> one of these files."""
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [ROOT / file for file in listed.stdout.split() if (ROOT / file).is_file()]
+    # Tests and benchmarks import each other by their plain names, and the package by its own.
+    own = {path.stem for path in files if ROOT / "qwenvl_agent" not in path.parents} | {"qwenvl_agent", "scripts"}
+    found = {}
+    for file in files:
+        if file.relative_to(ROOT).parts[0] in folders:
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+                found |= {name.split(".")[0]: file.relative_to(ROOT).as_posix() for name in names}
+    return {name: file for name, file in found.items() if name not in {*sys.stdlib_module_names, *own, *PEERS}}
+
+
+def distributions(names: Iterable[str]) -> set[str]:
+    installed = packages_distributions()
+    return {canonicalize_name(installed.get(name, [name])[0]) for name in names}
+
+
+def declared(*extras: str) -> set[str]:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    groups = [setup["options"]["install_requires"], *(setup["options.extras_require"][extra] for extra in extras)]
+    return {canonicalize_name(Requirement(line).name) for group in groups for line in group.strip().splitlines()}
+
+
+def test_what_is_imported_is_declared():
+    package = distributions(imports_of(["qwenvl_agent", "train.py", "eval.py", "scripts"]))
+    assert package - declared("browser") == set()
+    rest = distributions(imports_of(["benchmarks", "tests", "examples"]))
+    assert rest - declared("browser", "serving", "examples", "dev") == set()
+
+
+def test_what_is_declared_is_imported():
+    names = distributions(imports_of(["qwenvl_agent", "train.py", "eval.py", "scripts"]))
+    assert declared() - names == set(IMPORTED_BY_OTHERS)
 
 
 def test_what_follows_torch_has_a_bound(requirements):
