@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,8 @@ def start(tmp_path):
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
+                # Whoever runs the tests in the background has them, and what they start, ignore Ctrl-C.
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
         started.append(Command(process, log))
         return started[-1]
