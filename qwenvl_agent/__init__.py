@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from qwenvl_agent.inference.agent import load_agent
     from qwenvl_agent.inference.load import load_policy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["load_agent", "load_policy"]
 
 HOMES = {"load_agent": "qwenvl_agent.inference.agent", "load_policy": "qwenvl_agent.inference.load"}
