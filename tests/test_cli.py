@@ -11,6 +11,7 @@ import qwenvl_agent
 from qwenvl_agent.cli import configs
 from qwenvl_agent.cli.main import COMMANDS
 from qwenvl_agent.config import load_config
+from qwenvl_agent.studies.programs import program
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(qwenvl_agent.__file__).parent
@@ -67,6 +68,14 @@ def test_a_script_is_the_command_of_its_name(front):
 
 def test_fronts_are_there_for_what_the_documents_name():
     assert len(FRONTS) == 13 and {"generate_oracle", "plan_vram", "show_batch"} < {path.stem for path in FRONTS}
+
+
+def test_studies_start_a_clones_files_and_elsewhere_the_packages(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert (program("train.py"), program("eval.py")) == (["train.py"], ["eval.py"])
+    monkeypatch.chdir(tmp_path)
+    assert program("train.py") == ["-m", "qwenvl_agent.cli.train"]
+    assert program("eval.py") == ["-m", "qwenvl_agent.cli.evaluate"]
 
 
 def test_shipped_configs_are_listed_and_copied(tmp_path, capsys):

@@ -120,6 +120,8 @@ def test_every_command_says_what_it_takes(installed, tmp_path, name):
 def test_a_shipped_config_is_planned(installed, folder):
     words = ["plan", "--config", "configs/safari_2b.json", "--gpu", 24, "--json"]
     assert json.loads(run(installed / "qwenvl-agent", *words, cwd=folder))["fits"] is True
+    commands = run(installed / "qwenvl-agent", "sweep", "configs/sweeps/safari_tiny.json", cwd=folder)
+    assert "accelerate launch -m qwenvl_agent.cli.train --config configs/safari_tiny.json" in commands
 
 
 def test_a_run_is_audited_evaluated_and_asked(installed, folder):

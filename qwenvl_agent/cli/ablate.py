@@ -37,6 +37,7 @@ from qwenvl_agent.studies.arms import Ablation, evaluation_command, is_evaluated
 from qwenvl_agent.studies.cells import Cell
 from qwenvl_agent.studies.fairness import prompt_differences
 from qwenvl_agent.studies.local import interrupt_on_sigterm, locked, run_cells, running_cells
+from qwenvl_agent.studies.programs import program
 from qwenvl_agent.studies.progress import DONE, STARTABLE, read_progress, state_of
 from qwenvl_agent.studies.slurm import queued_cells, submit
 
@@ -259,7 +260,15 @@ def show_missing(ablation: Ablation, args: argparse.Namespace) -> None:
     untrained = [cell for cell in ablation.sweep.cells if states[cell.name] in STARTABLE]
     for cell in untrained:
         settings = [part for setting in cell.settings for part in ("--set", setting)]
-        command = ["accelerate", "launch", "train.py", "--config", ablation.sweep.config_path, *settings, "--resume"]
+        command = [
+            "accelerate",
+            "launch",
+            *program("train.py"),
+            "--config",
+            ablation.sweep.config_path,
+            *settings,
+            "--resume",
+        ]
         print(shlex.join(command))
     evaluations = [
         (cell, test)

@@ -27,6 +27,7 @@ from rich.text import Text
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.studies.cells import Cell, Sweep, load_sweep
 from qwenvl_agent.studies.local import local_log, run_cells, running_cells
+from qwenvl_agent.studies.programs import program
 from qwenvl_agent.studies.progress import (
     DONE,
     FAILED,
@@ -116,7 +117,11 @@ def show_commands(sweep: Sweep, cells: Sequence[Cell], states: dict[str, str]) -
     """The commands on stdout, the rest on stderr."""
     for cell in cells:
         settings = [part for setting in cell.settings for part in ("--set", setting)]
-        print(shlex.join(["accelerate", "launch", "train.py", "--config", sweep.config_path, *settings, "--resume"]))
+        print(
+            shlex.join(
+                ["accelerate", "launch", *program("train.py"), "--config", sweep.config_path, *settings, "--resume"]
+            )
+        )
     print(
         f"{describe(Counter(states.values()))}; to run: {len(cells)}. "
         "Nothing was started: --submit or --local N starts them",

@@ -37,6 +37,7 @@ from qwenvl_agent.config import load_config
 from qwenvl_agent.settings import Range, build, check_values, read_values
 from qwenvl_agent.studies.ablation import CONSTRAINED
 from qwenvl_agent.studies.cells import Cell, Sweep, build_cell, check_set_once, override_of
+from qwenvl_agent.studies.programs import program
 from qwenvl_agent.worlds.safari.counterfactuals import COUNTERFACTUALS
 
 MAKES_CELLS = ("config", "set", "arms", "seeds", "prepare")
@@ -225,7 +226,7 @@ def result_dir(cell: Cell, test: str) -> Path:
 
 def evaluation_command(ablation: Ablation, cell: Cell, test: str) -> list[str]:
     """eval.py's for one evaluation of one cell."""
-    command = [sys.executable, "eval.py", "--run", str(cell.config.run_dir), "--checkpoint", CHECKPOINT]
+    command = [sys.executable, *program("eval.py"), "--run", str(cell.config.run_dir), "--checkpoint", CHECKPOINT]
     command += ["--out", str(result_dir(cell, test))]
     if test == "steps":
         return [*command, "--suite", "steps", "--rows", str(ablation.rows)]

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from qwenvl_agent.studies.cells import Cell, Sweep, freeze, frozen_path
+from qwenvl_agent.studies.programs import program
 from qwenvl_agent.studies.progress import DONE, RUNNING, read_progress, state_of
 
 POLL_S = 0.2
@@ -27,8 +28,6 @@ POLL_S = 0.2
 
 def run_cells(sweep: Sweep, cells: Sequence[Cell], num_at_once: int) -> dict[str, str]:
     """Cell name -> its state afterwards. Ctrl-C and SIGTERM let the running ones save and end, and start no more."""
-    if not Path("train.py").exists():
-        raise ValueError("there is no train.py here: nothing was started; start from the repository's folder")
     with locked(sweep) as lock, progress_bar(len(cells)) as bar, interrupt_on_sigterm():
         shares = share_gpus(visible_gpus(), num_at_once)
         freeze(sweep, cells)
@@ -109,7 +108,7 @@ def launch_command(config_path: Path, num_processes: int) -> list[str]:
     if num_processes > 1:
         options += ["--multi_gpu", "--main_process_port", "0"]  # a free one, for several launchers run here
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    return [*launcher, *options, "train.py", "--config", str(config_path), "--resume"]
+    return [*launcher, *options, *program("train.py"), "--config", str(config_path), "--resume"]
 
 
 def visible_gpus() -> list[str]:
