@@ -44,7 +44,7 @@ REMEDIES = {
 }
 OUT_OF_MEMORY = (
     "out of memory ({}): this process cannot go on; lower train.batch_size or eval.batch_size, "
-    "vision.max_tokens_per_image or data.num_workers (scripts/plan_vram.py says what a configuration needs)"
+    "vision.max_tokens_per_image or data.num_workers (qwenvl-agent plan says what a configuration needs)"
 )
 MEMORY = re.compile(r"out of memory|(can't|[Cc]annot) allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED")
 FULL_DISK = re.compile(r"No space left on device|\bcode: 28\b|PytorchStreamWriter failed writing")

@@ -201,7 +201,7 @@ class EndpointPolicy:
             raise ValueError(
                 f"{self.url} counts {counted} prompt tokens and the same prompt has {num_tokens} here: its chat "
                 "template, tokenizer or picture budget is another one, so it would be another evaluation; serve what "
-                "scripts/merge_adapter.py wrote, and give the settings of the run with --config"
+                "qwenvl-agent export wrote, and give the settings of the run with --config"
             )
         text, end, _ = text.partition(
             self.fmt.family.template.turn_end
