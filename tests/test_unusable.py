@@ -1,5 +1,6 @@
 """Rows that cannot be used: found when data is read, or replaced and named in a step."""
 
+import copy
 import json
 import os
 import re
@@ -12,10 +13,11 @@ from PIL import Image
 from tiny_run import save_dataset, save_tiny_checkpoint, tiny_config
 
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig, TrainConfig, VisionConfig
+from qwenvl_agent.data import unusable
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import Rows, build_rows
 from qwenvl_agent.data.unusable import collate, drop_unusable, usable_rows
-from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.formats import FORMATS, Format
 from train import train
 
 
@@ -97,6 +99,21 @@ def test_the_second_start_counts_no_tokens(tmp_path, monkeypatch):
     assert ids(drop_unusable(read(path), again).train) == ids(first.train) == ["r0/0", "r2/0"]
     wider = collator(max_row_tokens=9999)
     assert len(drop_unusable(read(path), wider).train) == 3
+
+
+def test_what_was_found_is_kept_by_what_prompt_and_format_make_of_a_row(monkeypatch):
+    def key(fmt: Format = FORMATS["native"], **vision) -> str:
+        return unusable.digest_of(
+            Collator(tiny_processor(1), fmt, PromptConfig(), VisionConfig(**vision), TrainConfig())
+        )
+
+    same = key()
+    assert key() == same and len({same, key(FORMATS["plain"]), key(max_row_tokens=99)}) == 3
+    wordy = copy.copy(FORMATS["native"])
+    monkeypatch.setattr(wordy, "instructions", lambda tools: "Mind the step.")
+    assert key(wordy) != same
+    monkeypatch.setattr(unusable, "VERSION", unusable.VERSION + 1)
+    assert key() != same
 
 
 def test_no_row_that_fits_is_an_error(tmp_path):

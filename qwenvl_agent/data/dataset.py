@@ -10,8 +10,8 @@ Each source file is read once into a cache folder that is keyed by what was read
         meta.json          counts, and the digests that tell whether the cache still holds
     <cache_dir>/<file>.sha256  what a source file's bytes hash to, as long as the file is the same
 
-The key is a hash of the file's bytes, the reader's options and the readers' code; `datasets`' own generator cache would
-be keyed by the generator instead and return stale rows. What is read of a cache is mapped, not loaded: memory that the
+The key is a hash of the file's bytes, the reader's options and the versions that reader and cache state (`VERSION`, and
+`readers.Reader`); `datasets`' own generator cache would be keyed by the generator instead and return stale rows. What is read of a cache is mapped, not loaded: memory that the
 kernel may take back, and that all processes of a machine share.
 """
 
@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import datasets
@@ -37,11 +37,14 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-import qwenvl_agent
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.data.readers import READERS
 from qwenvl_agent.data.source import Reject, SourceRow
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
+
+VERSION = 1
+"""Of what the files of a cache hold, and of what all readers share (sizes of pictures, texts made NFC, schemas): raise it
+when either changes, and every source is read anew, once. tests/test_reader_versions.py says when."""
 
 STEP_FEATURES = datasets.Features(
     {
@@ -375,8 +378,8 @@ def _open_source(cfg: SourceConfig, data_cfg: DataConfig) -> SourceCache:
     content = _file_digest(path, Path(data_cfg.cache_dir))
     is_whole = data_cfg.check_pictures == "whole" or (data_cfg.check_pictures == "auto" and _is_short(path))
     reader = READERS[cfg.kind]
-    options = [data_cfg.max_thought_chars, is_whole, reader.version, reader.beside(path, cfg)]
-    key = _digest([str(path), str(path.resolve()), cfg.kind, content, *options, _code_digest()])
+    options = [data_cfg.max_thought_chars, is_whole, VERSION, reader.version, reader.beside(path, cfg)]
+    key = _digest([str(path), str(path.resolve()), cfg.kind, content, *options])
     folder = Path(data_cfg.cache_dir) / key
     if not _is_fresh(folder):
         items = reader.read(path, cfg, data_cfg)
@@ -461,32 +464,6 @@ def _with_progress(items: Iterable[SourceRow | Reject], path: Path) -> Iterator[
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=1)
-def _code_digest() -> str:
-    """Of the code that decides what a row holds, so that a changed reader never meets rows of the old one."""
-    package = Path(qwenvl_agent.__file__).parent
-    names = (
-        "png.py",
-        "images.py",
-        "schema.py",
-        "json_input.py",
-        "tool_schema.py",
-        "coordinates.py",
-        "data/source.py",
-        "data/readers/__init__.py",
-        "data/readers/chat.py",
-        "data/readers/computer.py",
-        "data/readers/recorded.py",
-        "data/pictures.py",
-        "data/dataset.py",
-    )
-    files = [
-        *(package / name for name in names),
-        *sorted([*package.glob("worlds/**/*.py"), *package.glob("computer/*.py")]),
-    ]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _is_fresh(folder: Path) -> bool:

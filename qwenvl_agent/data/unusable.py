@@ -20,19 +20,32 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-import qwenvl_agent
 from qwenvl_agent.config import to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import RowDataset, Rows, SourceCache, reason_of
-from qwenvl_agent.schema import Picture, Row
+from qwenvl_agent.prompt import render_row
+from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
 from qwenvl_agent.vision import picture_tokens
 
+VERSION = 1
+"""Of which rows are found, and how they are named: raise it when either changes."""
 MAX_FITTING = 1000
 """Rows with ever fewer bytes that all fit: then the rest is taken to fit."""
 FRAME_BYTES = 512
 """Of a row's headings, marks and calls, at most, one token each."""
 MAX_TRIES = 100
 """Rows that are tried in an unusable one's place."""
+
+_CALL = Turn("I look.", (ToolCall("look", {"at": [3, "left"]}), ToolCall("look", {})))
+_SEEN = (ToolResult("look", {"seen": None}), ToolResult("look", {}))
+PROBE = Request(
+    "You play.",
+    (Tool("look", "Look around.", {"type": "object", "properties": {"at": {"type": "array"}}}),),
+    (Step(Observation("First", (Picture(64, 64),)), _CALL, _SEEN), Step(Observation("Then"), Turn("", text="Well."))),
+    Observation("Now", (Picture(640, 480), Picture(32, 96))),
+)
+"""With its turn `_CALL` a row of every part: what formats and template make of it tells their versions apart."""
+PROBE_SIZES = [(width, height) for width in (1, 17, 256, 1000, 4001) for height in (16, 47, 512, 2049)]
 
 
 def drop_unusable(rows: Rows, collator: Collator) -> Rows:
@@ -69,18 +82,17 @@ def find_unusable(source: SourceCache, collator: Collator) -> dict[int, str]:
 
 
 def _path(source: SourceCache, collator: Collator) -> Path:
-    return source.folder / f"unusable-{_digest(collator)}.jsonl"
+    return source.folder / f"unusable-{digest_of(collator)}.jsonl"
 
 
 @lru_cache(maxsize=1)
-def _digest(collator: Collator) -> str:
-    """Of all that decides: budget, prompt, format, tokenizer, and the code that applies them."""
-    package = Path(qwenvl_agent.__file__).parent
-    code = [package / "vision.py", package / "prompt.py", *sorted(package.glob("formats/*.py")), Path(__file__)]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in code))
+def digest_of(collator: Collator) -> str:
+    """Of all that decides: budget, tokenizer, and what prompt and format make of a row of every part."""
+    probe = render_row(PROBE, _CALL, collator.fmt, supervise_history=collator.prompt_cfg.supervise_history)
+    sizes = [_tokens_or_none(width, height, collator) for width, height in PROBE_SIZES]
+    settings = [to_json(collator.vision_cfg), to_json(collator.prompt_cfg), str(collator.geometry)]
+    digest = hashlib.sha256(json.dumps([VERSION, probe.text, sizes, settings]).encode())
     digest.update(collator.tokenizer.backend_tokenizer.to_str().encode())
-    settings = (to_json(collator.vision_cfg), to_json(collator.prompt_cfg), str(collator.geometry))
-    digest.update(json.dumps(settings).encode())
     return digest.hexdigest()[:16]
 
 

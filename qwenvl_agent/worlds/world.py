@@ -84,6 +84,8 @@ class World:
     labels: Labels = Labels()
     max_envs: int = 0
     """Environments that may be open at once; 0: as many as eval.batch_size."""
+    recording_version: int = 1
+    """Of the rows that `read_recording` gives; part of the cache's key."""
 
     def make_env(self) -> Env:
         """A new environment; it is reset with a seed, played to its end, and closed."""
@@ -126,7 +128,7 @@ class World:
 
     def read_recording(self, path: Path, max_thought_chars: int) -> "Iterator | None":
         """Rows and rejects of a dataset.jsonl, of a world that reads its own; None, the default: `worlds.recording` does,
-        with the tools of the recording."""
+        with the tools of the recording. Other rows of the same bytes: raise `recording_version`."""
         return None
 
     # judging, from records alone

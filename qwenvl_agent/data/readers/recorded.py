@@ -19,6 +19,7 @@ from qwenvl_agent.worlds.recording import Reading, RecordedRow
 from qwenvl_agent.worlds.world import World
 
 VERSION = 1
+"""Of the rows that a file gives; see `readers.Reader`. A world that reads its own states `recording_version` besides."""
 
 
 def read_rows(path: Path, *, world: str = "", max_thought_chars: int = 400) -> Iterator[SourceRow | Reject]:
@@ -49,9 +50,15 @@ def to_source_row(row: RecordedRow | Reject) -> SourceRow | Reject:
 
 
 def digest_beside(path: Path, world: str = "") -> str:
-    """Of the tools that stand beside the file or in a world's code: with others its rows are others."""
+    """Of the tools that stand beside the file or in a world's code, and of the world's version: with others its rows are
+    others."""
     tools, _ = tools_beside(recording.data_file(path), world)
-    return hashlib.sha256(json.dumps([tool.to_json() for tool in tools]).encode()).hexdigest()
+    facts = [version_of(world) if world else "", *(tool.to_json() for tool in tools)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def version_of(world: str) -> str:
+    return f"{world} {make_world(world).recording_version}"
 
 
 def tools_beside(path: Path, world: str = "") -> tuple[tuple[Tool, ...], str]:
