@@ -290,12 +290,13 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    suite: Literal["safari", "clicks", "none"] = "safari"
-    """Besides the offline steps: safari (episodes), clicks (held-out screens), or none."""
+    suite: str = "safari"
+    """Besides the offline steps: a world to play in, by name (safari, browser, one of an installed package) or as
+    path/to/file.py:make_world; clicks (held-out screens); or none."""
     world: dict = field(default_factory=dict)
     """Settings of the world, checked by the world itself; those of ours are in docs/CONFIG.md."""
-    episodes: Annotated[int, Range(1, 1_000_000, "so many are played; none at all: eval.suite=none")] = 32
-    """Closed-loop episodes of an evaluation inside training, on seeds of their own."""
+    episodes: Annotated[int, Range(0, 1_000_000, "so many are played")] = 32
+    """Closed-loop episodes, or screens, of an evaluation inside training, on seeds of their own; 0: none."""
     step_rows: Annotated[int, Range(0, 10**9, "there are no such rows")] = 256
     """Held-out rows of the offline step metrics; 0: none."""
     batch_size: Annotated[int, Range(1, 65536, "so many are answered at once")] = 32

@@ -6,9 +6,12 @@ records.jsonl.
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+SENTENCE_END = re.compile(r"\.(?=\s|$)|\n")
 
 
 @dataclass(kw_only=True)
@@ -100,6 +103,20 @@ def _renamed(values: dict) -> dict:
     values["goals"], values["reached"] = values.pop("targets"), values.pop("found")
     values["harm"] = ["unnamed"] * values.pop("false_declarations")
     return values
+
+
+def split_thought(thought: str) -> dict[str, str]:
+    """{first word: rest} of each sentence; sentences with the same first word are joined.
+
+    `Me f5. Target red tiger: h3.` gives {"Me": "f5", "Target": "red tiger: h3"}.
+    """
+    fields: dict[str, str] = {}
+    for sentence in SENTENCE_END.split(thought):
+        name, _, value = sentence.strip().partition(" ")
+        name = name.rstrip(":,")
+        if name:
+            fields[name] = f"{fields[name]}; {value}" if name in fields else value
+    return fields
 
 
 def write_records(path: str | Path, records: Iterable) -> None:

@@ -5,14 +5,14 @@ import random
 from pathlib import Path
 
 from qwenvl_agent.config import Config, to_json
-from qwenvl_agent.evaluation import suites
+from qwenvl_agent.evaluation import results
 from qwenvl_agent.evaluation.step_metrics import RowRecord
 from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.statistics import wilson
 
 DIRECTIONS = ("UP", "DOWN", "LEFT", "RIGHT")
 MISSION_SEED = 2_000_000
-WORLD = {"width": 20, "height": 20}
+WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10}
 
 
 def move(direction: str, steps: int) -> dict:
@@ -80,7 +80,7 @@ def write_result(directory: Path, suite: str, records: list, config: Config, **m
     # The one figure that the page of cases wants; all others follow from the records.
     hits = [getattr(record, "success", False) for record in records]
     metrics = {"argument_accuracy" if suite == "steps" else "success_rate": wilson(sum(hits), len(hits))}
-    suites.write_result(directory, suites.describe(suite, config.name, **about), records, metrics)
+    results.write_result(directory, results.describe(suite, config.name, **about), records, metrics)
 
 
 def write_cell(

@@ -12,7 +12,8 @@ from PIL import Image
 
 from qwenvl_agent.cli import ablate as script
 from qwenvl_agent.config import load_config
-from qwenvl_agent.evaluation.suites import play_safari, split_values
+from qwenvl_agent.evaluation.suites import find_suite
+from qwenvl_agent.evaluation.token_scores import split_values
 from qwenvl_agent.formats import FORMATS, Span
 from qwenvl_agent.schema import Observation, Request, Step, Tool, ToolCall, Turn
 from qwenvl_agent.statistics import mcnemar_exact
@@ -20,8 +21,8 @@ from qwenvl_agent.studies import ablation, paired
 from qwenvl_agent.studies.arms import evaluation_command, is_evaluated, load_ablation
 from qwenvl_agent.studies.cells import changed_keys
 from qwenvl_agent.studies.fairness import differences, prompt_differences, prompt_facts
-from qwenvl_agent.worlds import make_env, make_oracle
-from qwenvl_agent.worlds.safari.counterfactuals import FROM_TURN, changed_world, corrupt, swap_mission
+from qwenvl_agent.worlds import make_env, make_oracle, make_world
+from qwenvl_agent.worlds.safari.counterfactuals import FROM_TURN, ChangedNotepad, corrupt, swap_mission
 
 REPOSITORY = Path(__file__).parent.parent
 WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 12, "tile_px": 16}
@@ -80,7 +81,7 @@ def turns_of_a_game(num_turns=3):
 
 
 def test_all_formats_tell_the_model_the_same():
-    assert prompt_differences(list(FORMATS), WORLD) == []
+    assert prompt_differences(list(FORMATS), make_world("safari", WORLD)) == []
     for request, turn in turns_of_a_game():
         assert differences(request, turn) == []
 
@@ -452,7 +453,7 @@ def plain_and_native(study) -> list[float]:
     [
         ({"skip": ("plain_seed1",)}, "plain_seed1 is missing: it is in no figure"),
         ({"skip": ("plain_seed1",)}, "the arms have not the same training seeds (native: 0, 1; plain: 0)"),
-        ({"plain_seed1": {"world": {"width": 9}}}, "plain_seed1 was evaluated with another world"),
+        ({"plain_seed1": {"world": {"max_turns": 9}}}, "plain_seed1 was evaluated with another world"),
         ({"plain_seed1": {"num_missions": 9}}, "not played the same missions"),
         ({"plain_seed1": {"dataset_hash": "d2"}}, "not trained on the same data (d1: "),
         (
@@ -514,7 +515,7 @@ def test_order_and_batch_size_change_no_record():
     def play(seeds, batch_size):
         cfg = EvalConfig(batch_size=batch_size, max_new_tokens=60)
         policy = ModelPolicy(model, processor, collator, collator.fmt, cfg)
-        records = play_safari(policy, WORLD | {"max_turns": 3}, seeds, batch_size=batch_size)
+        records = find_suite("safari", WORLD | {"max_turns": 3}).play(policy, seeds, batch_size=batch_size)
         return {record.seed: record.to_json() for record in records}
 
     seeds = range(MISSION_SEED, MISSION_SEED + 5)
@@ -584,8 +585,8 @@ def test_in_bfloat16_another_batch_changes_a_token_only_at_a_near_tie():
 def test_the_notepad_changes_once_in_the_world_itself():
     oracle = make_oracle("safari", WORLD)
     seeds = range(MISSION_SEED, MISSION_SEED + 6)
-    normal = play_safari(oracle, WORLD, seeds)
-    wiped = play_safari(oracle, WORLD, seeds, counterfactual="notepad_wiped")
+    normal = find_suite("safari", WORLD).play(oracle, seeds)
+    wiped = find_suite("safari", WORLD).play(oracle, seeds, counterfactual="notepad_wiped")
     changed = [record for record in wiped if record.changed_turn]
     assert changed and all(record.changed_turn == FROM_TURN for record in changed)
     for record in changed:
@@ -593,7 +594,7 @@ def test_the_notepad_changes_once_in_the_world_itself():
         assert [s.context for s in record.steps[: FROM_TURN - 1]] == [s.context for s in same.steps[: FROM_TURN - 1]]
         assert record.steps[FROM_TURN - 1].context.endswith("(empty)")
         assert not same.steps[FROM_TURN - 1].context.endswith("(empty)")
-    env = changed_world("notepad_corrupted", WORLD)()
+    env = ChangedNotepad(make_env("safari", **WORLD), corrupt)
     env.reset(seed=0)
     for _ in range(FROM_TURN - 1):
         observation, *_ = env.step(Turn(tool_calls=(ToolCall("update_notepad", {"content": "Map V. Go b0"}),)))

@@ -187,7 +187,7 @@ def test_every_number_is_refused_outside_its_range(path):
             "vision.max_tokens_per_image=32",
             "vision.min_tokens_per_image is 64, more than vision.max_tokens_per_image 32",
         ),
-        ("eval.episodes=0", "eval.episodes is 0, below 1: so many are played; none at all: eval.suite=none"),
+        ("eval.episodes=-1", "eval.episodes is -1, below 0: so many are played; raise it"),
         ("eval.time_limit_s=0", "eval.time_limit_s is 0.0, below 1e-12"),
         ("name=a/b", "name is 'a/b': results would lie elsewhere"),
         ("name=..", "name is '..': results would lie elsewhere"),

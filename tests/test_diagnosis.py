@@ -1,15 +1,17 @@
 import pytest
 from made_up_study import made, move, note, thought
 
-from qwenvl_agent.evaluation.suites import judge, play_safari
+from qwenvl_agent.evaluation.episodes import judge
+from qwenvl_agent.evaluation.suites import find_suite
 from qwenvl_agent.records import EpisodeRecord, StepRecord
 from qwenvl_agent.schema import Answer, ToolCall, Turn
 from qwenvl_agent.studies.diagnosis import error_of, first_error, first_errors, quadrant, quadrants
-from qwenvl_agent.worlds import make_oracle
+from qwenvl_agent.worlds import make_world
 
 DUE = [note("Map V.\nGo b0"), move("UP", 2)]
 SEEN = thought("f3", "UP", 2)
 WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 12, "tile_px": 16}
+SAFARI = make_world("safari", WORLD)
 
 
 def step(said=SEEN, calls=DUE, **values):
@@ -45,20 +47,20 @@ def step(said=SEEN, calls=DUE, **values):
     ],
 )
 def test_what_a_turn_got_wrong(turn, kind, detail):
-    assert error_of(turn) == (None if kind is None else (kind, detail))
+    assert error_of(SAFARI, turn) == (None if kind is None else (kind, detail))
 
 
 def test_a_call_that_breaks_its_schema_is_a_format_error():
     turn = step(calls=[move("UP", 2)])
     turn.calls[0].schema_ok = False
-    assert error_of(turn)[0] == "format"
+    assert error_of(SAFARI, turn)[0] == "format"
 
 
 def test_a_blocked_turn_is_not_right_though_it_is_the_references():
     """The reference, too, may walk into what it does not see; it counts as the plan's error, not as none."""
     turn = step()
     turn.calls[1].legal = False
-    assert error_of(turn)[0] == "execution"
+    assert error_of(SAFARI, turn)[0] == "execution"
 
 
 @pytest.mark.parametrize(
@@ -73,8 +75,8 @@ def test_a_blocked_turn_is_not_right_though_it_is_the_references():
     ],
 )
 def test_quadrants(turn, name):
-    assert quadrant(turn) == name
-    counts = quadrants([turn, turn])
+    assert quadrant(SAFARI, turn) == name
+    counts = quadrants(SAFARI, [turn, turn])
     assert counts[name or "uncovered"] == 2 and sum(counts.values()) == 2
 
 
@@ -83,8 +85,8 @@ def test_the_first_error_of_failed_episodes_only():
     lost = EpisodeRecord(seed=1, steps=[right, wrong, step(calls=[], error="no_call")])
     won = EpisodeRecord(seed=2, steps=[wrong], success=True)
     crashed = EpisodeRecord(seed=3, steps=[right], end_reason="error")
-    assert (first_error(lost).turn, first_error(lost).kind) == (2, "memory")
-    counts = first_errors([lost, won, crashed])
+    assert (first_error(SAFARI, lost).turn, first_error(SAFARI, lost).kind) == (2, "memory")
+    counts = first_errors(SAFARI, [lost, won, crashed])
     assert counts["memory"] == 1 and counts["none"] == 1 and sum(counts.values()) == 2
 
 
@@ -122,12 +124,13 @@ def strays(turn):
     ("fault", "kinds"), [(babbles, {"format"}), (strays, {"execution"}), (forgets, {"memory", "execution"})]
 )
 def test_faults_in_real_games_are_found_where_they_begin(fault, kinds):
-    oracle = make_oracle("safari", WORLD)
-    records = [judge(r) for r in play_safari(Blind(oracle, fault), WORLD, range(2_000_000, 2_000_006))]
-    errors = [first_error(record) for record in records if not record.success]
+    suite = find_suite("safari", WORLD)
+    oracle = SAFARI.make_oracle()
+    records = [judge(SAFARI, r) for r in suite.play(Blind(oracle, fault), range(2_000_000, 2_000_006))]
+    errors = [first_error(SAFARI, record) for record in records if not record.success]
     found = [error for error in errors if error]
     assert found and {error.kind for error in found} <= kinds and min(error.turn for error in found) >= 3
-    perfect = [judge(r) for r in play_safari(oracle, WORLD, range(2_000_000, 2_000_003))]
-    assert all(first_error(record) is None for record in perfect if record.success)
-    counts = quadrants([step for record in perfect for step in record.steps])
+    perfect = [judge(SAFARI, r) for r in suite.play(oracle, range(2_000_000, 2_000_003))]
+    assert all(first_error(SAFARI, record) is None for record in perfect if record.success)
+    counts = quadrants(SAFARI, [step for record in perfect for step in record.steps])
     assert counts["both_right"] == sum(counts.values()) > 0

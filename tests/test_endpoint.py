@@ -469,7 +469,21 @@ def test_eval_plays_a_served_model(tmp_path, config_file, capsys):
     server = Server(file_collator(config_file))
     with serving(server) as url:
         endpoint = ["--endpoint", url, "--model", "exports/agent", "--config", config_file]
-        assert run(*endpoint, "--episodes", 2, "--out", tmp_path / "out", "--json", "--field", "top_k=3") == 0
+        assert (
+            run(
+                *endpoint,
+                "--suite",
+                "safari",
+                "--episodes",
+                2,
+                "--out",
+                tmp_path / "out",
+                "--json",
+                "--field",
+                "top_k=3",
+            )
+            == 0
+        )
     about = json.loads(capsys.readouterr().out)["about"]
     assert about["policy"] == f"agent at {url}" and (about["endpoint"], about["model"]) == (url, "exports/agent")
     assert about["config"]["prompt"]["format"] == "native" and about["seeds"]["count"] == 2
@@ -485,7 +499,7 @@ def test_one_page_of_html_costs_one_episode(tmp_path, config_file, capsys):
     out = tmp_path / "out"
     with serving(server) as url:
         endpoint = ["--endpoint", url, "--model", "exports/agent", "--config", config_file]
-        assert run(*endpoint, "--episodes", 4, "--out", out, "--set", "eval.batch_size=1") == 0
+        assert run(*endpoint, "--suite", "safari", "--episodes", 4, "--out", out, "--set", "eval.batch_size=1") == 0
     records = read_records(out / "records.jsonl")
     assert [record.end_reason for record in records] == ["done", "error", "done", "done"]
     assert "not as OpenAI's chat completions do" in records[1].error and records[1].steps == []
@@ -503,7 +517,7 @@ def test_a_server_that_falls_silent_is_no_result(tmp_path, config_file, capsys):
     out = tmp_path / "out"
     with serving(server) as url:
         endpoint = ["--endpoint", url, "--model", "exports/agent", "--config", config_file]
-        assert run(*endpoint, "--episodes", 3, "--out", out) == 2
+        assert run(*endpoint, "--suite", "safari", "--episodes", 3, "--out", out) == 2
         assert run(*endpoint, "--suite", "steps", "--rows", 3, "--out", out) == 2
     first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     for line in (first, second):
@@ -514,7 +528,8 @@ def test_a_server_that_falls_silent_is_no_result(tmp_path, config_file, capsys):
 def test_eval_with_a_dead_endpoint(tmp_path, config_file, capsys):
     url = f"http://127.0.0.1:{free_port()}/v1"
     out = tmp_path / "out"
-    assert run("--endpoint", url, "--model", "x", "--config", config_file, "--out", out, "--episodes", 1) == 2
+    endpoint = ["--endpoint", url, "--model", "x", "--config", config_file]
+    assert run(*endpoint, "--suite", "safari", "--out", out, "--episodes", 1) == 2
     message = " ".join(capsys.readouterr().err.split())
     assert re.search(rf"error: {url} does not answer after 5 tries \(.*refused.*start the server or correct", message)
     assert "Traceback" not in message and not out.exists()

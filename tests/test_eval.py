@@ -38,8 +38,8 @@ def test_a_baseline_prints_json_alone(tmp_path, capsys):
 
 def test_a_model_without_training(tmp_path, tiny, capsys):
     config, checkpoint = tiny
-    arguments = ["--model", checkpoint, "--config", config, "--format", "plain", "--episodes", 2, "--blank-pictures"]
-    assert run(*arguments, "--out", tmp_path / "zero", "--seed-start", 0, "--json") == 0
+    arguments = ["--model", checkpoint, "--config", config, "--format", "plain", "--suite", "safari", "--episodes", 2]
+    assert run(*arguments, "--blank-pictures", "--out", tmp_path / "zero", "--seed-start", 0, "--json") == 0
     captured = capsys.readouterr()
     about = json.loads(captured.out)["about"]
     assert about["policy"] == "base, zero-shot, blank" and about["config"]["prompt"]["format"] == "plain"
@@ -64,11 +64,11 @@ def test_a_trained_run(tmp_path, tiny, capsys):
     changes = {"train": {"max_steps": 1, "save_every": 1}, "eval": {"world": WORLD}}
     short = tiny_config(tmp_path, checkpoint, config.parent / "data" / "dataset.jsonl", **changes)
     assert train.main(["--config", str(save_config(short, tmp_path / "run.json"))]) == 0
-    assert run("--run", short.run_dir, "--checkpoint", "last", "--episodes", 2) == 0
+    assert run("--run", short.run_dir, "--checkpoint", "last", "--suite", "safari", "--episodes", 2) == 0
     metrics = json.loads((short.run_dir / "eval" / "safari" / "metrics.json").read_text())
     assert metrics["about"]["checkpoint"] == "step_000001" and metrics["about"]["dataset_hash"]
     (short.run_dir / "checkpoints" / "best").unlink()
-    assert run("--run", short.run_dir, "--episodes", 2, "--out", tmp_path / "no_best") == 0
+    assert run("--run", short.run_dir, "--suite", "safari", "--episodes", 2, "--out", tmp_path / "no_best") == 0
     assert json.loads((tmp_path / "no_best" / "metrics.json").read_text())["about"]["checkpoint"] == "step_000001"
 
 
@@ -93,7 +93,10 @@ def test_results_beside_each_other(tmp_path, capsys):
         (["--policy", "oracle", "--world", "witdh=20"], "nearest known key: 'width'"),
         (["--policy", "oracle", "--world", "width"], "write key.path=value"),
         (["--policy", "oracle", "--config", "nowhere.json"], "nowhere.json"),
-        (["--policy", "oracle", "--suite", "steps"], "data.sources is empty"),
+        (
+            ["--policy", "oracle", "--suite", "steps"],
+            "--policy oracle does not play the suite steps: use --run or --model",
+        ),
         (["--model", "no/such/folder", "--episodes", "1"], "cannot be read"),
         (["--compare", "runs/nothing"], "no such file"),
     ],

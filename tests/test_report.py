@@ -5,10 +5,8 @@ import re
 import pytest
 
 from qwenvl_agent.cli import report, rescore
-from qwenvl_agent.evaluation import suites
+from qwenvl_agent.evaluation import results as folders
 from qwenvl_agent.evaluation.report import (
-    GOOD,
-    OUTCOMES,
     Result,
     call_view,
     choose_cases,
@@ -18,6 +16,7 @@ from qwenvl_agent.evaluation.report import (
     write_report,
 )
 from qwenvl_agent.evaluation.step_metrics import RowRecord
+from qwenvl_agent.evaluation.suites import find_suite
 from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.worlds.safari import NoisyOracle, RandomAgent, SafariOracle, SafariRules
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS
@@ -33,15 +32,16 @@ def results(tmp_path_factory):
     oracle = SafariOracle(rules)
     policies = {"random": RandomAgent(rules), "noisy": NoisyOracle(oracle), "oracle": oracle}
     for name, policy in policies.items():
-        records = suites.play_safari(policy, WORLD, REPORT_SEEDS[:5], picture_dir=directory / name / "pictures")
-        about = suites.describe("safari", name, world=WORLD, seeds={"start": 2_000_000, "count": 5, "set": "report"})
-        suites.write_result(directory / name, about, records, suites.metrics_of("safari", records))
+        suite = find_suite("safari", WORLD)
+        records = suite.play(policy, REPORT_SEEDS[:5], picture_dir=directory / name / "pictures")
+        about = folders.describe("safari", name, world=WORLD, seeds={"start": 2_000_000, "count": 5, "set": "report"})
+        folders.write_result(directory / name, about, records, suite.metrics(records))
     return [directory / name for name in policies]
 
 
 def write(directory, name, records, suite="safari", **about):
-    about = suites.describe(suite, name, **{"world": WORLD, "dataset_hash": "x"} | about)
-    suites.write_result(directory / name, about, records, suites.metrics_of(suite, records))
+    about = folders.describe(suite, name, **{"world": WORLD, "dataset_hash": "x"} | about)
+    folders.write_result(directory / name, about, records, find_suite(suite).metrics(records))
     return directory / name
 
 
@@ -69,14 +69,14 @@ def test_tables_show_every_result(results):
 
     console = Console(width=120, file=io.StringIO())
     console.print(comparison_table(compare(results)))
-    console.print(metrics_table("oracle", suites.read_result(results[2])[0]))
+    console.print(metrics_table("oracle", folders.read_result(results[2])[0], find_suite("safari")))
     text = console.file.getvalue()
     for words in (
         "random",
         "noisy",
         "oracle",
         "success %",
-        "mission success",
+        "success",
         "100.0 %",
         "done_ok 5",
         "thought = action",
@@ -119,7 +119,7 @@ def test_what_a_model_wrote_is_shown_as_text(tmp_path):
 def test_failures_are_shown_first_but_not_alone():
     def outcomes(num_failures, num_successes, max_cases):
         records = [won(i, i >= num_failures) for i in range(num_failures + num_successes)]
-        result = Result("x", None, {}, records)
+        result = Result("x", None, {}, records, find_suite("safari"))
         shown = choose_cases(result, max_cases)
         return sum(int(case) < num_failures for case in shown), len(shown)
 
@@ -139,9 +139,9 @@ def test_rows_have_outcomes_too(tmp_path):
         return RowRecord(row_id=f"a/{number}", episode="a", step=step)
 
     records = [row(0, "move"), row(1, "move"), row(2, "done"), row(3, error="empty")]
-    result = Result("x", None, {}, records)
+    result = Result("x", None, {}, records, find_suite("steps"))
     assert list(result.outcomes.values()) == ["same", "other_arguments", "other_tools", "unreadable"]
-    assert set(result.outcomes.values()) <= set(OUTCOMES) and set(GOOD) <= set(OUTCOMES)
+    assert set(result.outcomes.values()) == set(result.suite.outcomes) and result.successes["a/0"]
     write_report(tmp_path / "report.html", [write(tmp_path, "x", records, "steps")])
     page = (tmp_path / "report.html").read_text()
     assert "Held-out steps" in page and "the label" in page and "Mission: a" in page

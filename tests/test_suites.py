@@ -4,7 +4,9 @@ import math
 import pytest
 
 from qwenvl_agent.config import EvalConfig
-from qwenvl_agent.evaluation import suites
+from qwenvl_agent.evaluation import results, suites
+from qwenvl_agent.evaluation.episodes import episode_metrics
+from qwenvl_agent.evaluation.figures import metrics_json, prompt_hash
 from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import NO_ANSWER, Answer, Observation, Request, Row, ToolCall, Turn
 from qwenvl_agent.worlds.safari import RandomAgent, SafariOracle, SafariRules
@@ -14,6 +16,7 @@ from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS
 
 WORLD = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": 16}
 ORACLE = SafariOracle(SafariRules.from_json(WORLD))
+SAFARI = suites.find_suite("safari", WORLD)
 
 
 def move(*actions):
@@ -41,13 +44,13 @@ def test_every_started_episode_counts_in_every_rate():
     crashed = EpisodeRecord(seed=2, end_reason="error", error="Traceback")
     late = episode(3, step(), end_reason="time_limit", optimal_turns=1)
     false = episode(4, step(), end_reason="done", harm=["red lion", "blue pig"], progress=0.5, optimal_turns=1)
-    metrics = suites.safari_metrics([won, crashed, late, false])
+    metrics = episode_metrics(SAFARI.world, [won, crashed, late, false])
     assert metrics["success_rate"].value == 0.25 and metrics["success_rate"].n == 4
     assert metrics["progress"].value == 1.5 / 4
     assert metrics["mean_turns"].value == 1.0 and metrics["mean_turns_success"].value == 2.0
     assert metrics["path_efficiency"].value == 0.5 / 4
-    assert metrics["false_declaration_rate"].value == 0.25
-    assert metrics["end_reasons"] == {"done_ok": 1, "error": 1, "time_limit": 1, "done_false": 1}
+    assert metrics["harm_rate"].value == 0.25
+    assert metrics["end_reasons"] == {"done_ok": 1, "error": 1, "time_limit": 1, "done_harm": 1}
 
 
 def test_refused_calls_and_unreadable_turns_are_invalid_actions():
@@ -58,7 +61,7 @@ def test_refused_calls_and_unreadable_turns_are_invalid_actions():
         step(call({"name": "update_notepad", "arguments": {"content": "x"}}, effective=False)),
         step(error="json_error"),
     ]
-    metrics = suites.safari_metrics([episode(1, *steps)])
+    metrics = episode_metrics(SAFARI.world, [episode(1, *steps)])
     # Refused: the blocked move, the early done, the unknown tool, the turn that could not be read; of 7.
     assert metrics["invalid_action_rate"].value == 4 / 7
     assert metrics["effective_rate"].value == 2 / 7
@@ -73,7 +76,7 @@ def test_a_turn_that_ends_where_the_oracles_ends_is_optimal():
     assert not is_equivalent([move(("UP", 2)), FOUND], expected)
     assert not is_equivalent([move(("UP", 2), ("RIGHT", 1))], expected)
     steps = [step(*[call(c, effective=True) for c in same], expected=expected)]
-    metrics = suites.safari_metrics([episode(1, *steps)])
+    metrics = episode_metrics(SAFARI.world, [episode(1, *steps)])
     assert [metrics[name].value for name in ("name_accuracy", "argument_accuracy", "optimal_rate")] == [1, 0, 1]
 
 
@@ -105,16 +108,16 @@ def test_judging_survives_calls_of_any_shape():
         {"name": "move", "arguments": a} for a in ({}, {"actions": 3}, {"actions": [{"direction": [], "steps": 1}]})
     ]
     steps = [step(*[call(c, schema_ok=False) for c in strange], expected=[move(("UP", 1))], thought="Plan UP 1.")]
-    assert suites.safari_metrics([episode(1, *steps)])["optimal_rate"].value == 0.0
+    assert episode_metrics(SAFARI.world, [episode(1, *steps)])["optimal_rate"].value == 0.0
 
 
 def test_the_oracle_is_perfect_and_the_random_agent_is_not():
     seeds = REPORT_SEEDS[:6]
-    best = suites.safari_metrics(suites.play_safari(ORACLE, WORLD, seeds))
+    best = SAFARI.metrics(SAFARI.play(ORACLE, seeds))
     perfect = ("success_rate", "progress", "argument_accuracy", "legal_rate", "optimal_rate", "thought_consistency")
     assert [best[name].value for name in perfect] == [1.0] * len(perfect)
     assert best["thought_coverage"].value == 1.0 and best["end_reasons"] == {"done_ok": 6}
-    aimless = suites.safari_metrics(suites.play_safari(RandomAgent(ORACLE.rules), WORLD, seeds))
+    aimless = SAFARI.metrics(SAFARI.play(RandomAgent(ORACLE.rules), seeds))
     assert aimless["success_rate"].value == 0.0 and aimless["optimal_rate"].value < 0.3
 
 
@@ -165,9 +168,9 @@ def test_episodes_that_an_error_ended_are_named_beside_the_rate():
 
 def test_the_cause_of_a_crash_is_the_last_line_of_its_traceback():
     crashed = EpisodeRecord(seed=1, end_reason="error", error="Traceback:\n  File\nValueError: no trees\n")
-    assert suites.common_failure([crashed, crashed]) == "ValueError: no trees"
-    assert suites.common_failure([crashed, EpisodeRecord(seed=2, end_reason="max_turns")]) == ""
-    assert suites.common_failure([]) == ""
+    assert SAFARI.common_failure([crashed, crashed]) == "ValueError: no trees"
+    assert SAFARI.common_failure([crashed, EpisodeRecord(seed=2, end_reason="max_turns")]) == ""
+    assert SAFARI.common_failure([]) == ""
 
 
 def test_evaluation_inside_training_keeps_its_time():
@@ -178,34 +181,28 @@ def test_evaluation_inside_training_keeps_its_time():
 
 
 def test_a_result_survives_its_folder(tmp_path):
-    records = suites.play_safari(ORACLE, WORLD, REPORT_SEEDS[:2])
-    metrics = suites.metrics_of("safari", records)
-    suites.write_result(tmp_path / "a", suites.describe("safari", "oracle", world=WORLD), records, metrics)
-    result, read = suites.read_result(tmp_path / "a")
-    assert suites.metrics_json(suites.metrics_of("safari", read)) == suites.metrics_json(metrics)
+    records = SAFARI.play(ORACLE, REPORT_SEEDS[:2])
+    metrics = SAFARI.metrics(records)
+    results.write_result(tmp_path / "a", results.describe("safari", "oracle", world=WORLD), records, metrics)
+    result, read, suite = results.read_result(tmp_path / "a")
+    assert metrics_json(suite.metrics(read)) == metrics_json(metrics)
     assert set(result["success_rate"]) == {"value", "low", "high", "n"} and result["about"]["world"] == WORLD
     assert "NaN" not in (tmp_path / "a" / "metrics.json").read_text()
 
 
 def test_what_is_no_result_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
-        suites.read_result(tmp_path)
+        results.read_result(tmp_path)
     (tmp_path / "metrics.json").write_text(json.dumps({"loss": 1}))
     with pytest.raises(ValueError, match="not a result of eval.py"):
-        suites.read_result(tmp_path)
-
-
-def test_seed_sets_are_named():
-    assert suites.seed_set(range(5)) == "training"
-    assert suites.seed_set(SELECTION_SEEDS[:5]) == "selection" and suites.seed_set(REPORT_SEEDS[:5]) == "report"
-    assert suites.seed_set(range(SELECTION_SEEDS.start - 1, SELECTION_SEEDS.start + 1)) == "mixed"
+        results.read_result(tmp_path)
 
 
 def test_prompt_hash_is_of_the_words_alone():
     first = Request("Play.", (), (), Observation("Mission: a"))
     other = Request("Play.", (), (), Observation("Mission: b"))
-    assert suites.prompt_hash(first, "native") == suites.prompt_hash(other, "native")
-    assert suites.prompt_hash(first, "native") != suites.prompt_hash(Request("Go.", (), (), Observation("")), "native")
+    assert prompt_hash(first, "native") == prompt_hash(other, "native")
+    assert prompt_hash(first, "native") != prompt_hash(Request("Go.", (), (), Observation("")), "native")
 
 
 @pytest.mark.parametrize("plan", ["RIGHT 140RIGHT 1", "RIGHT", "RIGHT 2UP 1", "RIGHT " + "9" * 5000, "RIGHT \u0663"])

@@ -17,6 +17,7 @@ from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_confi
 from transformers import Qwen3VLForConditionalGeneration
 
 import train
+from qwenvl_agent.evaluation.suites import find_suite
 from qwenvl_agent.training import evaluation, setup
 from qwenvl_agent.training.best import is_better
 from qwenvl_agent.training.lock import lock_run
@@ -65,8 +66,9 @@ def test_patience_ends_a_run_that_gets_no_better(configure, capsys):
 
 def test_an_evaluation_in_which_nothing_could_be_played_never_becomes_best():
     played, failed = {"rollout/success_rate": 0.0, "rollout/error_rate": 0.5}, {"rollout/error_rate": 1.0}
-    assert is_better(played, {}) and not is_better(failed, {}) and not is_better({}, {})
-    assert is_better(played | {"rollout/success_rate": 0.1}, played) and not is_better(played, played)
+    safari = find_suite("safari")
+    assert is_better(played, {}, safari) and not is_better(failed, {}, safari) and not is_better({}, {}, safari)
+    assert is_better(played | {"rollout/success_rate": 0.1}, played, safari) and not is_better(played, played, safari)
 
 
 # resuming

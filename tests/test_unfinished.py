@@ -121,7 +121,9 @@ def interrupt_after(path, num_lines: int) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("suite", [["--episodes", 12], ["--suite", "steps", "--rows", 12]], ids=["safari", "steps"])
+@pytest.mark.parametrize(
+    "suite", [["--suite", "safari", "--episodes", 12], ["--suite", "steps", "--rows", 12]], ids=["safari", "steps"]
+)
 def test_interrupted_and_gone_on_with_equals_uninterrupted(model, suite, tmp_path, capsys):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert run(*model, *suite, "--out", whole) == 0

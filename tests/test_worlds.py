@@ -66,8 +66,11 @@ def test_a_world_that_judges_nothing_goes_by_equality_and_flags():
     world, move = World(), {"name": "move", "arguments": {"to": 3}}
     assert world.is_equivalent([move], [move]) and not world.is_equivalent([move], [])
     assert world.agrees("go there", [move]) is None and world.counterfactuals() == {}
-    assert world.is_refused(CallRecord(name="move", arguments={}, legal=False))
-    assert not world.is_refused(CallRecord(name="move", arguments={}, legal=None))
+    assert [world.is_legal(CallRecord(name="move", arguments={}, legal=flag)) for flag in (True, False, None)] == [
+        True,
+        False,
+        None,
+    ]
     ends = [
         EpisodeRecord(seed=0, end_reason="done", success=s, harm=h)
         for s, h in ((True, []), (False, ["x"]), (False, []))

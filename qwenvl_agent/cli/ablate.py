@@ -101,8 +101,7 @@ def run(args: argparse.Namespace) -> int:
 def check_fairness(ablation: Ablation) -> None:
     """ValueError if the arms' formats do not tell the model the same facts about the world."""
     formats = {cell.config.prompt.format for cell in ablation.sweep.cells}
-    world = ablation.sweep.cells[0].config.eval.world | ablation.missions.world
-    found = prompt_differences([name for name in FORMAT_NAMES if name in formats], world)
+    found = prompt_differences([name for name in FORMAT_NAMES if name in formats], ablation.world)
     if found:
         raise ValueError(
             f"the arms' prompts do not state the same facts, so a difference could come from that: {'; '.join(found)}; "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qwenvl_agent.command import command, run_command
 from qwenvl_agent.evaluation.report import write_report
-from qwenvl_agent.evaluation.suites import metrics_of, read_result, write_metrics
+from qwenvl_agent.evaluation.results import read_result, write_metrics
 
 
 @command("results not yet named are as they were")
@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def rescore(directory: Path) -> None:
     """Replace what follows from the records; what the result says about itself stays."""
-    result, records = read_result(directory)
-    write_metrics(directory, result["about"], metrics_of(result["about"]["suite"], records))
+    result, records, suite = read_result(directory)
+    write_metrics(directory, result["about"], suite.metrics(records))
     write_report(directory / "report.html", [directory])
     print(directory / "metrics.json")
 

@@ -39,6 +39,31 @@ MAX_GROUPS = 30
 """Of one dimension; the rarer ones are measured together, as (others)."""
 GROUPED = ("box_hit_rate", "near_rate")
 MEDIAN_RESAMPLES = 1000
+NOT_SHARES = ("pixel_error", "pixel_error_median")
+LABELS = {
+    "box_hit_rate": ("box hit", "the first place acted on lies in the box of what is meant, edges included"),
+    "box_hit_macro": ("box hit, macro", "mean over the cells of platform or field, and text or icon"),
+    "hit_test_rate": ("hit-test hit", "a click there reaches what is meant, whatever lies over its box"),
+    "near_rate": ("right action within 50 px", "the same action, less than 50 px away along both axes"),
+    "action_accuracy": ("action", "the right kinds of action, in order"),
+    "within_10_px": ("within 10 px", "of the labelled place, in pixels of the picture as it is"),
+    "within_25_px": ("within 25 px", ""),
+    "within_50_px": ("within 50 px", ""),
+    "within_100_px": ("within 100 px", ""),
+    "word_accuracy": ("words", "typed, answered and pressed as in the label"),
+    "pixel_error": ("pixel error, mean", "from the labelled place, over answers with a place"),
+    "pixel_error_median": ("pixel error, median", ""),
+    "error_of_diagonal": ("error / diagonal", "mean, over answers with a place"),
+    "strict_parse_rate": ("parsed strictly", "turns read without any repair"),
+    "parse_rate": ("parsed", "turns read, repaired ones included"),
+}
+OUTCOMES = {
+    "hit": "right action, right place",
+    "other_words": "other words at the right place",
+    "other_place": "right action, elsewhere",
+    "other_action": "another action",
+    "unreadable": "unreadable",
+}
 
 
 @dataclass(kw_only=True)

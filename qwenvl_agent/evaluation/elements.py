@@ -26,6 +26,20 @@ MIN_IOU = 0.5
 """Of the boxes of an element that counts as found: intersection over union."""
 QUESTION = "List every element that can be clicked, as JSON."
 """Where the data has no question of its own."""
+LABELS = {
+    "f1": ("F1", "of elements, matched one to one at an IoU of at least 0.5"),
+    "precision": ("precision", "of the listed elements, those that are there"),
+    "recall": ("recall", "of the elements that are there, those listed"),
+    "type_accuracy": ("type", "of matched elements"),
+    "text_accuracy": ("text", "of matched elements"),
+    "strict_parse_rate": ("parsed strictly", "lists read without any repair"),
+    "parse_rate": ("parsed", "lists read, repaired ones included"),
+}
+OUTCOMES = {
+    "complete": "all elements, nothing else",
+    "incomplete": "elements missing or wrong",
+    "unreadable": "unreadable",
+}
 BOX_KEYS = ("bbox_2d", "bbox", "box")
 UNASKED = ("cannot_be_shown", NO_ANSWER)
 OPEN_OBJECT = re.compile(r"""\{(?=\s*["}])""")

@@ -50,7 +50,8 @@ def rollout(
     The world answers a turn without a call too; `max_parse_errors` in a row from which no call could be read end the
     episode. After `time_limit_s` no further step begins: running episodes fail, seeds not yet started get no
     record. `reference` is asked at every step too and its calls are recorded beside the policy's; it never acts.
-    Pictures are kept under `picture_dir`. `on_progress` gets each record as its episode ends.
+    Pictures are kept under `picture_dir`. `on_progress` gets each record as its episode ends. Every environment that was
+    made is closed, whatever happens.
     """
     seed, uses = Counter(seeds).most_common(1)[0] if seeds else (0, 0)
     if uses > 1:
@@ -61,22 +62,29 @@ def rollout(
     def settle() -> None:
         for episode in [e for e in running if e.record.end_reason]:
             running.remove(episode)
+            episode.close()
             records[episode.record.seed] = episode.record
             if on_progress:
                 on_progress(episode.record)
 
-    while waiting or running:
-        if deadline is not None and time.monotonic() >= deadline:
-            for episode in running:
-                episode.record.end_reason = "time_limit"
-            settle()
-            break
-        while waiting and len(running) < batch_size:
-            running.append(_RunningEpisode(make_env, waiting.popleft(), history_steps, max_parse_errors, picture_dir))
-        settle()  # a world may crash at reset
-        if running:
-            _play_one_turn(running, policy, reference)
-            settle()
+    try:
+        while waiting or running:
+            if deadline is not None and time.monotonic() >= deadline:
+                for episode in running:
+                    episode.record.end_reason = "time_limit"
+                settle()
+                break
+            while waiting and len(running) < batch_size:
+                running.append(
+                    _RunningEpisode(make_env, waiting.popleft(), history_steps, max_parse_errors, picture_dir)
+                )
+            settle()  # a world may crash at reset
+            if running:
+                _play_one_turn(running, policy, reference)
+                settle()
+    finally:
+        for episode in running:  # of an error that ends all of them
+            episode.close()
     return [records[seed] for seed in seeds if seed in records]
 
 
@@ -118,11 +126,15 @@ class _RunningEpisode:
         self.max_parse_errors = max_parse_errors
         self.parse_errors_in_a_row = 0
         self.picture_dir = None if picture_dir is None else Path(picture_dir)
+        self.env: Env | None = None
         try:
-            self.env: Env = make_env()
+            self.env = make_env()
             self.observation, info = self.env.reset(seed=seed)
         except Exception:  # a world's crash is an outcome of that episode, kept in its record
             self._end_by_error(traceback.format_exc())
+        except BaseException:
+            self.close()
+            raise
         else:
             self._read(info)
 
@@ -158,6 +170,15 @@ class _RunningEpisode:
             self.record.end_reason = info["end_reason"]
         elif self.parse_errors_in_a_row >= self.max_parse_errors:
             self.record.end_reason = "parse_abort"
+
+    def close(self) -> None:
+        """What goes wrong in closing is told in the record, and changes nothing of what was played."""
+        env, self.env = self.env, None
+        try:
+            if env is not None:
+                env.close()
+        except Exception:
+            self.record.error = self.record.error or traceback.format_exc()
 
     def _read(self, info: dict) -> None:
         """Copy the state of the mission from the world's info into the record."""

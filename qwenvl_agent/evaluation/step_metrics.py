@@ -6,19 +6,29 @@ So a predicted turn is compared with the label decision by decision: which tools
 is bootstrapped over whole episodes.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from qwenvl_agent.evaluation.rollout import step_record
-from qwenvl_agent.records import StepRecord
+from qwenvl_agent.records import StepRecord, split_thought
 from qwenvl_agent.schema import Policy, Row
 from qwenvl_agent.statistics import Interval, clustered_share
 
 MAX_LIST_PLACES = 4
 """Of a list argument only the first places are decisions of their own; the exact match covers the rest."""
-SENTENCE_END = re.compile(r"\.(?=\s|$)|\n")
+LABELS = {
+    "strict_parse_rate": ("parsed strictly", "turns read without any repair"),
+    "parse_rate": ("parsed", "turns read, repaired ones included"),
+    "schema_rate": ("schema", "and every call names a tool and fits its schema"),
+    "name_accuracy": ("names", "calls the same tools as the oracle or the label"),
+    "argument_accuracy": ("arguments", "with the very same arguments"),
+    "legal_rate": ("legal", "and the state refuses no call"),
+    "optimal_rate": ("optimal", "and comes to the same as the oracle's turn"),
+    "thought_coverage": ("thoughts with a plan", "share of the thoughts that announce what to do"),
+    "thought_consistency": ("thought = action", "of those, turns that do what their thought says"),
+}
+"""What each metric of turns is called, and what it means."""
 FLAGS = ("legal", "optimal")
 """What a world may tell about a call."""
 
@@ -135,20 +145,6 @@ def thought_fields(pairs: Sequence[tuple[str, StepRecord]]) -> dict[str, Interva
             if value != common[name]:
                 tallies[f"thought.{name}.rare"].add(episode, got.get(name) == value)
     return {name: tallies[name].interval() for name in sorted(tallies)}
-
-
-def split_thought(thought: str) -> dict[str, str]:
-    """{first word: rest} of each sentence; sentences with the same first word are joined.
-
-    `Me f5. Target red tiger: h3.` gives {"Me": "f5", "Target": "red tiger: h3"}.
-    """
-    fields: dict[str, str] = {}
-    for sentence in SENTENCE_END.split(thought):
-        name, _, value = sentence.strip().partition(" ")
-        name = name.rstrip(":,")
-        if name:
-            fields[name] = f"{fields[name]}; {value}" if name in fields else value
-    return fields
 
 
 def places(value: object, path: str = "") -> Iterable[tuple[str, object]]:

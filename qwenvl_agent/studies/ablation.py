@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from qwenvl_agent.evaluation.episodes import is_allowed, judge
+from qwenvl_agent.evaluation.results import read_result
 from qwenvl_agent.evaluation.step_metrics import RowRecord
-from qwenvl_agent.evaluation.suites import judge, read_result
+from qwenvl_agent.evaluation.suites import suite_of
 from qwenvl_agent.records import EpisodeRecord
 from qwenvl_agent.statistics import Interval, bootstrap_mean, bootstrap_ratio, holm, path_efficiency
 from qwenvl_agent.studies.paired import (
@@ -28,6 +30,7 @@ from qwenvl_agent.studies.paired import (
     least_p_value,
     missions_needed,
 )
+from qwenvl_agent.worlds import World
 
 MISSIONS, ROWS, CONSTRAINED = "missions", "steps", "constrained"
 """Folders of a cell's evaluations."""
@@ -48,14 +51,14 @@ OUTCOMES: dict[str, Callable[[EpisodeRecord], float]] = {
     "efficiency": lambda r: path_efficiency(r.success, r.optimal_turns or r.turns, r.turns),
     "strict": share_of_turns(lambda step: not step.error and not step.repairs),
     "parsed": share_of_turns(lambda step: not step.error),
-    "legal": share_of_turns(lambda step: not step.error and all(call.legal for call in step.calls)),
+    "legal": share_of_turns(lambda step: not step.error and all(map(is_allowed, step.calls))),
     "optimal": share_of_turns(lambda step: bool(step.calls) and all(call.optimal for call in step.calls)),
     "written_chars": lambda r: sum(len(step.text) for step in r.steps) / len(r.steps) if r.steps else 0.0,
 }
 """Of one mission; a number."""
 OUTCOME_TEXT = {
     "success": "mission success",
-    "progress": "share of the targets found",
+    "progress": "share of the goals reached",
     "turns": "turns, failures with the turns they took",
     "efficiency": "success x optimal turns / turns",
     "strict": "turns read without any repair",
@@ -89,9 +92,14 @@ class Cell:
     """The run's data.json: hash and numbers of rows."""
 
     @cached_property
+    def world(self) -> World:
+        """In which the missions were played; a bare World where none was."""
+        return suite_of(self.about).world if self.about else World()
+
+    @cached_property
     def missions(self) -> dict[int, EpisodeRecord]:
         """By mission seed, judged."""
-        return {record.seed: judge(record) for record in self.episodes}
+        return {record.seed: judge(self.world, record) for record in self.episodes}
 
     @property
     def argument_accuracy(self) -> float | None:
@@ -113,7 +121,7 @@ def read_cell(name: str, arm: str, seed: int, directory: Path, state: str, plays
     results = {}
     for test in (MISSIONS, ROWS, *plays):
         if (directory / "eval" / test / "metrics.json").exists():
-            results[test] = read_result(directory / "eval" / test)
+            results[test] = read_result(directory / "eval" / test)[:2]
     metrics, data = directory / "metrics.jsonl", directory / "data.json"
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
     empty = ({"about": {}}, [])
@@ -221,6 +229,15 @@ class Study:
     cells: tuple[Cell, ...]
 
     @cached_property
+    def world(self) -> World:
+        """Of the first usable cell: all are of one, or they are not compared."""
+        return next((cell.world for cells in self.by_arm.values() for cell in cells.values()), World())
+
+    def text_of(self, outcome: str) -> str:
+        """What an outcome is called, in the world's own words where it has some."""
+        return self.world.labels.goals if outcome == "progress" else OUTCOME_TEXT[outcome]
+
+    @cached_property
     def judged(self) -> tuple[dict[str, dict[int, Cell]], list[str]]:
         """(arm -> training seed -> usable cell, notes)."""
         return usable(self)
@@ -271,7 +288,7 @@ def usable(study: Study) -> tuple[dict[str, dict[int, Cell]], list[str]]:
             notes.append(f"{cell.name} is trained but has not played the missions: it is in no figure")
         else:
             kept.append(cell)
-    kept = same(kept, "world", lambda cell: cell.about.get("world"), notes)
+    kept = same(kept, "world", lambda cell: (cell.about.get("suite"), cell.about.get("world")), notes)
     kept = same(kept, "settings of the oracle", lambda cell: cell.about.get("oracle"), notes)
     by_arm: dict[str, dict[int, Cell]] = {}
     for arm in study.arms:
@@ -458,12 +475,18 @@ def losses_of_plays(by_arm: dict[str, dict[int, Cell]]) -> list[Loss]:
             if one is None:
                 continue
             records = [record for cell in changed.values() for record in cell.episodes]
-            always = name in ("picture_blank", "mission_swapped", CONSTRAINED)
-            share = 1.0 if always else sum(r.changed_turn is not None for r in records) / len(records)
+            share = sum(r.changed_turn is not None for r in records) / len(records) if is_partial(cells, name) else 1.0
             found.append(
                 Loss(arm, name, one.seeds, one.num_missions, share, one.second, one.first, one.difference, one.p_models)
             )
     return found
+
+
+def is_partial(cells: dict[int, Cell], name: str) -> bool:
+    """Whether a further play changed only the missions that say so, those of a changed environment."""
+    world = next(iter(cells.values())).world
+    counterfactual = world.counterfactuals().get(name)
+    return counterfactual is not None and counterfactual.change_env is not None
 
 
 def as_played(cell: Cell, name: str) -> Cell:

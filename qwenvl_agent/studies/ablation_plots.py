@@ -10,10 +10,10 @@ import matplotlib
 matplotlib.use("Agg")  # no display: before pyplot
 from matplotlib import pyplot
 
+from qwenvl_agent.evaluation.episodes import is_allowed
 from qwenvl_agent.studies.ablation import (
     LEVEL,
     OFFLINE,
-    OUTCOME_TEXT,
     SHARES,
     Cell,
     Study,
@@ -30,7 +30,7 @@ FUNNEL = {
     "read": lambda step: not step.error,
     "fits the schema": lambda step: not step.error and all(call.schema_ok for call in step.calls),
     "right tools": lambda step: [c.name for c in step.calls] == [c["name"] for c in step.expected],
-    "allowed": lambda step: not step.error and all(call.schema_ok and call.legal for call in step.calls),
+    "allowed": lambda step: not step.error and all(is_allowed(call) for call in step.calls),
     "as good as the oracle's": lambda step: bool(step.calls) and all(call.optimal for call in step.calls),
     "same arguments": lambda step: [call.as_json() for call in step.calls] == step.expected,
 }
@@ -60,7 +60,7 @@ def plot_arms(path: Path, study: Study) -> Path:
         axis.scatter(means, [y + 0.22] * len(means), s=22, color=colour, alpha=0.55)
     axis.set_yticks(range(len(study.by_arm)), labels=list(study.by_arm))
     axis.set_ylim(len(study.by_arm) - 0.5, -0.5)
-    axis.set(xlabel=f"{OUTCOME_TEXT[outcome]}{unit} (diamond: mean and 95 % over missions; dots: training seeds)")
+    axis.set(xlabel=f"{study.text_of(outcome)}{unit} (diamond: mean and 95 % over missions; dots: training seeds)")
     axis.grid(axis="x", alpha=0.3)
     return save(figure, path)
 
@@ -81,7 +81,7 @@ def plot_forest(path: Path, study: Study) -> Path:
         fill = colour if one.p_models_holm < LEVEL else "white"
         axis.plot(100 * one.difference.value, y, "o", color=colour, markerfacecolor=fill, markersize=7, zorder=4)
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(shown)), labels=[f"{OUTCOME_TEXT[one.outcome]}: {one.arm}" for one in shown], fontsize=8)
+    axis.set_yticks(range(len(shown)), labels=[f"{study.text_of(one.outcome)}: {one.arm}" for one in shown], fontsize=8)
     axis.set_ylim(len(shown) - 0.5, -0.5)
     axis.set(xlabel=f"percentage points against {study.baseline}")
     axis.grid(axis="x", alpha=0.3)
@@ -143,7 +143,7 @@ def has_reference(step) -> bool:
 
 def plot_quadrants(path: Path, study: Study) -> Path:
     """Turns by thought and action, of each arm."""
-    counts = {arm: quadrants(steps_of(cells)) for arm, cells in study.by_arm.items()}
+    counts = {arm: quadrants(study.world, steps_of(cells)) for arm, cells in study.by_arm.items()}
     names = (*QUADRANTS, "uncovered")
     texts = (
         "both right",
@@ -158,7 +158,7 @@ def plot_quadrants(path: Path, study: Study) -> Path:
 def plot_first_errors(path: Path, study: Study) -> Path:
     """Failed episodes by the class of their first error, of each arm."""
     counts = {
-        arm: first_errors([record for cell in cells.values() for record in cell.missions.values()])
+        arm: first_errors(study.world, [record for cell in cells.values() for record in cell.missions.values()])
         for arm, cells in study.by_arm.items()
     }
     colours = ("#d55e00", "#0072b2", "#e69f00", "#cc79a7", "#009e73", "#8c8c8c", "#dddddd")

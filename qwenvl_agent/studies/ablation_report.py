@@ -25,7 +25,6 @@ from qwenvl_agent.studies.ablation import (
     EXACT_SEEDS,
     LEVEL,
     MISSIONS,
-    OUTCOME_TEXT,
     SHARES,
     Cell,
     Contrast,
@@ -39,7 +38,6 @@ from qwenvl_agent.studies.ablation import (
     pooled_share,
 )
 from qwenvl_agent.studies.diagnosis import CLASSES, QUADRANTS, first_errors, quadrants
-from qwenvl_agent.worlds.safari.judge import agrees
 
 TEMPLATE_DIR = Path(__file__).parent.parent / "assets"
 SHOWN_LOSSES = ("all", "thought", "call", "values")
@@ -111,7 +109,7 @@ def front(study: Study, command: str) -> list[Block]:
         Text(
             f"{len(study.by_arm)} of {len(study.arms)} arms, {len(cells)} of {len(study.cells)} cells (arm and training "
             f"seed), {played} missions each, the same for all. Baseline: {study.baseline}. Primary outcome: "
-            f"{OUTCOME_TEXT[study.outcomes[0]]}."
+            f"{study.text_of(study.outcomes[0])}."
         ),
         Command(command),
         Heading("What it shows"),
@@ -255,7 +253,7 @@ def arms_table(study: Study) -> Rows:
     primary, arms = study.outcomes[0], study.by_arm
     rows = [["training seeds", *(", ".join(map(str, cells)) for cells in arms.values())]]
     for name in study.outcomes:
-        rows.append([OUTCOME_TEXT[name], *(with_interval(arm_interval(cells, name), name) for cells in arms.values())])
+        rows.append([study.text_of(name), *(with_interval(arm_interval(cells, name), name) for cells in arms.values())])
         if name == primary:
             by_seed = [", ".join(points(cell.mean(name), name) for cell in cells.values()) for cells in arms.values()]
             rows.append(["by training seed", *by_seed])
@@ -277,7 +275,7 @@ def difference_tables(study: Study) -> list[Block]:
     for one in study.contrasts:
         rows.append(
             [
-                OUTCOME_TEXT[one.outcome],
+                study.text_of(one.outcome),
                 f"{one.arm} - {one.baseline}",
                 signed(one.difference, one.outcome),
                 p_shown(one.p_models_holm),
@@ -316,8 +314,8 @@ def thoughts_table(study: Study) -> Rows:
     rows = []
     for arm, cells in study.by_arm.items():
         pairs = [(str(r.seed), step) for cell in cells.values() for r in cell.missions.values() for step in r.steps]
-        found = consistency(pairs, agrees)
-        counts = quadrants([step for _, step in pairs])
+        found = consistency(pairs, study.world.agrees)
+        counts = quadrants(study.world, [step for _, step in pairs])
         covered = sum(counts[name] for name in QUADRANTS)
         shares = [share_text(counts[name], covered) for name in QUADRANTS]
         intervals = [with_interval(found[name], "success") for name in ("thought_coverage", "thought_consistency")]
@@ -329,7 +327,7 @@ def thoughts_table(study: Study) -> Rows:
 def errors_table(study: Study) -> Rows:
     rows = []
     for arm, cells in study.by_arm.items():
-        counts = first_errors([record for cell in cells.values() for record in cell.missions.values()])
+        counts = first_errors(study.world, [record for cell in cells.values() for record in cell.missions.values()])
         failed = sum(counts.values())
         rows.append([arm, str(failed), *(share_text(counts[name], failed) for name in (*CLASSES, "none"))])
     return Rows(["arm", "failed", *CLASSES, "none found"], rows)

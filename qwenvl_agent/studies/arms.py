@@ -29,16 +29,17 @@ where they are, and all keys that it does not give itself are that file's. Its r
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-from qwenvl_agent.config import load_config
+from qwenvl_agent.config import Config, load_config
+from qwenvl_agent.evaluation.suites import is_world, suite_for
 from qwenvl_agent.settings import Range, build, check_values, read_values
-from qwenvl_agent.studies.ablation import CONSTRAINED
+from qwenvl_agent.studies.ablation import CONSTRAINED, OUTCOMES
 from qwenvl_agent.studies.cells import Cell, Sweep, build_cell, check_set_once, override_of
 from qwenvl_agent.studies.programs import program
-from qwenvl_agent.worlds.safari.counterfactuals import COUNTERFACTUALS
+from qwenvl_agent.worlds import World
 
 MAKES_CELLS = ("config", "set", "arms", "seeds", "prepare")
 """Keys that say what the cells are: a file with `cells_of` has none of them."""
@@ -53,12 +54,14 @@ CHECKPOINT = "last"
 class Missions:
     """What every cell plays."""
 
+    suite: str = ""
+    """The world: a name, or path/to/file.py:make_world; empty: the config's eval.suite."""
     episodes: Annotated[int, Range(1, 1_000_000, "nothing would be compared")] = 200
     """Each on a seed of its own."""
     counterfactual_episodes: Annotated[int, Range(0, 1_000_000, "there are no fewer than none")] = 0
     """Counterfactuals are played on so many of the first missions; 0: on all."""
-    seed_start: Annotated[int, Range(0, 10**12, "seeds are counted from 0")] = 2_000_000
-    """The first mission's seed."""
+    seed_start: Annotated[int, Range(-1, 10**12, "seeds are counted from 0")] = -1
+    """The first mission's seed; -1: the first of the world's seeds for reports."""
     world: dict = field(default_factory=dict)
     """Settings of the world, over the config's eval.world."""
     oracle: dict = field(default_factory=dict)
@@ -121,6 +124,9 @@ class Ablation:
     arms: tuple[str, ...]
     outcomes: tuple[str, ...]
     missions: Missions
+    """With the world's name and its first seed."""
+    world: World
+    """Under the rules of the first cell, if cells differ in them."""
     rows: int
     plays: tuple[str, ...]
     """The missions played again: CONSTRAINED, counterfactuals."""
@@ -142,6 +148,11 @@ def load_ablation(path: Path, seeds: Sequence[int] | None = None) -> Ablation:
         base = load_config(file.config, [override_of(k, v) for k, v in file.set.items()])
         directory = Path(base.runs_dir) / f"ablation_{Path(file.cells_of or path).stem}"
         cells, places = build_cells(file, directory, seeds)
+        name = world_of(file, base)
+        world = suite_for(name, cells[0].config, file.missions.world).world
+        check_plays(file, world)
+        start = world.seeds.report.start if file.missions.seed_start < 0 else file.missions.seed_start
+        missions = replace(file.missions, suite=name, seed_start=start)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     sweep = Sweep(directory.name, file.config, directory, cells, "eval/token_loss/all", "min")
@@ -150,7 +161,8 @@ def load_ablation(path: Path, seeds: Sequence[int] | None = None) -> Ablation:
         baseline=file.baseline,
         arms=tuple(file.arms),
         outcomes=file.outcomes,
-        missions=file.missions,
+        missions=missions,
+        world=world,
         rows=file.rows,
         plays=(*([CONSTRAINED] if file.constrained else []), *file.counterfactuals),
         prepare=file.prepare,
@@ -195,11 +207,29 @@ def check_arms(file: AblationFile) -> None:
                 raise ValueError(f"arm {name} sets {key}: arms would not be paired by seed; use the key 'seeds'")
     if not file.seeds or len(set(file.seeds)) < len(file.seeds):
         raise ValueError(f"seeds is {list(file.seeds)}: each training seed is there once; write [0, 1, 2]")
+
+
+def world_of(file: AblationFile, base: Config) -> str:
+    """The world of the missions: named by the file, or the config's; a file often sets eval.suite to none for training."""
+    named = (file.missions.suite, base.eval.suite, load_config(file.config).eval.suite)
+    name = next((name for name in named if name and is_world(name)), "")
+    if not name:
+        raise ValueError(
+            "neither missions.suite nor the config's eval.suite is a world: nothing could be played; name one"
+        )
+    return name
+
+
+def check_plays(file: AblationFile, world: World) -> None:
+    """ValueError for missions or outcomes that the world cannot give."""
+    world.make_reference(**file.missions.oracle)
+    known = ["picture_blank", *world.counterfactuals()]
     for name in file.counterfactuals:
-        if name not in COUNTERFACTUALS:
-            raise ValueError(
-                f"counterfactual {name!r} does not exist: it could not be played; use {', '.join(COUNTERFACTUALS)}"
-            )
+        if name not in known:
+            raise ValueError(f"counterfactual {name!r} does not exist: it could not be played; use {', '.join(known)}")
+    for name in file.outcomes:
+        if name not in OUTCOMES:
+            raise ValueError(f"outcome {name!r} does not exist: nothing could be compared; use {', '.join(OUTCOMES)}")
 
 
 def build_cells(
@@ -231,7 +261,7 @@ def evaluation_command(ablation: Ablation, cell: Cell, test: str) -> list[str]:
     if test == "steps":
         return [*command, "--suite", "steps", "--rows", str(ablation.rows)]
     missions = ablation.missions
-    command += ["--suite", "safari", "--episodes", str(num_missions(ablation, test))]
+    command += ["--suite", missions.suite, "--episodes", str(num_missions(ablation, test))]
     command += ["--seed-start", str(missions.seed_start)]
     for option in ("world", "oracle"):
         for key, value in getattr(missions, option).items():
@@ -262,5 +292,7 @@ def is_evaluated(ablation: Ablation, cell: Cell, test: str) -> bool:
     if any(about["seeds"][key] != value for key, value in wanted.items()):
         return False
     rules = about["world"]
+    if about.get("world_from", about["suite"]) != missions.suite:
+        return False
     same_world = all(rules.get(key) == value for key, value in missions.world.items())
     return same_world and (about.get("oracle") or {}) == missions.oracle

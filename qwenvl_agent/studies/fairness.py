@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from qwenvl_agent.families import Template
 from qwenvl_agent.formats import FORMATS, Format
 from qwenvl_agent.prompt import render_prompt, render_row
-from qwenvl_agent.schema import Request, Step, Turn
-from qwenvl_agent.worlds import make_env, make_oracle
+from qwenvl_agent.schema import Env, Policy, Request, Step, Turn
+from qwenvl_agent.worlds import World
 
 TOOL_LINE = re.compile(r'(?m)^\{"type": "function".*\}$')
 SEVERAL_CALLS = re.compile(r"one or more functions", re.IGNORECASE)
@@ -154,13 +154,22 @@ def missing(facts: PromptFacts, expected: dict[str, object], is_thoughtless: boo
     return [f"{name} is not what the world says" for name, value in wanted.items() if getattr(facts, name) != value]
 
 
-def prompt_differences(names: Sequence[str], world: dict) -> list[str]:
-    """`differences` between formats on turns of the safari's oracle: with and without history, one call and several."""
-    env, oracle = make_env("safari", **world), make_oracle("safari", world)
-    observation, _ = env.reset(seed=0)
-    formats, history, found = tuple(FORMATS[name] for name in names), [], []
+def prompt_differences(names: Sequence[str], world: World) -> list[str]:
+    """`differences` between formats on turns of the world's oracle, with and without history; without an oracle on
+    random ones."""
+    policy = world.make_oracle() or world.make_policy("random")
+    env = world.make_env()
+    try:
+        return differences_in(env, policy, tuple(FORMATS[name] for name in names), world.seeds.training[0])
+    finally:
+        env.close()
+
+
+def differences_in(env: Env, policy: Policy, formats: tuple[Format, ...], seed: int) -> list[str]:
+    observation, _ = env.reset(seed=seed)
+    history, found = [], []
     for _ in range(NUM_TURNS):
-        turn = oracle.act([Request(env.system_prompt, env.tools, (), observation)])[0].turn
+        turn = policy.act([Request(env.system_prompt, env.tools, (), observation)])[0].turn
         for steps in ((), tuple(history)) if history else ((),):
             found += differences(Request(env.system_prompt, env.tools, steps, observation), turn, formats)
         following, _, terminated, truncated, info = env.step(turn)

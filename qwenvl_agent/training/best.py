@@ -3,18 +3,18 @@
 import math
 
 from qwenvl_agent.config import TrainConfig
+from qwenvl_agent.evaluation.suites import Suite
 
 
-def is_better(metrics: dict[str, float], best: dict) -> bool:
+def is_better(metrics: dict[str, float], best: dict, suite: Suite) -> bool:
     """Whether these become `best`; those of an evaluation in which no episode could be played never do."""
-    could_play = metrics.get("rollout/error_rate") != 1.0
-    return bool(metrics) and could_play and (not best or score(metrics) > score(best))
+    is_told = bool(metrics) and suite.could_measure(metrics)
+    return is_told and (not best or score(metrics, suite) > score(best, suite))
 
 
-def score(metrics: dict[str, float]) -> tuple[float, float]:
-    """Orders checkpoints: success in rollouts or hits on screens, then held-out loss."""
-    success = metrics.get("rollout/success_rate", metrics.get("clicks/box_hit_rate", 0.0))
-    return success, -metrics.get("eval/token_loss/all", math.inf)
+def score(metrics: dict[str, float], suite: Suite) -> tuple[float, float]:
+    """Orders checkpoints: the suite's success, then held-out loss."""
+    return suite.success(metrics), -metrics.get("eval/token_loss/all", math.inf)
 
 
 def has_stalled(best: dict, step: int, cfg: TrainConfig) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from accelerate.utils import broadcast_object_list
 
 from qwenvl_agent.data.unusable import usable_rows
-from qwenvl_agent.evaluation.suites import Evaluation, evaluate, pick_rows
+from qwenvl_agent.evaluation.suites import Evaluation, evaluate, pick_rows, training_suite
 from qwenvl_agent.formats import Format
 from qwenvl_agent.inference.policy import ModelPolicy
 from qwenvl_agent.records import EpisodeRecord
@@ -34,7 +34,7 @@ def evaluate_run(run: Run) -> dict[str, float]:
     metrics = broadcast_object_list([metrics])[0]
     if metrics:
         run.reporter.log(run.step, metrics)
-    if is_better(metrics, run.best):
+    if is_better(metrics, run.best, training_suite(run.config.eval)):
         run.best = metrics | {"step": run.step}
     if run.accelerator.is_main_process:
         checkpoints_dir = run.config.run_dir / "checkpoints"

@@ -1,8 +1,8 @@
 """Worlds: what an agent is played in. A world is imported when it is asked for (`registry.py`)."""
 
 from qwenvl_agent.schema import Env, Policy
-from qwenvl_agent.worlds.registry import WORLDS, known_worlds, make_world
-from qwenvl_agent.worlds.world import Counterfactual, Labels, SeedSets, World
+from qwenvl_agent.worlds.registry import WORLDS, find_maker, known_worlds, make_world
+from qwenvl_agent.worlds.world import Counterfactual, Labels, Mark, SeedSets, World
 
 
 def make_env(name: str, **rules) -> Env:
@@ -19,8 +19,10 @@ __all__ = [
     "WORLDS",
     "Counterfactual",
     "Labels",
+    "Mark",
     "SeedSets",
     "World",
+    "find_maker",
     "known_worlds",
     "make_env",
     "make_oracle",

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwenvl_agent.records import CallRecord, EpisodeRecord
+from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import Env, Observation, Policy, Tool, ToolResult, Turn
 from qwenvl_agent.statistics import Interval
 from qwenvl_agent.worlds.baselines import NoisyPolicy, RandomPolicy, random_turn
@@ -82,6 +82,8 @@ class World:
     rules: Mapping[str, object] = {}
     seeds: SeedSets = SeedSets()
     labels: Labels = Labels()
+    data_kinds: tuple[str, ...] = ()
+    """Kinds of data.sources, besides one of the world's name, that only teach what this world asks for."""
     max_envs: int = 0
     """Environments that may be open at once; 0: as many as eval.batch_size."""
     recording_version: int = 1
@@ -97,6 +99,13 @@ class World:
         """A policy that solves the world; None if there is none. ValueError for a setting that it does not have."""
         if settings:
             raise ValueError(f"world {self.name} has no oracle with settings {sorted(settings)}: leave them out")
+        return None
+
+    def make_reference(self, **settings: object) -> Policy | None:
+        """A policy whose turn may be asked for at every step of another's episode, to be recorded beside it and held to
+        be the best; None, the default, if there is none. An oracle that must act itself to know the state is none."""
+        if settings:
+            raise ValueError(f"world {self.name} has no reference with settings {sorted(settings)}: leave them out")
         return None
 
     def make_baselines(self) -> Mapping[str, Callable[..., Policy]]:
@@ -133,9 +142,9 @@ class World:
 
     # judging, from records alone
 
-    def is_refused(self, call: CallRecord) -> bool:
-        """Whether the state refused a call that its schema allows; by default what the environment's flags said."""
-        return call.legal is False
+    def is_legal(self, call: CallRecord) -> bool | None:
+        """Whether the tools and the state allowed a call; None: nothing is known. By default the environment's flag."""
+        return call.legal
 
     def is_equivalent(self, calls: Sequence[dict], best: Sequence[dict]) -> bool:
         """Whether two turns, {"name", "arguments"} each, come to the same; by default if they are equal."""
@@ -145,13 +154,28 @@ class World:
         """Whether a turn does what its thought announces; None, the default, if the thought announces nothing."""
         return None
 
+    def announces(self, thought: str, calls: Sequence[dict]) -> bool | None:
+        """Whether a thought announces a turn that comes to the same as these calls; None if it announces nothing."""
+        return self.agrees(thought, calls)
+
+    def explain(self, step: StepRecord, is_right: bool) -> tuple[str, str] | None:
+        """What a readable turn got wrong beside `step.expected`, as (class of `studies.diagnosis`, detail).
+
+        None, the default: nothing, or nothing that the thought and the calls alone do not tell.
+        """
+        return None
+
     def outcome(self, record: EpisodeRecord) -> str:
-        """How an episode ended: its end reason, with `done` told apart by success and harm."""
-        if record.end_reason != "done":
-            return record.end_reason
+        """How an episode ended: done_ok for a success, else its end reason, with `done` told apart by harm."""
         if record.success:
             return "done_ok"
+        if record.end_reason != "done":
+            return record.end_reason
         return "done_harm" if record.harm else "done_early"
+
+    def marks(self, step: StepRecord) -> "Sequence[Mark]":
+        """Places on a step's picture that the report shows, such as where its calls point."""
+        return ()
 
     def metrics(self, records: Sequence[EpisodeRecord]) -> Metrics:
         """The world's own, besides those that every world has (`evaluation.suites`)."""
@@ -179,7 +203,19 @@ class RecordedTurn:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """One thing taken away or made false: another environment, another policy around the one that plays, or both."""
+    """One thing taken away or made false: another environment, another policy around the one that plays, or both.
 
-    change_env: Callable[[Env], Env] = lambda env: env
-    change_policy: Callable[[Policy], Policy] = lambda policy: policy
+    A changed environment tells by `changed_turn` which episodes it changed; another policy plays all of them.
+    """
+
+    change_env: Callable[[Env], Env] | None = None
+    change_policy: Callable[[Policy], Policy] | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place on a picture, as shares of its width and height, and what is there."""
+
+    x: float
+    y: float
+    name: str

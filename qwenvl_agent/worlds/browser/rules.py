@@ -72,8 +72,14 @@ class BrowserRules:
 
     @classmethod
     def from_json(cls, values: dict) -> "BrowserRules":
-        """Rules from JSON values; ValueError naming the nearest key for one that does not exist."""
-        return build(cls, values, "browser")
+        """Rules from JSON values; ValueError naming the nearest key for one that does not exist.
+
+        Those of a result have `names` as well, which follow from `tasks`.
+        """
+        rules = build(cls, {key: value for key, value in values.items() if key != "names"}, "browser")
+        if tuple(values.get("names", rules.names)) != rules.names:
+            raise ValueError(f"browser rule names is {values['names']}, not what `tasks` stand for; leave it out")
+        return rules
 
     def task_of(self, seed: int) -> Task:
         name = self.names[seed % len(self.names)]

@@ -2,7 +2,6 @@
 
     notepad_wiped      before turn FROM_TURN the world's notepad is emptied, once; the agent goes on
     notepad_corrupted  before turn FROM_TURN it is made false: every digit is moved, what is marked visited is unmarked
-    picture_blank      white pictures all the way (`ModelPolicy`'s own switch)
     mission_swapped    the agent reads another mission than the one that is judged
 
 An agent that loses nothing by it never used the thing. Missions that end before FROM_TURN are played as they were;
@@ -14,14 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from qwenvl_agent.schema import Answer, Env, Observation, Policy, Request, Turn
-from qwenvl_agent.worlds import make_env
 from qwenvl_agent.worlds.safari.context import context_text, read_context
 from qwenvl_agent.worlds.safari.missions import KIND_WORDS, read_mission, word_target
 from qwenvl_agent.worlds.safari.world import COLOURS, KINDS, Animal
 
 FROM_TURN = 4
 """A mission of the small world takes about five turns: by then something has been noted, and something is left to do."""
-COUNTERFACTUALS = ("notepad_wiped", "notepad_corrupted", "picture_blank", "mission_swapped")
 SHIFTED = str.maketrans("0123456789V.", "5678901234.V")
 
 
@@ -86,15 +83,3 @@ def language_of(wording: str) -> str:
 
 def corrupt(notepad: str) -> str:
     return notepad.translate(SHIFTED)
-
-
-def changed_world(name: str, world: dict) -> Callable[[], Env]:
-    """Makes worlds of these rules, changed as the counterfactual of that name says."""
-    change = {"notepad_wiped": lambda text: "", "notepad_corrupted": corrupt}.get(name)
-    if change is None:
-        return lambda: make_env("safari", **world)
-    return lambda: ChangedNotepad(make_env("safari", **world), change)
-
-
-def changed_policy(name: str, policy: Policy) -> Policy:
-    return SwappedMission(policy) if name == "mission_swapped" else policy

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from qwenvl_agent.records import CallRecord
+from qwenvl_agent.records import CallRecord, StepRecord
 from qwenvl_agent.schema import Policy, Tool, Turn
-from qwenvl_agent.worlds.safari import judge, records
+from qwenvl_agent.worlds.safari import diagnosis, judge, records
 from qwenvl_agent.worlds.safari.baselines import NoisyOracle, RandomAgent, random_move
 from qwenvl_agent.worlds.safari.counterfactuals import ChangedNotepad, SwappedMission, corrupt
 from qwenvl_agent.worlds.safari.env import SafariEnv
@@ -19,6 +19,7 @@ from qwenvl_agent.worlds.safari.thoughts import thought_form_named
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, SafariRules
 from qwenvl_agent.worlds.world import Counterfactual, Labels, RecordedTurn, SeedSets, World
 
+ORACLE_SETTINGS = ("max_path", "max_final_path", "thought_form")
 LABELS = Labels(
     goals="targets found",
     success="declare_done called, every target found, nothing declared falsely",
@@ -52,7 +53,16 @@ class Safari(World):
         return SafariEnv(self.settings)
 
     def make_oracle(self, **settings) -> SafariOracle:
+        unknown = settings.keys() - ORACLE_SETTINGS
+        if unknown:
+            raise ValueError(
+                f"the safari's oracle has no setting {min(unknown)!r}: it would change nothing; it has "
+                f"{', '.join(ORACLE_SETTINGS)}"
+            )
         return SafariOracle(self.settings, **settings)
+
+    def make_reference(self, **settings) -> SafariOracle:
+        return self.make_oracle(**settings)
 
     def make_baselines(self) -> Mapping[str, Callable[..., Policy]]:
         return {
@@ -73,14 +83,22 @@ class Safari(World):
     def read_recording(self, path: Path, max_thought_chars: int) -> Iterator:
         return records.read_rows(path, max_thought_chars=max_thought_chars)
 
-    def is_refused(self, call: CallRecord) -> bool:
-        return call.result is not None and judge.is_refused(call.name, call.result, bool(call.effective))
+    def is_legal(self, call: CallRecord) -> bool:
+        if not call.schema_ok:
+            return False
+        return call.result is None or not judge.is_refused(call.name, call.result, bool(call.effective))
 
     def is_equivalent(self, calls: Sequence[dict], best: Sequence[dict]) -> bool:
         return judge.is_equivalent(calls, best)
 
     def agrees(self, thought: str, calls: Sequence[dict]) -> bool | None:
         return judge.agrees(thought, calls)
+
+    def announces(self, thought: str, calls: Sequence[dict]) -> bool | None:
+        return diagnosis.announces(thought, calls)
+
+    def explain(self, step: StepRecord, is_right: bool) -> tuple[str, str] | None:
+        return diagnosis.explain(step, is_right)
 
     def counterfactuals(self) -> Mapping[str, Counterfactual]:
         return {
