@@ -1,9 +1,9 @@
 """Rows that cannot be used: found when data is read, or replaced and named in a step."""
 
-import copy
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import Rows, build_rows
 from qwenvl_agent.data.unusable import collate, drop_unusable, usable_rows
 from qwenvl_agent.formats import FORMATS, Format
+from qwenvl_agent.formats.native import Native
+from qwenvl_agent.schema import Tool
 from train import train
 
 
@@ -109,9 +111,12 @@ def test_what_was_found_is_kept_by_what_prompt_and_format_make_of_a_row(monkeypa
 
     same = key()
     assert key() == same and len({same, key(FORMATS["plain"]), key(max_row_tokens=99)}) == 3
-    wordy = copy.copy(FORMATS["native"])
-    monkeypatch.setattr(wordy, "instructions", lambda tools: "Mind the step.")
-    assert key(wordy) != same
+
+    class Wordy(Native):
+        def instructions(self, tools: Sequence[Tool]) -> str:
+            return "Mind the step."
+
+    assert key(Wordy()) != same
     monkeypatch.setattr(unusable, "VERSION", unusable.VERSION + 1)
     assert key() != same
 
