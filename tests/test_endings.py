@@ -259,19 +259,21 @@ def test_an_error_in_one_rank_ends_the_other(start, training, tmp_path, launcher
     assert re.search("error: rank 1: (a )?DataLoader worker", text)
 
 
-RECORDING = ["scripts/generate_oracle.py", "--episodes", 100_000, "--workers", 2, "--out"]
+RECORDING = ["--episodes", 100_000, "--workers", 2, "--out"]
+SCRIPT, DISPATCHED = ["scripts/generate_oracle.py"], ["-m", "qwenvl_agent", "record"]
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "said"),
+    ("program", "number", "status", "said"),
     [
-        (signal.SIGINT, 130, "interrupted: "),
-        pytest.param(signal.SIGTERM, 143, "ended by SIGTERM: ", marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, -signal.SIGKILL, "", marks=pytest.mark.slow),
+        (SCRIPT, signal.SIGINT, 130, "interrupted: "),
+        pytest.param(SCRIPT, signal.SIGTERM, 143, "ended by SIGTERM: ", marks=pytest.mark.slow),
+        pytest.param(DISPATCHED, signal.SIGTERM, 143, "ended by SIGTERM: ", marks=pytest.mark.slow),
+        pytest.param(SCRIPT, signal.SIGKILL, -signal.SIGKILL, "", marks=pytest.mark.slow),
     ],
 )
-def test_a_pool_of_processes_ends_with_its_command(start, tmp_path, number, status, said):
-    command = start(*RECORDING, tmp_path / "out")
+def test_a_pool_of_processes_ends_with_its_command(start, tmp_path, program, number, status, said):
+    command = start(*program, *RECORDING, tmp_path / "out")
     command.wait_for(lambda: len(list((tmp_path / "out").glob("images/*"))) > 20)
     command.wait_for(lambda: len(command.members()) >= 3)
     # Ctrl-C is of all of them.
@@ -281,7 +283,7 @@ def test_a_pool_of_processes_ends_with_its_command(start, tmp_path, number, stat
 
 @pytest.mark.slow
 def test_a_killed_process_of_a_pool_is_not_waited_for(start, tmp_path):
-    command = start(*RECORDING, tmp_path / "out")
+    command = start(*SCRIPT, *RECORDING, tmp_path / "out")
     command.wait_for(lambda: len(list((tmp_path / "out").glob("images/*"))) > 20)
     os.kill(children_of(command.process.pid)[-1], signal.SIGKILL)
     assert command.ended("error: a process that worked for this one was killed: ") == 2

@@ -215,7 +215,7 @@ def submit_all(ablation: Ablation, args: argparse.Namespace) -> None:
     elif not list(missing_evaluations(ablation, states)):
         print("nothing to submit: all is trained and evaluated; --report writes the report")
         return
-    command = ["python", "scripts/ablate.py", str(args.ablation), "--evaluate"]
+    command = ["python", "-m", "qwenvl_agent.cli.ablate", str(args.ablation), "--evaluate"]
     command += ["--seeds", *map(str, args.seeds)] if args.seeds else []
     command += ["--out", str(args.out)] if args.out else []
     script = EVALUATE_SCRIPT.format(command=shlex.join(command))
