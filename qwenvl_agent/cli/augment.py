@@ -11,7 +11,6 @@ scripts/convert_data.py; the same seed gives the same folder.
 """
 
 import argparse
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from qwenvl_agent.cli.dataset import refuse_to_lose, write_manifest
 from qwenvl_agent.command import command, run_command
 from qwenvl_agent.curation.augment import WAYS, Policy, augment
 from qwenvl_agent.data.readers.computer import TEST, Sample, SampleWriter, read_samples, summary
@@ -48,8 +48,7 @@ def check(args: argparse.Namespace) -> Policy:
     source = args.data if args.data.is_dir() else args.data.parent
     if source.resolve() == args.out.resolve():
         raise ValueError(f"{args.out} is the data's own folder: its samples would be lost; give another --out")
-    if (args.out / "dataset.jsonl").exists() and not args.overwrite:
-        raise ValueError(f"{args.out}/dataset.jsonl exists and would be lost; give another --out or --overwrite")
+    refuse_to_lose(args.out, args.overwrite)
     return Policy(
         ways=tuple(args.ways),
         least_part=args.least_part,
@@ -76,11 +75,10 @@ def write_dataset(args: argparse.Namespace, policy: Policy) -> dict:
                 writer.write(sample)
             numbers.update(samples=1, copies=len(copies))
             notes.update((*item.notes, *left_out))
-    with open(args.out / "dataset.jsonl", "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     settings = {"seed": args.seed, "copies_asked": args.copies, "ways": args.ways, "least_part": args.least_part}
     settings |= {"scales": list(args.scales), "lights": list(args.lights), "turned": args.turned}
-    return {"data": args.data.name, **numbers, "rejects": rejects, "notes": notes, **settings, "sha256": digest}
+    about = {"data": args.data.name, **numbers, "rejects": rejects, "notes": notes, **settings}
+    return write_manifest(args.out, about)
 
 
 @command("the data set is not whole; start again")
@@ -89,7 +87,6 @@ def main(argv: list[str] | None = None) -> int:
     manifest = write_dataset(args, check(args))
     if not manifest["samples"]:
         raise ValueError(f"{args.data}: no row gave a sample: see {args.out}/rejects.jsonl")
-    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     if args.json:
         print(json.dumps(manifest))
     else:

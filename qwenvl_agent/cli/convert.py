@@ -12,7 +12,6 @@ scaled or compressed though it be, is rejected.
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 from collections import Counter
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from qwenvl_agent.cli.dataset import refuse_to_lose, write_manifest
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.curation.convert import LAYOUTS, convert, known_pictures
 from qwenvl_agent.data.readers.computer import Sample, SampleWriter, summary
@@ -64,9 +64,7 @@ def write_dataset(args: argparse.Namespace) -> dict:
                 counts["rejects"][item.reason] += 1
                 row = {"source": item.source, "reason": item.reason, "message": item.message}
                 rejects.write(json.dumps(row, ensure_ascii=False) + "\n")
-    with open(args.out / "dataset.jsonl", "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"layout": args.layout, "data": args.data.name, **counts, "sha256": digest}
+    return write_manifest(args.out, {"layout": args.layout, "data": args.data.name, **counts})
 
 
 def layout_table() -> Table:
@@ -90,10 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.layouts:
         Console().print(layout_table())
         return 0
-    if (args.out / "dataset.jsonl").exists() and not args.overwrite:
-        raise ValueError(f"{args.out}/dataset.jsonl exists and would be lost: give another --out or --overwrite")
+    refuse_to_lose(args.out, args.overwrite)
     manifest = write_dataset(args)
-    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     if args.json:
         print(json.dumps(manifest))
     else:

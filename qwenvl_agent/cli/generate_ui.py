@@ -14,7 +14,6 @@ fonts-noto-cjk.
 """
 
 import argparse
-import hashlib
 import io
 import json
 import random
@@ -30,6 +29,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import Progress
 
+from qwenvl_agent.cli.dataset import refuse_to_lose, write_manifest
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.processes import parallel_map
 from qwenvl_agent.worlds.browser.camera import Camera, Shot
@@ -160,8 +160,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def generate(args: argparse.Namespace) -> tuple[dict, float]:
     """The manifest that was written, and the seconds it took."""
-    if (args.out / "dataset.jsonl").exists() and not args.overwrite:
-        raise ValueError(f"{args.out}/dataset.jsonl exists and would be lost; give another --out or --overwrite")
+    refuse_to_lose(args.out, args.overwrite)
     seeds = range(args.seed_start, args.seed_start + args.pages)
     about = {"world": "browser", "families": args.family, "languages": args.language, "seed_set": seed_set(seeds)}
     pages = [(args.family[i % len(args.family)], seed) for i, seed in enumerate(seeds)]
@@ -172,10 +171,7 @@ def generate(args: argparse.Namespace) -> tuple[dict, float]:
         task = progress.add_task(str(args.out), total=len(pages))
         counts = write_folder(args.out, pages, recorded, lambda: progress.advance(task))
     seconds = time.perf_counter() - started
-    digest = hashlib.sha256((args.out / "dataset.jsonl").read_bytes()).hexdigest()
-    manifest = about | {"seeds": [seeds[0], seeds[-1]], **counts, "sha256": digest}
-    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    return manifest, seconds
+    return write_manifest(args.out, about | {"seeds": [seeds[0], seeds[-1]], **counts}), seconds
 
 
 @command("the data set is not whole; start again with --overwrite")

@@ -13,7 +13,6 @@ questions about views, with exact answers.
 """
 
 import argparse
-import hashlib
 import json
 import time
 from collections import Counter
@@ -25,6 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from qwenvl_agent.cli.dataset import refuse_to_lose, write_manifest
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import load_config
 from qwenvl_agent.processes import parallel_map
@@ -128,8 +128,7 @@ def write_episodes(
 @command("the data set is not whole; start again with --overwrite")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    if (args.out / "dataset.jsonl").exists() and not args.overwrite:
-        raise ValueError(f"{args.out}/dataset.jsonl exists and would be lost; give another --out or --overwrite")
+    refuse_to_lose(args.out, args.overwrite)
     name, values = asked_world(args)
     world, settings = make_world(name, values), {}
     for override in args.oracle:
@@ -142,9 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     counts = write_episodes(args.out, seeds, of_seed, args.workers, quiet=args.json)
     seconds = time.perf_counter() - started
-    digest = hashlib.sha256((args.out / "dataset.jsonl").read_bytes()).hexdigest()
-    manifest = about | {"seeds": [seeds[0], seeds[-1]], **counts, "sha256": digest}
-    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    manifest = write_manifest(args.out, about | {"seeds": [seeds[0], seeds[-1]], **counts})
     if args.json:
         print(json.dumps(manifest))
     else:
