@@ -40,7 +40,7 @@ from qwenvl_agent.data.collator import build_collator
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.pixels import pixel_values
 from qwenvl_agent.data.unusable import drop_unusable
-from qwenvl_agent.model.build import base_of, build_model, build_processor, describe_parameters, linear_4bit
+from qwenvl_agent.model.build import base_of, build_model, build_processor, describe_parameters, family_of, linear_4bit
 from qwenvl_agent.model.call import supervised_positions
 from qwenvl_agent.model.precision import choose_together
 from qwenvl_agent.planning.flops import batch_flops, picture_patches
@@ -333,8 +333,9 @@ def check_vision(base: nn.Module, batch: dict, watch: Watch) -> dict:
     """Milliseconds of the tower on one micro-batch's pictures, with both forms of its patch embedding, and their equality."""
     if "patches" not in batch:
         return {"pictures": 0}
-    pixels, grids, tower = pixel_values(batch), batch["image_grid_thw"], base.model.visual
-    embed, projection = tower.patch_embed, tower.patch_embed.proj
+    pixels, grids, paths = pixel_values(batch), batch["image_grid_thw"], family_of(base).paths
+    tower, projection = base.get_submodule(paths.vision), base.get_submodule(paths.patch_projection)
+    embed = base.get_submodule(paths.patch_projection.rpartition(".")[0])
     taken, product = {}, type(projection)
     with torch.no_grad(), torch.autocast(watch.device.type, torch.bfloat16, enabled=base.computes_in_bfloat16):
         for name, form in (("matrix_product", product), ("conv3d", nn.Conv3d)):

@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
+from qwenvl_agent.families import DEFAULT as FAMILY
 from qwenvl_agent.model.kernels import keep_compiled_code_apart
 from qwenvl_agent.model.precision import fast_autocast
 from qwenvl_agent.model.tiny import save_tiny
@@ -45,7 +46,8 @@ class PictureRows(torch.utils.data.IterableDataset):
     def __iter__(self):
         rng = random.Random(self.seed)
         backend = self.tokenizer.backend_tokenizer
-        head = backend.encode("<|vision_start|>" + "<|image_pad|>" * self.side**2 + "<|vision_end|>").ids
+        marks = FAMILY.template
+        head = backend.encode(marks.vision_start + marks.image_pad * self.side**2 + marks.vision_end).ids
         for row in itertools.count():
             picture, pieces = self.draw(rng, row)
             ends = np.cumsum([len(text) for text, _ in pieces])
@@ -63,13 +65,9 @@ class PictureRows(torch.utils.data.IterableDataset):
 
 def position_rows(num_tokens: int, side: int) -> torch.Tensor:
     """(4, 1, T) of a text that starts with one picture: text, t, h, w."""
-    text = torch.arange(num_tokens)
-    t, h, w = text.clone(), text.clone(), text.clone()
-    tokens, picture = torch.arange(side**2), slice(1, 1 + side**2)
-    t[picture], h[picture], w[picture] = 1, 1 + tokens // side, 1 + tokens % side
-    for axis in (t, h, w):
-        axis[1 + side**2 :] = torch.arange(num_tokens - 1 - side**2) + 1 + side
-    return torch.stack([text, t, h, w])[:, None]
+    is_picture = np.zeros(num_tokens, dtype=bool)
+    is_picture[1 : 1 + side**2] = True
+    return torch.from_numpy(FAMILY.positions(is_picture, [(side, side)]))[:, None]
 
 
 def init_attention(language: nn.Module, scale: float = 0.3) -> None:
@@ -174,7 +172,7 @@ def save_half(model: nn.Module, tokenizer, directory: Path) -> None:
 
 def load_stage(path: Path):
     """(tokenizer, float32 model) that `save_half` wrote."""
-    from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+    from transformers import AutoTokenizer
 
-    model = Qwen3VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    model = FAMILY.load_class("model").from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     return AutoTokenizer.from_pretrained(path), model
