@@ -4,10 +4,11 @@ SHA-256 because anybody can check it (`sha256sum`) and processors compute it in 
 """
 
 import hashlib
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from qwenvl_agent.files import read_json, write_json
 
 FILE_NAME = "checksums.json"
 
@@ -19,7 +20,7 @@ def write_checksums(directory: Path) -> None:
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(files, digests(files), strict=True)
     }
-    (directory / FILE_NAME).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    write_json(directory / FILE_NAME, entries)
 
 
 def find_damage(directory: Path, parts: tuple[str, ...] = ("",)) -> str | None:
@@ -28,7 +29,7 @@ def find_damage(directory: Path, parts: tuple[str, ...] = ("",)) -> str | None:
     FileNotFoundError for a folder that was written without checksums. Files that were added since are not looked at.
     """
     try:
-        entries = json.loads((directory / FILE_NAME).read_text(encoding="utf-8"))
+        entries = read_json(directory / FILE_NAME)
         expected = {directory / name: entry for name, entry in entries.items() if name.startswith(parts)}
         sizes = {path: entry["bytes"] for path, entry in expected.items()}
         sums = [entry["sha256"] for entry in expected.values()]

@@ -28,6 +28,7 @@ import qwenvl_agent
 from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, to_json
 from qwenvl_agent.data.collator import build_collator
 from qwenvl_agent.families import Template
+from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.inference.load import AGENT_CONFIG, Source, default_device, find_run, load_model
 from qwenvl_agent.model.build import (
     Processor,
@@ -455,11 +456,3 @@ python eval.py --endpoint http://127.0.0.1:8000/v1 --model {name} --config {name
 
 Prompts must be those of training (`qwenvl_agent/prompt.py`): tools and the format's instructions stand in the system
 message. Pictures of another size are resized to the budget in preprocessor_config.json."""
-
-
-def write_json(path: Path, values: object) -> None:
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))

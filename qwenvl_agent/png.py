@@ -133,9 +133,18 @@ def restored(content: bytes, width: int, height: int) -> bytearray | None:
     rows = _inflated(b"".join(data for name, data in parts if name == b"IDAT"), height * (1 + 3 * width))
     if rows is None or max(rows[:: 1 + 3 * width]) >= NUM_FILTERS:
         return None
-    return bytearray().join(
-        [SIGNATURE, *_chunk(b"IHDR", [head]), *_chunk(b"IDAT", _stored(rows)), *_chunk(b"IEND", [])]
-    )
+    return rgb_file(width, height, _stored(rows))
+
+
+def rgb_file(width: int, height: int, stream: list[bytes | memoryview]) -> bytearray:
+    """An 8-bit RGB PNG; `stream` is zlib's of the rows, each led by the number of its filter (0: none)."""
+    head = struct.pack(">II5B", width, height, *PLAIN_RGB)
+    return bytearray().join([SIGNATURE, *_chunk(b"IHDR", [head]), *_chunk(b"IDAT", stream), *_chunk(b"IEND", [])])
+
+
+def size_in(content: bytes) -> tuple[int, int]:
+    """(width, height) that the head of a whole PNG states."""
+    return struct.unpack(">II", content[16:24])
 
 
 def _inflated(stream: bytes, size: int) -> bytes | None:

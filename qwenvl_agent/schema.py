@@ -8,7 +8,6 @@ the model is to write (`check_written`), because there an escaped spelling would
 
 import json
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -355,43 +354,3 @@ class Env(Protocol):
 def tool_named(tools: Iterable[Tool], name: str) -> Tool | None:
     """The tool of that name, or None."""
     return next((tool for tool in tools if tool.name == name), None)
-
-
-class ConfinedFolder:
-    """Files by their path relative to a folder, out of which no path leads.
-
-    Folders, the files' own among them, are resolved once: make a new one for each reading.
-    """
-
-    MAX_RESOLVED = 1024
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.inside = os.path.join(os.path.realpath(root), "")
-        self._resolved: dict[str, str] = {}
-
-    def path(self, relative: str) -> str:
-        """`root / relative`, resolved; ValueError if that leaves `root` (by `..`, an absolute path or a link)."""
-        if "\0" in relative:
-            raise ValueError(f"path {relative[:80]!r} holds a NUL character: no file has such a name; correct it")
-        folder, name = os.path.split(os.path.join(self.root, relative))
-        path = os.path.join(self._resolve(folder), name)
-        if name in ("", "..", ".") or os.path.islink(path):
-            path = os.path.realpath(path)
-        if not path.startswith(self.inside) and path != self.inside.rstrip(os.sep):
-            raise ValueError(
-                f"path {relative!r} leaves the dataset folder {self.root}: it is not read; copy the file inside"
-            )
-        return path
-
-    def _resolve(self, folder: str) -> str:
-        if folder not in self._resolved:
-            if len(self._resolved) == self.MAX_RESOLVED:
-                self._resolved.clear()
-            self._resolved[folder] = os.path.realpath(folder)
-        return self._resolved[folder]
-
-
-def confined_path(root: Path, relative: str) -> Path:
-    """`root / relative`, ValueError if that leaves `root` (by `..`, an absolute path or a link)."""
-    return Path(ConfinedFolder(root).path(relative))

@@ -15,11 +15,11 @@ from qwenvl_agent.computer import Action, build_tool, to_turn
 from qwenvl_agent.computer.context import SYSTEM_PROMPT
 from qwenvl_agent.config import to_json
 from qwenvl_agent.coordinates import Screen
+from qwenvl_agent.files import write_json
 from qwenvl_agent.inference.agent import Agent, load_agent, to_result
 from qwenvl_agent.inference.load import base_of_adapter, find, load_model, local_policy
 from qwenvl_agent.model.build import build_model, save_weights
 from qwenvl_agent.schema import Answer, ToolCall, Turn
-from qwenvl_agent.training.checkpoint import write_json
 
 WIDTH, HEIGHT = 400, 200
 SCREEN = Screen(WIDTH, HEIGHT)

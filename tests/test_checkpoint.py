@@ -14,15 +14,14 @@ from torch import nn
 
 from qwenvl_agent.checksums import find_damage
 from qwenvl_agent.config import Config, ModelConfig, PromptConfig, TrainConfig, VisionConfig
+from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.training.checkpoint import (
     last_whole,
     point_links,
     prepare_run_dir,
-    read_json,
     read_state,
     record_evaluation,
     save_checkpoint,
-    write_json,
 )
 from qwenvl_agent.training.state import (
     check_data,

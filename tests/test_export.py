@@ -13,12 +13,13 @@ from qwenvl_agent import export
 from qwenvl_agent.config import load_config, to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.export import distance, export_run, load_plain, probe_inputs, probe_logits
+from qwenvl_agent.files import write_json
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.inference.endpoint import to_chat
 from qwenvl_agent.inference.load import find_run, load_model
 from qwenvl_agent.model.build import build_model, build_processor, save_weights
 from qwenvl_agent.prompt import render_prompt
-from qwenvl_agent.training.checkpoint import link, write_json
+from qwenvl_agent.training.checkpoint import link
 from scripts import merge_adapter
 
 MODELS = {

@@ -11,8 +11,8 @@ import qwenvl_agent
 
 PACKAGE = Path(qwenvl_agent.__file__).parent
 LAYERS = (
-    {"png", "checksums", "threads", "settings", "aliases", "near_json"},
-    {"images", "settings_reference", "families"},
+    {"png", "threads", "settings", "aliases", "near_json", "files"},
+    {"images", "checksums", "settings_reference", "families"},
     {
         "config",
         "records",

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from qwenvl_agent.files import ConfinedFolder, confined_path
 from qwenvl_agent.images import check_aspect_ratio, picture_errors
 from qwenvl_agent.schema import (
-    ConfinedFolder,
     Episode,
     Observation,
     Picture,
@@ -25,7 +25,6 @@ from qwenvl_agent.schema import (
     Turn,
     check_written,
     clean,
-    confined_path,
     tool_named,
 )
 

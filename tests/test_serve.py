@@ -19,12 +19,12 @@ from qwenvl_agent.config import to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.pixels import pixel_values
 from qwenvl_agent.export import export_run
+from qwenvl_agent.files import write_json
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.inference.endpoint import EndpointPolicy
 from qwenvl_agent.inference.policy import ModelPolicy
 from qwenvl_agent.model.build import bind_precision, build_model, build_processor, load_base, save_weights
 from qwenvl_agent.records import read_records
-from qwenvl_agent.training.checkpoint import write_json
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("fastapi", reason="the serving extra is not installed: pip install 'transformers[serving]'")

@@ -1,8 +1,9 @@
 """How the commands that make a data set begin and end: nothing is lost unasked, and manifest.json says what was made."""
 
 import hashlib
-import json
 from pathlib import Path
+
+from qwenvl_agent.files import write_json
 
 
 def refuse_to_lose(out: Path, overwrite: bool) -> None:
@@ -15,5 +16,5 @@ def write_manifest(out: Path, about: dict) -> dict:
     """`about`, with the hash of dataset.jsonl, as manifest.json; returns it."""
     with open(out / "dataset.jsonl", "rb") as file:
         manifest = about | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "manifest.json", manifest)
     return manifest

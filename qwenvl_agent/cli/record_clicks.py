@@ -35,7 +35,7 @@ from PIL import Image
 from qwenvl_agent.command import command, run_command
 from qwenvl_agent.computer.dialects import to_seed
 from qwenvl_agent.curation.sample_folder import SampleFolder
-from qwenvl_agent.schema import confined_path
+from qwenvl_agent.files import confined_path
 from qwenvl_agent.worlds.browser.chromium import FLAGS, is_local, open_browser, open_context
 from qwenvl_agent.worlds.browser.recorder import Recorder, Step
 from qwenvl_agent.worlds.browser.window import Frame

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwenvl_agent.computer import KINDS
-from qwenvl_agent.curation.sample_folder import SampleFolder, write_text
+from qwenvl_agent.curation.sample_folder import SampleFolder
 from qwenvl_agent.data.pictures import see
+from qwenvl_agent.files import write_text
 from qwenvl_agent.images import read_rgb
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -165,7 +166,7 @@ class Annotation:
         before = set(self.skipped)
         self.skipped = before | {key} if is_skipped else before - {key}
         if self.skipped != before:
-            write_text(self._progress_path, json.dumps({"skipped": sorted(self.skipped)}))
+            write_text(self._progress_path, json.dumps({"skipped": sorted(self.skipped)}), is_flushed=True)
 
 
 def screenshot_of(key: str) -> str:

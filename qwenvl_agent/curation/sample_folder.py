@@ -6,13 +6,13 @@ no sample that was written is lost or half there. That costs a file of all sampl
 
 import fcntl
 import json
-import os
 from pathlib import Path
 
 from PIL import Image
 
 from qwenvl_agent.data.pictures import see
 from qwenvl_agent.data.readers.computer import Duplicates, PictureFiles, RecordError, Sample, read_records, read_sample
+from qwenvl_agent.files import replacing, write_text
 
 
 class SampleFolder:
@@ -58,9 +58,8 @@ class SampleFolder:
         """The path that samples name it by; the file is written once, however many samples show it."""
         name = f"images/{see(image).pixels}.png"
         if not (self.folder / name).exists():
-            part = self.folder / f"{name}.part"
-            image.save(part, "PNG", compress_level=3)
-            replace_file(part, self.folder / name)
+            with replacing(self.folder / name, is_flushed=True) as part:
+                image.save(part, "PNG", compress_level=3)
         return name
 
     def check(self, record: dict) -> Sample:
@@ -102,21 +101,4 @@ class SampleFolder:
 
     def save(self) -> None:
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in self.records)
-        write_text(self.folder / "dataset.jsonl", "".join(lines))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    replace_file(part, path)
-
-
-def replace_file(part: Path, path: Path) -> None:
-    """Move `part`, once its bytes are on the disk, to where `path` is."""
-    handle = os.open(part, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.replace(part, path)
+        write_text(self.folder / "dataset.jsonl", "".join(lines), is_flushed=True)

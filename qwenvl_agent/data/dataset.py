@@ -40,6 +40,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.data.readers import READERS
 from qwenvl_agent.data.source import Reject, SourceRow
+from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
 
 VERSION = 1
@@ -236,7 +237,7 @@ class SourceCache:
 
     def __init__(self, cfg: SourceConfig, path: Path, folder: Path):
         self.cfg, self.path, self.folder = cfg, path, folder
-        self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        self.meta = read_json(folder / "meta.json")
         self.steps = datasets.Dataset.from_file(str(folder / "steps.arrow"))
         self.prompts = datasets.Dataset.from_file(str(folder / "prompts.arrow"))
         self.index = np.asarray(np.load(folder / "index.npy", mmap_mode="r"))
@@ -398,7 +399,7 @@ def _file_digest(path: Path, cache_dir: Path) -> str:
     note = cache_dir / f"{_digest(str(path.resolve()))}.sha256"
     stamp, checked_ns = _stamp(path), time.time_ns()
     try:
-        known = json.loads(note.read_text(encoding="utf-8"))
+        known = read_json(note)
     except FileNotFoundError:
         known = {}
     if known.get("stamp") == stamp:
@@ -408,9 +409,7 @@ def _file_digest(path: Path, cache_dir: Path) -> str:
     changed_ns = max(stamp["ctime_ns"], stamp["mtime_ns"])
     if _stamp(path) == stamp and checked_ns - changed_ns > SETTLED_NS:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_name(f"{note.name}.{uuid.uuid4().hex}")
-        temporary.write_text(json.dumps({"path": str(path), "stamp": stamp, "sha256": digest}), encoding="utf-8")
-        temporary.replace(note)
+        write_json(note, {"path": str(path), "stamp": stamp, "sha256": digest})
     return digest
 
 
@@ -472,7 +471,7 @@ def _is_fresh(folder: Path) -> bool:
     What has those and is another picture all the same is found when it is opened, if its width or height differs.
     """
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_json(folder / "meta.json")
         steps = datasets.Dataset.from_file(str(folder / "steps.arrow"))
         stamps = hashlib.sha256()
         for chunk in steps.data.column("pictures").chunks:
@@ -496,7 +495,7 @@ def _write_cache(items: Iterable[SourceRow | Reject], folder: Path) -> None:
     temporary.mkdir()
     try:
         meta = _write_files(items, temporary)
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        write_json(temporary / "meta.json", meta)
         if not _is_fresh(folder):  # else another rank was faster, and what it wrote is the same
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)

@@ -11,7 +11,6 @@ What is found only later (a file that was deleted or damaged meanwhile) is `data
 import hashlib
 import json
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -23,6 +22,7 @@ import pyarrow.compute as pc
 from qwenvl_agent.config import to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import RowDataset, Rows, SourceCache, reason_of
+from qwenvl_agent.files import write_text
 from qwenvl_agent.prompt import render_row
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
 from qwenvl_agent.vision import picture_tokens
@@ -74,9 +74,7 @@ def find_unusable(source: SourceCache, collator: Collator) -> dict[int, str]:
     if not path.exists():
         faults = _find(source, collator)
         lines = (json.dumps({"position": position, "message": message}) for position, message in faults.items())
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, "".join(f"{line}\n" for line in lines))
     records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return {record["position"]: record["message"] for record in records}
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from qwenvl_agent.config import Config
 from qwenvl_agent.data.pixels import feature_path, pixel_values
+from qwenvl_agent.files import replacing
 from qwenvl_agent.model.build import Processor, base_of, family_of
 
 
@@ -68,9 +69,8 @@ class FeatureCache:
         if self.num_bytes + size > self.max_bytes or path.exists():
             return
         # Whole or not at all: other ranks and data workers look for it by its name.
-        part = path.with_suffix(f".{os.getpid()}")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
-        os.replace(part, path)
+        with replacing(path) as part:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
         self.num_bytes += size
 
 

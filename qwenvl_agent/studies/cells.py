@@ -32,6 +32,7 @@ from typing import Literal
 
 from qwenvl_agent.config import Config, load_config, to_json
 from qwenvl_agent.evaluation.suites import check_suite
+from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.settings import build, check_values, read_values
 
 PLACES = ("name", "runs_dir")
@@ -191,7 +192,7 @@ def freeze(sweep: Sweep, cells: Sequence[Cell]) -> None:
     """Write the cells' configs; ValueError if one was started with other settings."""
     for cell in sweep.cells:
         path, now = frozen_path(sweep, cell), to_json(cell.config)
-        if path.exists() and (changed := changed_keys(json.loads(path.read_text(encoding="utf-8")), now)):
+        if path.exists() and (changed := changed_keys(read_json(path), now)):
             raise ValueError(
                 f"{path} was started with other settings ({', '.join(changed)}): its result and those of the cells "
                 f"that run now could not be compared; set them back, rename the sweep's file, or delete {path.parent}"
@@ -199,7 +200,7 @@ def freeze(sweep: Sweep, cells: Sequence[Cell]) -> None:
     for cell in cells:
         path = frozen_path(sweep, cell)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(to_json(cell.config), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, to_json(cell.config))
 
 
 def changed_keys(before: dict, now: dict) -> list[str]:

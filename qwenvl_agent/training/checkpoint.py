@@ -18,8 +18,6 @@ step is evaluated, and `best` may point to it. Whatever is killed in between, bo
 a run that resumes does what was still to do. Nothing in a checkpoint is a pickle, except what DeepSpeed's engine writes.
 """
 
-import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 
 from qwenvl_agent.checksums import find_damage, write_checksums
 from qwenvl_agent.config import Config, to_json
+from qwenvl_agent.files import flush_to_disk, is_leftover, read_json, write_json
 from qwenvl_agent.training.lock import lock_run
 from qwenvl_agent.training.metrics import flatten
 
@@ -39,8 +38,8 @@ FREE_MODEL_KEYS = ("model.attention", "model.gradient_checkpointing")
 ROW_KEYS = ("prompt.", "vision.", "data.eval_fraction", "data.max_thought_chars")
 FREE_ROW_KEYS = ("vision.feature_cache_gb",)
 EVALUATION = "evaluation.json"
-LAUNCHER_FILES = {"STOP", "exit_status", ".config.json.tmp"}
-"""What batch scripts and sweeps put into the folder of a run that has not begun, or that a kill has left there."""
+LAUNCHER_FILES = {"STOP", "exit_status"}
+"""What batch scripts and sweeps put into the folder of a run that has not begun."""
 
 
 def prepare_run_dir(
@@ -92,7 +91,7 @@ def check_folder(run_dir: Path, overwrite: bool, resume: bool) -> None:
 
     What a start has left that came to no step, its config say, is in nobody's way.
     """
-    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    names = {path.name for path in run_dir.iterdir() if not is_leftover(path)} if run_dir.exists() else set()
     if names <= LAUNCHER_FILES or (resume and "config.json" not in names):  # a job's log may be there before its run
         return
     if not is_run(run_dir):
@@ -238,8 +237,7 @@ def save_checkpoint(
 def record_evaluation(checkpoints_dir: Path, step: int, best: dict, metrics: dict, keep: int) -> None:
     """Note in the step's checkpoint that it was evaluated, with the best until then, and point `best`."""
     checkpoint = step_dir(checkpoints_dir, step)
-    write_json(checkpoint / EVALUATION, {"best": best, "metrics": metrics})
-    flush_to_disk(checkpoint / EVALUATION)
+    write_json(checkpoint / EVALUATION, {"best": best, "metrics": metrics}, is_flushed=True)
     flush_to_disk(checkpoint)
     if best.get("step") == step:
         link(checkpoints_dir / "best", checkpoint)
@@ -257,12 +255,6 @@ def saved_steps(checkpoints_dir: Path) -> list[Path]:
 def by_step(checkpoint: Path) -> tuple[int, str]:
     """A key to sort by: step 1,000,000 has a digit more."""
     return len(checkpoint.name), checkpoint.name
-
-
-def flush_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
 
 
 def link(path: Path, target: Path) -> None:
@@ -290,14 +282,3 @@ def discard(checkpoint: Path) -> None:
     hidden = checkpoint.with_name(f".{checkpoint.name}.old")
     checkpoint.rename(hidden)
     shutil.rmtree(hidden)
-
-
-def write_json(path: Path, values: object) -> None:
-    """Under another name first: a kill leaves what was there before."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -20,11 +20,12 @@ from qwenvl_agent.data.collator import Collator, build_collator
 from qwenvl_agent.data.dataset import RowDataset, Rows, build_rows
 from qwenvl_agent.data.unusable import drop_unusable
 from qwenvl_agent.evaluation.suites import check_held_out, check_suite
+from qwenvl_agent.files import write_json
 from qwenvl_agent.model.build import Processor, base_of, build_model, build_processor, describe_parameters, manifest
 from qwenvl_agent.model.features import build_features
 from qwenvl_agent.model.precision import choose_together
 from qwenvl_agent.planning.vram import data_row, describe_plan, read_architecture
-from qwenvl_agent.training.checkpoint import prepare_run_dir, read_state, write_json
+from qwenvl_agent.training.checkpoint import prepare_run_dir, read_state
 from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loader import build_loader, build_sampler
 from qwenvl_agent.training.metrics import Reporter

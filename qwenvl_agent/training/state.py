@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qwenvl_agent.config import to_json
+from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.model.build import save_weights
-from qwenvl_agent.training.checkpoint import read_json, save_checkpoint, write_json
+from qwenvl_agent.training.checkpoint import save_checkpoint
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.run import Run
 

@@ -7,7 +7,6 @@ given as functions: which tools a row has, why a call does not fit them, which t
 
 import json
 import random
-import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from qwenvl_agent import png
+from qwenvl_agent.files import ConfinedFolder
 from qwenvl_agent.json_input import Reject, fault_of_line, read_json, read_line
 from qwenvl_agent.schema import (
-    ConfinedFolder,
     Observation,
     Picture,
     Request,
@@ -248,11 +248,7 @@ def png_bytes(picture: Image.Image) -> bytes:
     """The RGB picture as a PNG file without row filters: flat tiles compress well, in a third of Pillow's time."""
     pixels = np.asarray(picture)  # (H, W, 3)
     rows = np.concatenate([np.zeros((picture.height, 1), np.uint8), pixels.reshape(picture.height, -1)], axis=1)
-    header = struct.pack(">IIBBBBB", picture.width, picture.height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
+    return bytes(png.rgb_file(picture.width, picture.height, [zlib.compress(rows.tobytes(), 1)]))
 
 
 def row_json(recorded: RecordedTurn, image_files: Sequence[str]) -> dict:
@@ -303,8 +299,8 @@ class RowWriter:
     def write_encoded(self, pngs: Sequence[bytes], row: dict) -> None:
         """What `encode` gave, perhaps in another process."""
         names = row["images"] if "images" in row else [row["image_file"]]
-        for name, png in zip(names, pngs, strict=True):
-            (self.folder / name).write_bytes(png)
+        for name, content in zip(names, pngs, strict=True):
+            (self.folder / name).write_bytes(content)
         self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

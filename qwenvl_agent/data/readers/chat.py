@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qwenvl_agent.data.source import Reject, SourceRow
 from qwenvl_agent.families.calls import HERMES
+from qwenvl_agent.files import confined_path
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.json_input import fault_of_line, read_json, read_line, read_list
 from qwenvl_agent.schema import (
@@ -23,7 +24,6 @@ from qwenvl_agent.schema import (
     ToolCall,
     ToolResult,
     Turn,
-    confined_path,
     tool_named,
 )
 from qwenvl_agent.tool_schema import argument_error, check_schema

@@ -20,9 +20,10 @@ from qwenvl_agent.computer.dialects import read, to_seed
 from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.data.pictures import Seen, see
 from qwenvl_agent.data.source import Reject, SourceRow
+from qwenvl_agent.files import confined_path
 from qwenvl_agent.images import check_aspect_ratio, read_rgb
 from qwenvl_agent.json_input import fault_of_line, read_line, read_list
-from qwenvl_agent.schema import Picture, Step, Turn, confined_path
+from qwenvl_agent.schema import Picture, Step, Turn
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the picture."""

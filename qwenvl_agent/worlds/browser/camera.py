@@ -2,10 +2,10 @@
 
 import base64
 import json
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qwenvl_agent import png
 from qwenvl_agent.worlds.browser.chromium import SAMPLES, check_fonts, open_context
 from qwenvl_agent.worlds.browser.elements import Layout, evaluate, read_answer, reading_function
 from qwenvl_agent.worlds.browser.pages import Page
@@ -55,10 +55,10 @@ class Camera:
         # Playwright's own screenshot compresses harder and takes twice as long.
         picture = self._session.send("Page.captureScreenshot", {"format": "png", "optimizeForSpeed": True})
         evaluate(self._session, CLEAR)  # else a resize would draw this page again
-        png = base64.b64decode(picture["data"])
-        size = struct.unpack(">II", png[16:24])
+        content = base64.b64decode(picture["data"])
+        size = png.size_in(content)
         assert size == (layout.width, layout.height), (page.family, page.seed, size, layout.width, layout.height)
-        return Shot(page, png, layout)
+        return Shot(page, content, layout)
 
     def _resize(self, page: Page) -> None:
         # Playwright cannot change a tab's device scale; the protocol can, for pictures taken through the same session.

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwenvl_agent.schema import confined_path
+from qwenvl_agent.files import confined_path
 from qwenvl_agent.worlds.browser.problem import Effects, Task, Verdict
 from qwenvl_agent.worlds.browser.server import MISSING, Asked, Response
 from qwenvl_agent.worlds.browser.window import Frame, Window
