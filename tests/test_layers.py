@@ -110,6 +110,31 @@ def test_worlds_do_not_know_each_other():
             assert set(others) <= {world, *shared}, f"{file} imports {others}"
 
 
+def world_imports(path: Path) -> set[str]:
+    """Names of the package's worlds that a file imports."""
+    worlds = {folder.name for folder in (PACKAGE / "worlds").iterdir() if (folder / "__init__.py").is_file()}
+    parts = [module.split(".") for module in own_imports(path)]
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    named = {
+        a.name for n in tree if isinstance(n, ast.ImportFrom) and n.module == "qwenvl_agent.worlds" for a in n.names
+    }
+    return ({part[2] for part in parts if part[1] == "worlds" and len(part) > 2} | named) & worlds
+
+
+# Of the browser's pages they make data, with pages and a browser rather than episodes.
+PAGE_COMMANDS = {"cli/generate_ui.py": {"browser"}, "cli/record_clicks.py": {"browser"}}
+
+
+@pytest.mark.parametrize("file", [file for file in files() if not file.startswith("worlds/")])
+def test_nothing_outside_its_folder_imports_a_world(file):
+    assert world_imports(PACKAGE / file) == PAGE_COMMANDS.get(file, set())
+
+
+@pytest.mark.parametrize("file", ["train.py", "eval.py"])
+def test_the_commands_import_no_world(file):
+    assert not world_imports(PACKAGE.parent / file)
+
+
 def is_light(file: str) -> bool:
     return file in LIGHT_FILES or (room_of_file(file) not in HEAVY_ROOMS and file not in HEAVY_FILES)
 

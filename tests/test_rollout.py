@@ -28,6 +28,13 @@ class Corridor:
     tools = (WALK, STOP)
     max_turns = 6
 
+    def __init__(self, opened=None):
+        self.opened = [] if opened is None else opened
+        self.opened.append(self)
+
+    def close(self):
+        self.opened.remove(self)
+
     def reset(self, *, seed=None, options=None):
         if seed == 13:
             raise RuntimeError("no such corridor")
@@ -221,6 +228,48 @@ def test_a_broken_record_is_named(tmp_path):
     path.write_text(path.read_text() + json.dumps({"seed": 1, "speed": 2}) + "\n")
     with pytest.raises(ValueError, match=r"records.jsonl:2: not a record of an evaluation"):
         read_records(path)
+
+
+@pytest.mark.parametrize("seeds", [[1, 9, 2], [13, 1], [30]], ids=["won", "crashed at reset", "crashed in a step"])
+def test_every_environment_is_closed_when_its_episode_ends(seeds):
+    opened, seen = [], []
+    hole = [Answer(Turn("", [WALK_1])), Answer(Turn("", [ToolCall("walk", {"steps": 3})] * 2))]
+    policy = Script(hole) if seeds == [30] else Walker()
+    rollout(lambda: Corridor(opened), policy, seeds, batch_size=2, on_progress=lambda record: seen.append(len(opened)))
+    assert opened == [] and len(seen) == len(seeds) and max(seen) <= 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_environments_are_closed_when_the_policy_fails_or_people_interrupt(error):
+    class Failing:
+        def act(self, requests):
+            raise error
+
+    opened = []
+    with pytest.raises(error):
+        rollout(lambda: Corridor(opened), Failing(), [1, 2, 3], batch_size=2)
+    assert opened == []
+
+
+def test_environments_are_closed_at_the_time_limit():
+    opened = []
+
+    class Slow(Walker):
+        def act(self, requests):
+            time.sleep(0.05)
+            return super().act(requests)
+
+    assert len(rollout(lambda: Corridor(opened), Slow(), [9, 8], batch_size=2, time_limit_s=0.02)) == 2
+    assert opened == []
+
+
+def test_what_goes_wrong_in_closing_is_told_and_changes_nothing():
+    class Stuck(Corridor):
+        def close(self):
+            raise RuntimeError("the door is stuck")
+
+    record = rollout(Stuck, Walker(), [1])[0]
+    assert record.success and record.end_reason == "done" and "the door is stuck" in record.error
 
 
 def test_the_same_seed_twice_is_refused():

@@ -295,10 +295,32 @@ def usable(study: Study) -> tuple[dict[str, dict[int, Cell]], list[str]]:
         cells = {cell.seed: cell for cell in kept if cell.arm == arm}
         if cells:
             by_arm[arm] = cells
-    notes += unequal_seeds(by_arm) + unequal_missions(kept) + unequal_training(kept) + unequal_precision(kept)
+    notes += (
+        unknown_outcomes(study, kept)
+        + unequal_seeds(by_arm)
+        + unequal_missions(kept)
+        + unequal_training(kept)
+        + unequal_precision(kept)
+    )
     if study.baseline not in by_arm:
         notes.append(f"the baseline {study.baseline} has no cell to compare with: no difference is computed")
     return by_arm, notes
+
+
+def unknown_outcomes(study: Study, cells: Sequence[Cell]) -> list[str]:
+    """Outcomes about which the world tells nothing, so that they are the same for all."""
+    records = [record for cell in cells for record in cell.missions.values()]
+    calls = [call for record in records for step in record.steps for call in step.calls]
+    told = {
+        "optimal": any(call.optimal is not None for call in calls),
+        "legal": any(call.legal is not None for call in calls),
+        "efficiency": any(record.optimal_turns is not None for record in records),
+    }
+    return [
+        f"the world does not tell what {OUTCOME_TEXT[name]!r} rests on: of that outcome no difference can be seen"
+        for name in study.outcomes
+        if records and not told.get(name, True)
+    ]
 
 
 def same(cells: list[Cell], what: str, fact: Callable[[Cell], object], notes: list[str]) -> list[Cell]:

@@ -129,16 +129,7 @@ def body(directory: Path, study: Study) -> list[Block]:
     if study.contrasts:
         blocks += [Heading("Differences"), *difference_tables(study)]
         blocks.append(Figure(plots.plot_forest(directory / "differences.png", study), FOREST_TEXT))
-    blocks += [Heading("Where turns are lost"), Text(FUNNEL_TEXT)]
-    blocks.append(
-        Figure(plots.plot_funnel(directory / "funnel.png", study), "Turns that pass each stage, of all turns.")
-    )
-    blocks += [Heading("Thought and action"), thoughts_table(study), Text(THOUGHTS_TEXT)]
-    blocks.append(Figure(plots.plot_quadrants(directory / "thoughts.png", study), "Turns by thought and action."))
-    blocks += [Heading("First error of each failed mission"), errors_table(study), Text(ERRORS_TEXT)]
-    blocks.append(
-        Figure(plots.plot_first_errors(directory / "first_errors.png", study), "Failed missions by first error.")
-    )
+    blocks += diagnosis_blocks(directory, study) if has_reference(study) else [Text(NO_REFERENCE_TEXT)]
     plays = losses_of_plays(study.by_arm)
     blocks += constrained_blocks(study, [one for one in plays if one.name == CONSTRAINED])
     losses = [one for one in plays if one.name != CONSTRAINED]
@@ -156,6 +147,33 @@ def body(directory: Path, study: Study) -> list[Block]:
     return [*blocks, Heading("What was run"), cost_table(study), *provenance(study)]
 
 
+def has_reference(study: Study) -> bool:
+    """Whether any turn stands beside a reference's."""
+    cells = [cell for by_seed in study.by_arm.values() for cell in by_seed.values()]
+    return any(plots.has_reference(step) for c in cells for record in c.missions.values() for step in record.steps)
+
+
+def diagnosis_blocks(directory: Path, study: Study) -> list[Block]:
+    """Turns held against the reference's."""
+    return [
+        Heading("Where turns are lost"),
+        Text(FUNNEL_TEXT),
+        Figure(plots.plot_funnel(directory / "funnel.png", study), "Turns that pass each stage, of all turns."),
+        Heading("Thought and action"),
+        thoughts_table(study),
+        Text(THOUGHTS_TEXT),
+        Figure(plots.plot_quadrants(directory / "thoughts.png", study), "Turns by thought and action."),
+        Heading("First error of each failed mission"),
+        errors_table(study),
+        Text(ERRORS_TEXT),
+        Figure(plots.plot_first_errors(directory / "first_errors.png", study), "Failed missions by first error."),
+    ]
+
+
+NO_REFERENCE_TEXT = (
+    "This world has no reference (`World.make_reference`) whose turn could stand beside each of the agent's: where turns "
+    "are lost, and whether thought or action is at fault, cannot be told."
+)
 FOREST_TEXT = (
     "Differences against the baseline. Thick: 95 % over missions, of these trained models; thin: over training seeds "
     "too; filled: p < 0.05 (Holm, these models)."
