@@ -7,7 +7,6 @@ Outputs go to runs/NAME. `touch runs/NAME/STOP`, SIGTERM or Ctrl-C saves a check
 """
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -27,10 +26,11 @@ from qwenvl_agent.data.unusable import name_skipped
 from qwenvl_agent.settings_reference import help_of
 from qwenvl_agent.training.best import has_stalled
 from qwenvl_agent.training.evaluation import evaluate_run
+from qwenvl_agent.training.finite import GRADIENT_NORM, LOSS, SCALE, FiniteCheck, spoiled
 from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loader import to_device
 from qwenvl_agent.training.lock import locks_released
-from qwenvl_agent.training.loss import supervised_weight, token_losses
+from qwenvl_agent.training.loss import loss_scale, token_losses
 from qwenvl_agent.training.metrics import Means, flatten
 from qwenvl_agent.training.optim import learning_rate_at, set_learning_rate
 from qwenvl_agent.training.ranks import ranks_ended_together
@@ -69,7 +69,7 @@ def train(
 ) -> dict[str, float]:
     """Run the whole training; the metrics of the last evaluation."""
     run = set_up(config, resume=resume, overwrite=overwrite, accept_changes=accept_changes)
-    cfg, reporter = run.config.train, run.reporter
+    cfg, means, reporter = run.config.train, run.means, run.reporter
     metrics, stopped = {}, False
     if run.evaluation_due:  # the run was ended after it had saved this step
         metrics = evaluate_run(run)
@@ -81,33 +81,36 @@ def train(
             micro_batches = prepare(run, micro_batches, waited)
             learning_rate = learning_rate_at(run.step, run.max_steps, cfg)
             set_learning_rate(run.optimizer, learning_rate)
+            run.stop.share()
             train_step(
                 run.accelerator,
                 run.model,
                 run.optimizer,
                 micro_batches,
-                run.means,
-                run.step,
-                cfg.max_grad_norm,
-                run.check_gradients,
+                step=run.step,
+                max_grad_norm=cfg.max_grad_norm,
+                means=means,
+                finite=run.finite,
+                check_gradients=run.check_gradients,
             )
         run.step += 1
-        run.means.add_throughput(micro_batches, waited, time.monotonic() - started)
 
         is_first, is_last = run.step == run.first_step + 1, run.step == run.max_steps
-        stopped = not is_last and any_rank(run.accelerator, run.stop.is_set())
+        stopped = not is_last and run.stop.is_agreed()
         should_log = is_last or run.step % cfg.log_every == 0
         should_evaluate = is_last or (cfg.eval_every > 0 and run.step % cfg.eval_every == 0)
         should_save = is_last or stopped or should_evaluate or run.step % cfg.save_every == 0
+        if is_first or should_log or should_save:  # else nothing waits for the device
+            run.finite.read()
+            run.check_gradients.read()
+        means.add_throughput(micro_batches, waited, time.monotonic() - started)
         reporter.advance(run.step)
-        if is_first and torch.cuda.is_available():
-            reporter.say(f"measured peak: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of tensors")
         if should_log:
-            logged = run.means.take(gather_object([run.means.sums]))
+            logged = means.take(gather_object([means.read()]))
             epoch = run.sampler.epoch_of(run.step)
             reporter.log(run.step, logged | {"train/learning_rate": learning_rate, "train/epoch": epoch})
         elif is_first:
-            reporter.show(run.step, run.means.peek())  # a sign of life, long before the first log line
+            reporter.show(run.step, means.peek())  # a sign of life, long before the first log line
         if should_save:
             save_run(run, evaluation_due=should_evaluate)
         if should_evaluate and not stopped:  # who stops is in a hurry: the resumed run evaluates
@@ -120,61 +123,43 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[dict],
-    means: Means,
+    *,
     step: int,
     max_grad_norm: float,
+    means: Means,
+    finite: FiniteCheck,
     check_gradients: GradientCheck | None = None,
 ) -> None:
-    """One optimizer step; its loss is the mean over the weighted supervised tokens of all micro-batches and ranks."""
-    sums = [supervised_weight(micro_batches), sum(batch["num_pictures"] for batch in micro_batches)]
-    total_weight, num_pictures = accelerator.reduce(torch.tensor(sums, device=accelerator.device), "sum").tolist()
-    if not total_weight > 0:
-        raise ValueError(f"step {step + 1} has nothing to learn: every token's weight is 0\n{origin(micro_batches)}")
+    """One optimizer step; its loss is the mean over the weighted supervised tokens of all micro-batches and ranks.
+
+    What it finds stays on the device: the host goes on to the next step while this one is computed.
+    """
     # Backward divides by the number of micro-batches, the average of gradients by the number of ranks.
-    scale = accelerator.num_processes * len(micro_batches) / total_weight
+    scale = loss_scale(accelerator, micro_batches)
+    finite.see(SCALE, scale, step, micro_batches)
     for batch in micro_batches:
         with accelerator.accumulate(model):
             tokens = token_losses(model, batch)
             loss = tokens.weighted_sum * scale
-            check_finite("loss", loss, step, [batch])
+            finite.see(LOSS, loss, step, [batch])
             with record_function("backward"):
-                accelerator.backward(loss)  # under ZeRO the last one also clips and steps
-            means.add_losses(tokens, batch["tools"])
+                accelerator.backward(spoiled(loss))  # under ZeRO the last one also clips and steps
+            means.add_losses(tokens, batch)
     if check_gradients:
-        check_gradients(num_pictures)
+        check_gradients(sum(batch["num_pictures"] for batch in micro_batches))
     with record_function("clip and optimizer"):
         gradient_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-        check_finite("gradient norm", gradient_norm, step, micro_batches)
-        means.add("train/gradient_norm", float(gradient_norm), 1.0)
-        optimizer.step()
+        finite.see(GRADIENT_NORM, gradient_norm, step, micro_batches)
+        means.add("train/gradient_norm", gradient_norm, 1.0)
+        optimizer.step()  # changes nothing from a step on that was not finite
         optimizer.zero_grad()
-
-
-def check_finite(what: str, value: torch.Tensor | float, step: int, micro_batches: Sequence[dict]) -> None:
-    """ValueError that names the rows, before their step is taken."""
-    value = float(torch.as_tensor(value).detach())
-    if not math.isfinite(value):
-        raise ValueError(
-            f"{what} is {value} at step {step + 1}: the step is not taken, and the last checkpoint is as it was; "
-            f"look at these rows, or lower train.learning_rate: {origin(micro_batches)}"
-        )
-
-
-def origin(micro_batches: Sequence[dict]) -> str:
-    """`id (file:line)` of every row."""
-    pairs = [pair for batch in micro_batches for pair in zip(batch["row_ids"], batch["sources"], strict=True)]
-    return ", ".join(f"{row_id} ({source})" for row_id, source in pairs)
-
-
-def any_rank(accelerator: Accelerator, flag: bool) -> bool:
-    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item() > 0
 
 
 def prepare(run: Run, micro_batches: list[dict], waited_s: float) -> list[dict]:
     """On the device, with kept features where the run keeps them; rows that were left out are named."""
-    micro_batches = [to_device(batch, run.accelerator.device) for batch in micro_batches]
     run.profiler.note(micro_batches, waited_s)
     name_skipped(micro_batches, run.step)
+    micro_batches = [to_device(batch, run.accelerator.device) for batch in micro_batches]
     return [run.features.attach(batch) for batch in micro_batches] if run.features else micro_batches
 
 

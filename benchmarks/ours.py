@@ -29,8 +29,9 @@ from qwenvl_agent.model.build import build_model, build_processor
 from qwenvl_agent.model.call import supervised_positions
 from qwenvl_agent.model.features import build_features
 from qwenvl_agent.model.precision import announce, choose
+from qwenvl_agent.training.finite import FiniteCheck
 from qwenvl_agent.training.loader import build_loader, build_sampler, to_device
-from qwenvl_agent.training.loss import supervised_weight, token_losses
+from qwenvl_agent.training.loss import token_losses
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.optim import build_optimizer
 from qwenvl_agent.training.zero import build_accelerator
@@ -73,6 +74,7 @@ class Bench:
         directory = self.features and self.features.directory
         self.loader = build_loader(config, self.rows, self.collator, self.sampler, directory)
         self.step, self.means = 0, Means()
+        self.finite = FiniteCheck(self.accelerator, self.optimizer)
 
     def describe(self) -> dict:
         """What the other side has to do too."""
@@ -142,7 +144,7 @@ class Bench:
         batch = self._batch(indices)
         with torch.no_grad():
             batch = self._attached([batch])[0]
-            return {"loss": token_losses(self.model, batch).weighted_sum.item() / supervised_weight([batch])}
+            return {"loss": token_losses(self.model, batch).weighted_sum.item() / batch["loss_weight"]}
 
     def _batch(self, indices: list[int]) -> dict:
         return self.loader.collate_fn(indices)
@@ -174,8 +176,17 @@ class Bench:
         return [self.features.attach(batch) for batch in batches] if self.features else batches
 
     def _optimize(self, batches: list[dict]) -> None:
-        clip = self.config.train.max_grad_norm
-        train.train_step(self.accelerator, self.prepared, self.optimizer, batches, self.means, self.step, clip)
+        train.train_step(
+            self.accelerator,
+            self.prepared,
+            self.optimizer,
+            batches,
+            step=self.step,
+            max_grad_norm=self.config.train.max_grad_norm,
+            means=self.means,
+            finite=self.finite,
+        )
+        self.finite.read()  # a step that is timed is one that has ended
         self.step += 1
 
     def floor(self) -> dict:

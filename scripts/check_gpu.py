@@ -52,6 +52,7 @@ from qwenvl_agent.planning.vram import (
     plan_memory,
     read_architecture,
 )
+from qwenvl_agent.training.finite import FiniteCheck
 from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loader import build_loader, build_sampler, to_device
 from qwenvl_agent.training.metrics import Means
@@ -152,6 +153,7 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
     batches = iter(build_loader(config, rows.train, collator, sampler))
     check_gradients = GradientCheck(accelerator, bare_model)
+    settings = {"max_grad_norm": config.train.max_grad_norm, "finite": FiniteCheck(accelerator, optimizer)}
     watch = Watch(device)
     steps: list[Step] = []
     shapes: list[RowShape] = []
@@ -163,16 +165,26 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
         watch.start()
         on_device = [to_device(batch, device) for batch in fetched]
         means = Means()
-        clip = config.train.max_grad_norm
-        train_py.train_step(accelerator, model, optimizer, on_device, means, step, clip, check_gradients)
+        train_py.train_step(
+            accelerator,
+            model,
+            optimizer,
+            on_device,
+            step=step,
+            means=means,
+            check_gradients=check_gradients,
+            **settings,
+        )
         seconds = watch.stop()
-        steps.append(Step(seconds, num_tokens, flops, means.take([means.sums])["train/loss"]))
+        settings["finite"].read()
+        check_gradients.read()
+        steps.append(Step(seconds, num_tokens, flops, means.peek()["train/loss"]))
     memory = watch.memory()
     row = largest_of(shapes)
     plan = plan_memory(config, arch, row, accelerator.num_processes)
 
     def one_step() -> None:
-        train_py.train_step(accelerator, model, optimizer, on_device, Means(), num_steps, config.train.max_grad_norm)
+        train_py.train_step(accelerator, model, optimizer, on_device, step=num_steps, means=Means(), **settings)
 
     compute = torch.bfloat16 if config.model.autocast else torch.float32
     report = {

@@ -22,6 +22,7 @@ from qwenvl_agent.data.unusable import collate
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model.build import build_model, build_processor
 from qwenvl_agent.model.call import supervised_positions
+from qwenvl_agent.training.finite import FiniteCheck
 from qwenvl_agent.training.loader import build_sampler
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.zero import build_accelerator
@@ -57,7 +58,11 @@ def main(config_path: str, out: str) -> None:
     indices = [next(sampler) for _ in range(config.train.accumulation)]
     micro_batches = [collate(rows, collator, batch) for batch in indices]
     means = Means()
-    train_step(accelerator, prepared, prepared_optimizer, micro_batches, means, 2, 1e9)
+    finite = FiniteCheck(accelerator, prepared_optimizer)
+    train_step(
+        accelerator, prepared, prepared_optimizer, micro_batches, step=2, max_grad_norm=1e9, means=means, finite=finite
+    )
+    finite.read()
 
     rank, is_distributed = accelerator.process_index, torch.distributed.is_initialized()
     seen = {
@@ -66,7 +71,7 @@ def main(config_path: str, out: str) -> None:
         "rank": torch.distributed.get_rank() if is_distributed else 0,
         "rows": [row_id for batch in micro_batches for row_id in batch["row_ids"]],
         "num_tokens": sum(int(supervised_positions(batch["labels"]).sum()) for batch in micro_batches),
-        "loss": means.sums["train/loss"],
+        "loss": means.read()["train/loss"],
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / f"rank_{rank}.json").write_text(json.dumps(seen))

@@ -70,7 +70,7 @@ def test_a_look_at_the_means_leaves_them():
     means.add("train/loss", 6.0, 2.0)
     means.add("train/loss", 2.0, 2.0)
     assert means.peek() == {"train/loss": 2.0} == means.peek()
-    assert means.take([means.sums]) == {"train/loss": 2.0} and means.peek() == {}
+    assert means.take([means.read()]) == {"train/loss": 2.0} and means.peek() == {}
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,8 @@ def losses_and_gradient(model, batch):
     tokens = token_losses(model, batch)
     tokens.weighted_sum.backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    by_row = [tokens.losses[tokens.rows == i].detach() for i in range(len(batch["row_ids"]))]
+    rows = batch["row_index"].flatten()[batch["supervised"] + 1]
+    by_row = [tokens.losses[rows == i].detach() for i in range(len(batch["row_ids"]))]
     return by_row, tokens.weighted_sum.detach(), gradient
 
 

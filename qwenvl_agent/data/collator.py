@@ -20,6 +20,7 @@ from qwenvl_agent.data.masks import IGNORE_INDEX, label_tokens
 from qwenvl_agent.data.packing import PADDING, Columns, join, pad, plan_packs
 from qwenvl_agent.data.pieces import PieceTokenizer
 from qwenvl_agent.data.pixels import feature_path, load_pixels, patchify, picture_key
+from qwenvl_agent.data.supervision import supervised_places
 from qwenvl_agent.families import Family
 from qwenvl_agent.formats import Format, Span, formats_of
 from qwenvl_agent.prompt import Rendered, render_prompt, render_row
@@ -115,7 +116,7 @@ class Collator:
 
         input_ids, attention_mask, mm_token_type_ids (0 text, 1 image) (B, T); position_ids (4, B, T): text, t, h, w;
         labels (B, T), IGNORE_INDEX outside the turns to learn; loss_weights (B, T); parts (B, T), indices of PARTS;
-        row_index (B, T): which row a supervised token is of; segments (B, T) of packs, PADDING outside, and pack_sizes,
+        row_index (B, T): which row a supervised token is of; supervised (N,): `supervised_places`; segments (B, T) of packs, PADDING outside, and pack_sizes,
         a list for each pack of the tokens in every segment;
         patches, patch_scale and image_grid_thw (`patchify`), absent without pictures; with `feature_dir` only of
         pictures whose features are not there, and picture_keys of all, encoded_keys of those; row_ids, a string a row;
@@ -136,6 +137,7 @@ class Collator:
         else:
             pixels = self._pixels(encoded) if feature_dir is None else self._pixels_not_in(feature_dir, encoded)
         batch = self._tensors(columns) | pixels
+        batch["supervised"] = supervised_places(batch["labels"])
         if pack_tokens:
             batch["pack_sizes"] = [s[s != PADDING].bincount().tolist() for s in batch["segments"]]
         batch["row_ids"] = [row.id for row in rows]

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from qwenvl_agent.config import to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.dataset import RowDataset, Rows, SourceCache, reason_of
+from qwenvl_agent.data.supervision import count_supervised
 from qwenvl_agent.files import write_text
 from qwenvl_agent.prompt import render_row
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
@@ -192,8 +193,8 @@ def usable_rows(collator: Collator, rows: Sequence[Row]) -> list[Row]:
 def collate(
     rows: RowDataset, collator: Collator, indices: Sequence[int], on_unusable_row: str = "error", **options
 ) -> dict:
-    """The collator's batch of the rows at `indices`, with what the reports need: where each row is from, the first tool
-    that it calls, and under `skipped` a message for each row that could not be used.
+    """The collator's batch of the rows at `indices`, with what a step and its reports need: `count_supervised` by the first
+    tool that each row calls, where each row is from, and under `skipped` a message for each row that could not be used.
 
     In the place of such a row stands the next in the file that can be used. So a batch has as many rows as ever, the
     ranks stay in step, and a run that is resumed takes the same row as long as the files are the same.
@@ -209,7 +210,8 @@ def collate(
             raise
         batch = collator(picked, **options)
     tools = [row.turn.tool_calls[0].name if row.turn.tool_calls else "" for row in picked]
-    return batch | {"sources": [row.source for row in picked], "tools": tools, "skipped": skipped}
+    sources = [row.source for row in picked]
+    return batch | count_supervised(batch, tools) | {"sources": sources, "skipped": skipped}
 
 
 def _with_substitutes(rows: RowDataset, collator: Collator, indices: Sequence[int]) -> tuple[list[Row], list[str]]:

@@ -291,12 +291,14 @@ def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
 
 
 def bind_targets(base: nn.Module) -> None:
-    """The forward takes `targets` (N,), which make the head answer with losses, through all that wraps the model."""
+    """The forward takes `targets` (N,) at `places` (N,) of B * T, which make the head answer with losses, through all that
+    wraps the model."""
     stock, head = type(base).forward, family_of(base).paths.head
 
     @functools.wraps(stock)
-    def forward(self, *args, targets: torch.Tensor | None = None, **kwargs):
-        self.get_submodule(head).targets = targets
+    def forward(self, *args, targets: torch.Tensor | None = None, places: torch.Tensor | None = None, **kwargs):
+        module = self.get_submodule(head)
+        module.targets, module.places = targets, places
         return stock(self, *args, **kwargs)
 
     base.forward = types.MethodType(forward, base)

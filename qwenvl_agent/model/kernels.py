@@ -74,12 +74,16 @@ class Head(nn.Linear):
     """The language model's head. Where it is given targets it makes their losses, and never all logits at once."""
 
     targets: torch.Tensor | None = None
+    places: torch.Tensor | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., H) to logits (..., V); with `targets` (N,), (1, N, H) to cross-entropies (N,) in float32."""
+        """(..., H) to logits (..., V); with `targets` (N,), (B, T, H) at `places` to cross-entropies (N,) in float32.
+
+        Places are numbers and no mask: how many a mask keeps, a GPU would have to tell the host.
+        """
         if self.targets is None:
             return super().forward(hidden)
-        return HeadLoss.apply(hidden.flatten(0, -2), self.weight, self.targets)
+        return HeadLoss.apply(hidden.flatten(0, -2).index_select(0, self.places), self.weight, self.targets)
 
 
 class HeadLoss(torch.autograd.Function):

@@ -9,15 +9,13 @@ and so has what lies before its first adapter.
 from collections.abc import Sequence
 
 from qwenvl_agent.config import ModelConfig
-from qwenvl_agent.model.call import supervised_positions
 from qwenvl_agent.planning.vram import Architecture, adapters_by_place
 
 
 def batch_flops(cfg: ModelConfig, arch: Architecture, batch: dict) -> float:
     """Of one micro-batch's forward and backward."""
     lengths = batch["attention_mask"].sum(1).tolist()
-    supervised = int(supervised_positions(batch["labels"]).sum())
-    return step_flops(cfg, arch, lengths, supervised, picture_patches(batch))
+    return step_flops(cfg, arch, lengths, len(batch["supervised"]), picture_patches(batch))
 
 
 def step_flops(

@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from qwenvl_agent.data.masks import PARTS
 from qwenvl_agent.training.loss import TokenLosses
 
 # What a line on the terminal shows; all the rest is in metrics.jsonl.
@@ -31,35 +30,32 @@ START_UP_STEPS = 3
 
 
 class Means:
-    """Weighted sums by name; JSON values, so that a checkpoint can hold them between two log lines."""
+    """Weighted sums by name. A total can be () on a device: it stays there, and is added up there, until `read`."""
 
     def __init__(self, sums: dict[str, list[float]] | None = None):
-        self.sums = sums or {}
+        self._sums = sums or {}
+        self._on_device: dict[str, torch.Tensor] = {}
+        """In place of the sum's total."""
 
-    def add(self, name: str, total: float, weight: float) -> None:
-        entry = self.sums.setdefault(name, [0.0, 0.0])
-        entry[0] += total
+    def add(self, name: str, total: float | torch.Tensor, weight: float) -> None:
+        entry = self._sums.setdefault(name, [0.0, 0.0])
         entry[1] += weight
+        if isinstance(total, torch.Tensor) or name in self._on_device:
+            # In float64, as floats of the host are added; it goes on from what was read, so reading changes no bit.
+            so_far = self._on_device.get(name, entry[0])
+            self._on_device[name] = so_far + (total.detach().double() if isinstance(total, torch.Tensor) else total)
+        else:
+            entry[0] += total
 
-    def add_losses(self, tokens: TokenLosses, tools: Sequence[str]) -> None:
-        """Losses by part, and of the calls by tool; `tools[row]` is "" for a row without a call."""
-        losses = tokens.losses.detach()
-        self.add("train/loss", tokens.weighted_sum.item(), tokens.weights.sum().item())
-        for code, part in enumerate(PARTS[1:], start=1):
-            self._add_selected(f"train/loss_part/{part}", losses, tokens.parts == code)
-        tool_names = sorted({*tools} - {""})
-        tool_of_row = torch.tensor([tool_names.index(tool) if tool else -1 for tool in tools], device=losses.device)
-        is_call = tokens.parts == PARTS.index("call")
-        for i, tool in enumerate(tool_names):
-            self._add_selected(f"train/loss_tool/{tool}", losses, is_call & (tool_of_row[tokens.rows] == i))
-
-    def _add_selected(self, name: str, losses: torch.Tensor, is_selected: torch.Tensor) -> None:
-        num_tokens = is_selected.sum().item()
-        if num_tokens:
-            self.add(name, losses[is_selected].sum().item(), num_tokens)
+    def add_losses(self, tokens: TokenLosses, batch: dict) -> None:
+        """The loss, and that of every group of `count_supervised`."""
+        self.add("train/loss", tokens.weighted_sum, batch["loss_weight"])
+        sums = torch.where(batch["in_group"], tokens.losses.detach().double(), 0.0).sum(1)  # (G,)
+        for i, (name, num_tokens) in enumerate(zip(batch["group_names"], batch["group_tokens"], strict=True)):
+            self.add(f"train/{name}", sums[i], num_tokens)
 
     def add_throughput(self, micro_batches: Sequence[dict], waited_s: float, total_s: float) -> None:
-        num_tokens = sum(batch["attention_mask"].sum().item() for batch in micro_batches)
+        num_tokens = sum(batch["num_tokens"] for batch in micro_batches)
         num_places = sum(batch["attention_mask"].numel() for batch in micro_batches)
         self.add("train/tokens_per_s", num_tokens, total_s)
         self.add("train/padding_share", num_places - num_tokens, num_places)
@@ -69,18 +65,27 @@ class Means:
             for what in ("images", "turns"):
                 self.add(f"train/reduced_{what}", batch["reductions"].get(what, 0), len(batch["row_ids"]))
 
+    def read(self) -> dict[str, list[float]]:
+        """[total, weight] by name, JSON values: the host waits for the device here, and only here."""
+        if self._on_device:
+            totals = torch.stack(list(self._on_device.values())).tolist()
+            for name, total in zip(self._on_device, totals, strict=True):
+                self._sums[name][0] = total
+            self._on_device = {}
+        return self._sums
+
     def peek(self) -> dict[str, float]:
         """This rank's means so far, which stay."""
-        return Means().take([self.sums])
+        return Means().take([self.read()])
 
     def take(self, all_ranks: Sequence[dict[str, list[float]]]) -> dict[str, float]:
-        """The means over `all_ranks`' sums (this one's included); starts anew."""
+        """The means over what all ranks have `read` (this one included); starts anew."""
         merged = Means()
         for sums in all_ranks:
             for name, (total, weight) in sums.items():
                 merged.add(name, total, weight)
-        self.sums = {}
-        means = {name: total / weight for name, (total, weight) in sorted(merged.sums.items()) if weight}
+        self._sums, self._on_device = {}, {}
+        means = {name: total / weight for name, (total, weight) in sorted(merged._sums.items()) if weight}
         if "train/tokens_per_s" in means:  # seconds were summed over ranks too
             means["train/tokens_per_s"] *= len(all_ranks)
         return means

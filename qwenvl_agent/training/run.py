@@ -13,6 +13,7 @@ from qwenvl_agent.data.dataset import Rows
 from qwenvl_agent.data.sampler import RowSampler
 from qwenvl_agent.model.build import Processor
 from qwenvl_agent.model.features import FeatureCache
+from qwenvl_agent.training.finite import FiniteCheck
 from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.metrics import Means, Reporter
 from qwenvl_agent.training.profile import StepProfiler
@@ -36,6 +37,7 @@ class Run:
     features: FeatureCache | None
     reporter: Reporter
     profiler: StepProfiler
+    finite: FiniteCheck
     check_gradients: GradientCheck
     stop: StopRequest
     means: Means = field(default_factory=Means)

@@ -43,7 +43,7 @@ def save_run(run: Run, *, evaluation_due: bool) -> None:
             write_json(directory / "config.json", to_json(config))
             write_json(directory / "state.json", state)
             save_weights(accelerator.unwrap_model(run.model), directory / "model", weights)
-        write_training_state(directory, accelerator, run.model, run.optimizer, {"means": run.means.sums})
+        write_training_state(directory, accelerator, run.model, run.optimizer, {"means": run.means.read()})
 
     save_checkpoint(config.run_dir / "checkpoints", run.step, write, accelerator, config.train.keep_checkpoints)
 
