@@ -1,0 +1,202 @@
+"""What is not finite is never stepped on, on no rank, and is named with its rows at the next look."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
+from torch import nn
+from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+
+from qwenvl_agent.data.dataset import build_rows
+from qwenvl_agent.training.finite import GRADIENT_NORM, LOSS, SCALE, FiniteCheck, spoiled
+from qwenvl_agent.training.loader import build_sampler
+from train import train
+
+ROOT = Path(__file__).parent.parent
+NAN, INF = float("nan"), float("inf")
+
+
+def batch(name: str) -> dict:
+    return {"row_ids": [name], "sources": [f"data.jsonl:{name[-1]}"]}
+
+
+@pytest.fixture
+def parts():
+    """(a linear layer, its AdamW as build_optimizer makes it, the check of both)"""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    return model, optimizer, FiniteCheck(Accelerator(cpu=True), optimizer)
+
+
+def step(model, optimizer, finite, number: int, factor: float) -> None:
+    loss = model(torch.ones(2, 3)).sum() * factor
+    finite.see(LOSS, loss, number, [batch(f"row{number}")])
+    spoiled(loss).backward()
+    finite.see(GRADIENT_NORM, nn.utils.clip_grad_norm_(model.parameters(), 1.0), number, [batch(f"row{number}")])
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def state(model, optimizer) -> list[torch.Tensor]:
+    averages = [value.clone() for entry in optimizer.state.values() for value in entry.values()]
+    return [p.detach().clone() for p in model.parameters()] + averages
+
+
+@pytest.mark.parametrize("factor", [NAN, INF, -INF])
+def test_neither_that_step_nor_a_later_one_changes_weights_or_averages(parts, factor):
+    model, optimizer, finite = parts
+    step(model, optimizer, finite, 0, 1.0)
+    finite.read()
+    before = state(model, optimizer)
+    step(model, optimizer, finite, 1, factor)
+    step(model, optimizer, finite, 2, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, state(model, optimizer), strict=True))
+    with pytest.raises(ValueError, match=r"loss is -?(nan|inf) at step 2: neither .*: row1 \(data.jsonl:1\)$"):
+        finite.read()
+
+
+def test_a_finite_step_is_the_same_to_the_bit_with_and_without_the_check(parts):
+    model, optimizer, finite = parts
+    step(model, optimizer, finite, 0, 1.0)
+    torch.manual_seed(0)
+    alone = nn.Linear(3, 1)
+    plain = torch.optim.AdamW(alone.parameters(), lr=0.1, fused=True)
+    alone(torch.ones(2, 3)).sum().backward()
+    nn.utils.clip_grad_norm_(alone.parameters(), 1.0)
+    plain.step()
+    assert all(torch.equal(a, b) for a, b in zip(state(model, optimizer), state(alone, plain), strict=True))
+
+
+def test_an_infinite_loss_with_a_finite_gradient_is_no_step_either():
+    """Cross-entropy of a token that the model holds for impossible: its gradient, p - 1, is finite."""
+    logits = torch.tensor([[0.0, -INF]], requires_grad=True)
+    loss = nn.functional.cross_entropy(logits, torch.tensor([1]))
+    assert loss.item() == INF
+    spoiled(loss).backward()
+    assert not torch.isfinite(logits.grad).any()
+
+
+def test_a_gradient_is_named_by_the_rows_of_its_step(parts):
+    model, optimizer, finite = parts
+    finite.see(LOSS, torch.tensor(1.0), 4, [batch("row1")])
+    finite.see(GRADIENT_NORM, torch.tensor(INF), 4, [batch("row1"), batch("row2")])
+    with pytest.raises(ValueError, match=r"gradient norm is inf at step 5: .*: row1 \(.*:1\), row2 \(.*:2\)$"):
+        finite.read()
+
+
+def test_a_norm_that_is_a_float_is_answered_at_once_and_the_loss_is_named(parts):
+    """As DeepSpeed gives it, which has skipped the step."""
+    model, optimizer, finite = parts
+    finite.see(LOSS, torch.tensor(NAN), 4, [batch("row1")])
+    with pytest.raises(ValueError, match=r"loss is nan at step 5: .*: row1 \(.*:1\)$"):
+        finite.see(GRADIENT_NORM, INF, 4, [batch("row1"), batch("row2")])
+
+
+def test_a_step_without_weight_is_named_as_that(parts):
+    model, optimizer, finite = parts
+    finite.see(SCALE, torch.tensor(INF), 0, [batch("row1")])
+    finite.see(LOSS, torch.tensor(NAN), 0, [batch("row1")])
+    with pytest.raises(ValueError, match=r"step 1 has nothing to learn: every token's weight is 0\nrow1"):
+        finite.read()
+
+
+def test_what_was_read_is_not_read_again(parts):
+    finite = parts[2]
+    finite.see(LOSS, torch.tensor(1.0), 0, [batch("row1")])
+    finite.read()
+    assert finite.seen == []
+    finite.read()
+
+
+# real runs
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """(checkpoint, dataset) of which `row3` alone has a token whose embedding is no number; the head is not tied to it."""
+    directory = tmp_path_factory.mktemp("finite")
+    checkpoint, dataset = save_tiny_checkpoint(directory / "base"), save_dataset(directory / "data", 16)
+    lines = dataset.read_text().splitlines()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    known = {token for line in lines for token in tokenizer.encode(line)}
+    lines[3] = lines[3].replace("find it.", "find it. \\u00e9")
+    dataset.write_text("\n".join(lines) + "\n")
+    (rare, *_) = (token for token in tokenizer.encode("\u00e9", add_special_tokens=False) if token not in known)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint)
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.get_input_embeddings().weight.data[rare] = NAN
+    model.save_pretrained(checkpoint)
+    return checkpoint, dataset
+
+
+def config_of(base, directory: Path, **train):
+    settings = {"max_steps": 8, "batch_size": 2, "accumulation": 1, "log_every": 100, "save_every": 2} | train
+    model, data = {"lora_dropout": 0.0}, {"eval_fraction": 0.0}
+    return tiny_config(directory, *base, train=settings, model=model, data=data, eval={"step_rows": 0})
+
+
+BLAMED = re.compile(r"loss is nan at step (\d+): neither this step is taken nor one after it, .*: (row\S+ .*)")
+
+
+def assert_names_the_row_and_saved_before(message: str, run_dir: Path) -> None:
+    number, rows = BLAMED.search(message).groups()
+    assert "row3#" in rows
+    last = run_dir / "checkpoints" / "last"
+    saved = json.loads((last / "state.json").read_text())["step"]
+    assert saved < int(number) <= saved + 2
+    assert all(tensor.isfinite().all() for tensor in load_file(last / "model" / "adapter_model.safetensors").values())
+
+
+def step_with_row3(config) -> int:
+    rows = build_rows(config.data, config.prompt).train
+    steps = enumerate(build_sampler(config, rows, Accelerator(cpu=True)), start=1)
+    return next(number for number, indices in steps if any("row3#" in rows[i].id for i in indices))
+
+
+@pytest.fixture
+def configure(base, tmp_path):
+    """Function from train settings to a config in whose order row3 comes after the first checkpoint."""
+
+    def build(**train):
+        configs = (config_of(base, tmp_path, **train) for _ in range(50))
+        seeded = (replace(c, data=replace(c.data, seed=seed)) for seed, c in enumerate(configs))
+        of_one_rank = lambda c: replace(c, train=replace(c.train, batch_size=2))  # noqa: E731
+        return next(config for config in seeded if step_with_row3(of_one_rank(config)) > 3)
+
+    return build
+
+
+def test_a_run_ends_at_its_next_look_with_the_row_and_the_checkpoint_before(configure):
+    config = configure()
+    with pytest.raises(ValueError) as error:
+        train(config)
+    assert_names_the_row_and_saved_before(str(error.value), config.run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", ["--multi_gpu", "--use_deepspeed"])
+def test_on_two_ranks_both_name_the_row_of_one(configure, tmp_path, launch):
+    settings = {"zero_stage": 2} if launch == "--use_deepspeed" else {}
+    config = configure(**settings, batch_size=1)
+    path = save_config(config, tmp_path / "config.json")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment |= {"DS_ACCELERATOR": "cpu"} if settings else {"ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
+    command += [launch, str(ROOT / "train.py"), "--config", str(path)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ") and "loss is nan" in line]
+    assert errors, done.stderr[-3000:]
+    for line in errors:
+        assert_names_the_row_and_saved_before(line, config.run_dir)
