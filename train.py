@@ -26,12 +26,12 @@ from qwenvl_agent.data.unusable import name_skipped
 from qwenvl_agent.settings_reference import help_of
 from qwenvl_agent.training.best import has_stalled
 from qwenvl_agent.training.evaluation import evaluate_run
-from qwenvl_agent.training.finite import GRADIENT_NORM, LOSS, SCALE, FiniteCheck, spoiled
-from qwenvl_agent.training.gradients import GradientCheck
+from qwenvl_agent.training.findings import Findings
+from qwenvl_agent.training.finite import GRADIENT_NORM, LOSS, SCALE, spoiled
 from qwenvl_agent.training.loader import to_device
 from qwenvl_agent.training.lock import locks_released
 from qwenvl_agent.training.loss import loss_scale, token_losses
-from qwenvl_agent.training.metrics import Means, flatten
+from qwenvl_agent.training.metrics import flatten
 from qwenvl_agent.training.optim import learning_rate_at, set_learning_rate
 from qwenvl_agent.training.ranks import ranks_ended_together
 from qwenvl_agent.training.run import Run
@@ -69,7 +69,7 @@ def train(
 ) -> dict[str, float]:
     """Run the whole training; the metrics of the last evaluation."""
     run = set_up(config, resume=resume, overwrite=overwrite, accept_changes=accept_changes)
-    cfg, means, reporter = run.config.train, run.means, run.reporter
+    cfg, findings, reporter = run.config.train, run.findings, run.reporter
     metrics, stopped = {}, False
     if run.evaluation_due:  # the run was ended after it had saved this step
         metrics = evaluate_run(run)
@@ -82,17 +82,7 @@ def train(
             learning_rate = learning_rate_at(run.step, run.max_steps, cfg)
             set_learning_rate(run.optimizer, learning_rate)
             run.stop.share()
-            train_step(
-                run.accelerator,
-                run.model,
-                run.optimizer,
-                micro_batches,
-                step=run.step,
-                max_grad_norm=cfg.max_grad_norm,
-                means=means,
-                finite=run.finite,
-                check_gradients=run.check_gradients,
-            )
+            train_step(run.accelerator, run.model, run.optimizer, micro_batches, findings, run.step, cfg.max_grad_norm)
         run.step += 1
 
         is_first, is_last = run.step == run.first_step + 1, run.step == run.max_steps
@@ -101,16 +91,15 @@ def train(
         should_evaluate = is_last or (cfg.eval_every > 0 and run.step % cfg.eval_every == 0)
         should_save = is_last or stopped or should_evaluate or run.step % cfg.save_every == 0
         if is_first or should_log or should_save:  # else nothing waits for the device
-            run.finite.read()
-            run.check_gradients.read()
-        means.add_throughput(micro_batches, waited, time.monotonic() - started)
+            findings.read()
+        findings.means.add_throughput(micro_batches, waited, time.monotonic() - started)
         reporter.advance(run.step)
         if should_log:
-            logged = means.take(gather_object([means.read()]))
+            logged = findings.means.take(gather_object([findings.means.read()]))
             epoch = run.sampler.epoch_of(run.step)
             reporter.log(run.step, logged | {"train/learning_rate": learning_rate, "train/epoch": epoch})
         elif is_first:
-            reporter.show(run.step, means.peek())  # a sign of life, long before the first log line
+            reporter.show(run.step, findings.means.peek())  # a sign of life, long before the first log line
         if should_save:
             save_run(run, evaluation_due=should_evaluate)
         if should_evaluate and not stopped:  # who stops is in a hurry: the resumed run evaluates
@@ -123,17 +112,15 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[dict],
-    *,
+    findings: Findings,
     step: int,
     max_grad_norm: float,
-    means: Means,
-    finite: FiniteCheck,
-    check_gradients: GradientCheck | None = None,
 ) -> None:
     """One optimizer step; its loss is the mean over the weighted supervised tokens of all micro-batches and ranks.
 
     What it finds stays on the device: the host goes on to the next step while this one is computed.
     """
+    means, finite = findings.means, findings.finite
     # Backward divides by the number of micro-batches, the average of gradients by the number of ranks.
     scale = loss_scale(accelerator, micro_batches)
     finite.see(SCALE, scale, step, micro_batches)
@@ -145,8 +132,7 @@ def train_step(
             with record_function("backward"):
                 accelerator.backward(spoiled(loss))  # under ZeRO the last one also clips and steps
             means.add_losses(tokens, batch)
-    if check_gradients:
-        check_gradients(sum(batch["num_pictures"] for batch in micro_batches))
+    findings.gradients(sum(batch["num_pictures"] for batch in micro_batches))
     with record_function("clip and optimizer"):
         gradient_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
         finite.see(GRADIENT_NORM, gradient_norm, step, micro_batches)
@@ -166,7 +152,7 @@ def prepare(run: Run, micro_batches: list[dict], waited_s: float) -> list[dict]:
 def close(run: Run, metrics: dict[str, float], stopped: bool) -> dict[str, float]:
     """Say how the run has ended, and end its records; `metrics` are those of the last evaluation."""
     say = run.reporter.say
-    if untrained := run.check_gradients.untrained():
+    if untrained := run.findings.gradients.untrained():
         say(untrained)
     if run.step < run.max_steps and not stopped:
         say(f"no better evaluation since step {run.best.get('step')}: ended at step {run.step} of {run.max_steps}")

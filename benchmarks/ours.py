@@ -29,7 +29,9 @@ from qwenvl_agent.model.build import build_model, build_processor
 from qwenvl_agent.model.call import supervised_positions
 from qwenvl_agent.model.features import build_features
 from qwenvl_agent.model.precision import announce, choose
+from qwenvl_agent.training.findings import Findings
 from qwenvl_agent.training.finite import FiniteCheck
+from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loader import build_loader, build_sampler, to_device
 from qwenvl_agent.training.loss import token_losses
 from qwenvl_agent.training.metrics import Means
@@ -73,8 +75,9 @@ class Bench:
         self.features = build_features(config, self.model, self.processor)
         directory = self.features and self.features.directory
         self.loader = build_loader(config, self.rows, self.collator, self.sampler, directory)
-        self.step, self.means = 0, Means()
-        self.finite = FiniteCheck(self.accelerator, self.optimizer)
+        self.step = 0
+        checks = FiniteCheck(self.accelerator, self.optimizer), GradientCheck(self.accelerator, self.model)
+        self.findings = Findings(Means(), *checks)
 
     def describe(self) -> dict:
         """What the other side has to do too."""
@@ -176,17 +179,9 @@ class Bench:
         return [self.features.attach(batch) for batch in batches] if self.features else batches
 
     def _optimize(self, batches: list[dict]) -> None:
-        train.train_step(
-            self.accelerator,
-            self.prepared,
-            self.optimizer,
-            batches,
-            step=self.step,
-            max_grad_norm=self.config.train.max_grad_norm,
-            means=self.means,
-            finite=self.finite,
-        )
-        self.finite.read()  # a step that is timed is one that has ended
+        clip = self.config.train.max_grad_norm
+        train.train_step(self.accelerator, self.prepared, self.optimizer, batches, self.findings, self.step, clip)
+        self.findings.read()  # a step that is timed is one that has ended
         self.step += 1
 
     def floor(self) -> dict:

@@ -52,6 +52,7 @@ from qwenvl_agent.planning.vram import (
     plan_memory,
     read_architecture,
 )
+from qwenvl_agent.training.findings import Findings
 from qwenvl_agent.training.finite import FiniteCheck
 from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loader import build_loader, build_sampler, to_device
@@ -152,8 +153,7 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
     arch = read_architecture(base_of(bare_model).config.to_dict())
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
     batches = iter(build_loader(config, rows.train, collator, sampler))
-    check_gradients = GradientCheck(accelerator, bare_model)
-    settings = {"max_grad_norm": config.train.max_grad_norm, "finite": FiniteCheck(accelerator, optimizer)}
+    findings = Findings(Means(), FiniteCheck(accelerator, optimizer), GradientCheck(accelerator, bare_model))
     watch = Watch(device)
     steps: list[Step] = []
     shapes: list[RowShape] = []
@@ -164,27 +164,18 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
         num_tokens = int(sum(batch["attention_mask"].sum() for batch in fetched))
         watch.start()
         on_device = [to_device(batch, device) for batch in fetched]
-        means = Means()
-        train_py.train_step(
-            accelerator,
-            model,
-            optimizer,
-            on_device,
-            step=step,
-            means=means,
-            check_gradients=check_gradients,
-            **settings,
-        )
+        train_py.train_step(accelerator, model, optimizer, on_device, findings, step, config.train.max_grad_norm)
         seconds = watch.stop()
-        settings["finite"].read()
-        check_gradients.read()
-        steps.append(Step(seconds, num_tokens, flops, means.peek()["train/loss"]))
+        findings.read()
+        means = findings.means.take([findings.means.read()])
+        steps.append(Step(seconds, num_tokens, flops, means["train/loss"]))
     memory = watch.memory()
     row = largest_of(shapes)
     plan = plan_memory(config, arch, row, accelerator.num_processes)
 
     def one_step() -> None:
-        train_py.train_step(accelerator, model, optimizer, on_device, step=num_steps, means=Means(), **settings)
+        clip = config.train.max_grad_norm
+        train_py.train_step(accelerator, model, optimizer, on_device, findings, num_steps, clip)
 
     compute = torch.bfloat16 if config.model.autocast else torch.float32
     report = {

@@ -22,7 +22,9 @@ from qwenvl_agent.data.unusable import collate
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model.build import build_model, build_processor
 from qwenvl_agent.model.call import supervised_positions
+from qwenvl_agent.training.findings import Findings
 from qwenvl_agent.training.finite import FiniteCheck
+from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loader import build_sampler
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.zero import build_accelerator
@@ -58,11 +60,9 @@ def main(config_path: str, out: str) -> None:
     indices = [next(sampler) for _ in range(config.train.accumulation)]
     micro_batches = [collate(rows, collator, batch) for batch in indices]
     means = Means()
-    finite = FiniteCheck(accelerator, prepared_optimizer)
-    train_step(
-        accelerator, prepared, prepared_optimizer, micro_batches, step=2, max_grad_norm=1e9, means=means, finite=finite
-    )
-    finite.read()
+    findings = Findings(means, FiniteCheck(accelerator, prepared_optimizer), GradientCheck(accelerator, model))
+    train_step(accelerator, prepared, prepared_optimizer, micro_batches, findings, 2, 1e9)
+    findings.read()
 
     rank, is_distributed = accelerator.process_index, torch.distributed.is_initialized()
     seen = {

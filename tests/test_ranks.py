@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 
-WORKER = Path(__file__).parent / "rank_worker.py"
+from qwenvl_agent.config import load_config
+
+ROOT = Path(__file__).parent.parent
+WORKER = ROOT / "tests" / "rank_worker.py"
 # Without a GPU, `accelerate launch` starts two ranks that know of each other only this way.
 TWO_RANKS = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 
@@ -71,3 +75,26 @@ def test_two_ranks_with_unequal_token_counts_change_nothing(run, expected):
     assert_same_gradient(out, expected)
     first, second = (load_file(out / f"rank_{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_together_after_the_next_step(run, tmp_path):
+    """Though the run logs and saves nothing in between, and only the folder of the run knows of it."""
+    config_path, _ = run("stop", max_steps=100_000, log_every=100_000, save_every=100_000)
+    run_dir = load_config(config_path).run_dir
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*TWO_RANKS, "--main_process_port", "0", str(ROOT / "train.py"), "--config", str(config_path)]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+    try:
+        while "step 1/" not in (tmp_path / "log").read_text():
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.1)
+        (run_dir / "STOP").touch()
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+    last = run_dir / "checkpoints" / "last"
+    assert {"rank_0.json", "rank_1.json"} <= {path.name for path in last.iterdir()}
+    assert json.loads((last / "state.json").read_text())["step"] < 100
+    assert "--resume goes on" in (tmp_path / "log").read_text()

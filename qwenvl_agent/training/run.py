@@ -13,9 +13,8 @@ from qwenvl_agent.data.dataset import Rows
 from qwenvl_agent.data.sampler import RowSampler
 from qwenvl_agent.model.build import Processor
 from qwenvl_agent.model.features import FeatureCache
-from qwenvl_agent.training.finite import FiniteCheck
-from qwenvl_agent.training.gradients import GradientCheck
-from qwenvl_agent.training.metrics import Means, Reporter
+from qwenvl_agent.training.findings import Findings
+from qwenvl_agent.training.metrics import Reporter
 from qwenvl_agent.training.profile import StepProfiler
 from qwenvl_agent.training.stop import StopRequest
 
@@ -37,10 +36,8 @@ class Run:
     features: FeatureCache | None
     reporter: Reporter
     profiler: StepProfiler
-    finite: FiniteCheck
-    check_gradients: GradientCheck
+    findings: Findings
     stop: StopRequest
-    means: Means = field(default_factory=Means)
     batches: Iterator[dict] = iter(())
 
     step: int = 0

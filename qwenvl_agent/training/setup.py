@@ -26,10 +26,11 @@ from qwenvl_agent.model.features import build_features
 from qwenvl_agent.model.precision import choose_together
 from qwenvl_agent.planning.vram import data_row, describe_plan, read_architecture
 from qwenvl_agent.training.checkpoint import prepare_run_dir, read_state
+from qwenvl_agent.training.findings import Findings
 from qwenvl_agent.training.finite import FiniteCheck
 from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loader import build_loader, build_sampler
-from qwenvl_agent.training.metrics import Reporter
+from qwenvl_agent.training.metrics import Means, Reporter
 from qwenvl_agent.training.optim import build_optimizer
 from qwenvl_agent.training.profile import StepProfiler
 from qwenvl_agent.training.run import Run
@@ -76,8 +77,7 @@ def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, acc
             evaluation_due=state["evaluation_due"],
         ),
         profiler=StepProfiler(config, bare_model, accelerator.device, is_main=is_main),
-        finite=FiniteCheck(accelerator, optimizer),
-        check_gradients=GradientCheck(accelerator, bare_model),
+        findings=Findings(Means(), FiniteCheck(accelerator, optimizer), GradientCheck(accelerator, bare_model)),
         stop=StopRequest(config.run_dir, accelerator),
     )
     describe(run)
