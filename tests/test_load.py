@@ -77,6 +77,12 @@ def test_a_run_is_its_best_then_its_last_checkpoint(config, tmp_path):
     assert not torch.equal(probe_logits(open_run(tmp_path).model, inputs), probe_logits(best, inputs))
 
 
+def test_weights_load_by_the_config_that_trains_their_tower(base):
+    overrides = ["model.method=full", "model.train_vision=true", "model.dtype=float32", "model.autocast=false"]
+    loaded = load_model(find(str(base), overrides=overrides), device="cpu")
+    assert loaded.config.model.train_vision and not any(p.requires_grad for p in loaded.model.parameters())
+
+
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no checkpoint"):
         open_run(tmp_path)
