@@ -240,10 +240,10 @@ def read(tmp_path):
 def test_a_bad_line_is_rejected_with_its_place_and_the_rest_is_read(read, kind, line, message):
     if kind == "safari" and isinstance(line, dict):
         line = {"episode_id": "bad", "turn": 0} | TURN | line
-    started = time.perf_counter()
+    started = time.process_time()
     report, rejects = read(kind, good(kind, 1), line, good(kind, 2))
     assert all(reason.encode() and "\x1b" not in reason for reason in report["reject_reasons"])  # can be printed
-    assert time.perf_counter() - started < MAX_SECONDS
+    assert time.process_time() - started < MAX_SECONDS
     assert report["num_rows"] == 2 and len(rejects) == 1
     assert rejects[0]["source"].endswith("data.jsonl:2")
     assert message in rejects[0]["message"]
