@@ -9,7 +9,6 @@ import functools
 import importlib.util
 import math
 import os
-import re
 import shutil
 import sys
 import types
@@ -23,8 +22,9 @@ from torch import nn
 
 from qwenvl_agent.config import SHIPPED_BASES, ModelConfig, VisionConfig
 from qwenvl_agent.families import FAMILIES, Family, find_family
-from qwenvl_agent.families.family import PROJECTION, ModulePaths
-from qwenvl_agent.model.kernels import Dropout, Head, PatchProjection, keep_compiled_code_apart
+from qwenvl_agent.families.family import ModulePaths
+from qwenvl_agent.model.adapters import attach_adapters
+from qwenvl_agent.model.kernels import Head, PatchProjection, keep_compiled_code_apart
 from qwenvl_agent.model.precision import Precision, choose
 from qwenvl_agent.model.shards import convert, held, loads_slices, slices_loaded_as, whole_shape
 from qwenvl_agent.requirements import check_installed
@@ -117,7 +117,7 @@ def build_model(
     model_cfg = choose(model_cfg, device).model
     model = load_base(model_cfg, device, weights_dir)
     if model_cfg.method != "full":
-        model = attach_adapters(model, model_cfg, weights_dir)
+        model = attach_adapters(model, model_cfg, family_of(model).paths, weights_dir)
     set_trainable(model, model_cfg)
     bind_targets(base_of(model))
     bind_precision(model, model_cfg, device)
@@ -161,7 +161,7 @@ def naming_the_weights(load: Callable) -> Callable:
 
 @naming_the_weights
 def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Module:
-    """Stage 1: weights, in 4 bit for qlora; what will train in full is loaded as float32 masters."""
+    """Weights, in 4 bit for qlora; what will train in full is loaded as float32 masters."""
     path = checkpoint_path(model_cfg.path)
     family = FAMILIES[load_model_config(path).model_type]
     is_full = model_cfg.method == "full"
@@ -220,46 +220,8 @@ def device_type(device) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def attach_adapters(model: nn.Module, model_cfg: ModelConfig, weights_dir: Path | None) -> nn.Module:
-    """Stage 2: LoRA in `lora_places`, float32; from `weights_dir` if given."""
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from peft.tuners.lora import LoraLayer
-
-    patterns = adapted_modules(model_cfg, family_of(model).paths)
-    if weights_dir:
-        model = PeftModel.from_pretrained(model, weights_dir, is_trainable=True)
-    else:
-        lora = LoraConfig(
-            r=model_cfg.lora_rank,
-            lora_alpha=model_cfg.lora_alpha,
-            lora_dropout=model_cfg.lora_dropout,
-            target_modules="|".join(patterns),
-            task_type="CAUSAL_LM",
-        )
-        model = get_peft_model(model, lora)
-    adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
-    for pattern in patterns:
-        assert any(re.search(f"{pattern}$", name) for name in adapted), f"no layer got an adapter by {pattern}"
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            # Under autocast a float32 copy of the input would be made only to be rounded again.
-            module.cast_input_dtype_enabled = not model_cfg.autocast
-        elif type(module) is nn.Dropout:
-            module.__class__ = Dropout
-    return model
-
-
-def adapted_modules(model_cfg: ModelConfig, paths: ModulePaths) -> list[str]:
-    """Patterns of the full names of the linear layers that get an adapter, each of which finds some."""
-    return [
-        paths.adapters[place].replace(PROJECTION, target)
-        for place in model_cfg.lora_places
-        for target in (model_cfg.lora_targets if PROJECTION in paths.adapters[place] else ("",))
-    ]
-
-
 def set_trainable(model: nn.Module, model_cfg: ModelConfig) -> None:
-    """Stage 3: requires_grad by name; frozen parts of a float32 model go to `model.dtype`."""
+    """requires_grad by name; frozen parts of a float32 model go to `model.dtype`."""
     paths = family_of(model).paths
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(should_train(name, model_cfg, paths))

@@ -1,0 +1,50 @@
+"""LoRA on a loaded model: which linear layers get an adapter, and what adapters compute differently from peft."""
+
+import re
+from pathlib import Path
+
+from torch import nn
+
+from qwenvl_agent.config import ModelConfig
+from qwenvl_agent.families.family import PROJECTION, ModulePaths
+from qwenvl_agent.model.kernels import Dropout
+
+
+def attach_adapters(
+    model: nn.Module, model_cfg: ModelConfig, paths: ModulePaths, weights_dir: Path | None
+) -> nn.Module:
+    """LoRA in `lora_places`, float32; from `weights_dir` if given."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    patterns = adapted_modules(model_cfg, paths)
+    if weights_dir:
+        model = PeftModel.from_pretrained(model, weights_dir, is_trainable=True)
+    else:
+        lora = LoraConfig(
+            r=model_cfg.lora_rank,
+            lora_alpha=model_cfg.lora_alpha,
+            lora_dropout=model_cfg.lora_dropout,
+            target_modules="|".join(patterns),
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(model, lora)
+    adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+    for pattern in patterns:
+        assert any(re.search(f"{pattern}$", name) for name in adapted), f"no layer got an adapter by {pattern}"
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            # Under autocast a float32 copy of the input would be made only to be rounded again.
+            module.cast_input_dtype_enabled = not model_cfg.autocast
+        elif type(module) is nn.Dropout:
+            module.__class__ = Dropout
+    return model
+
+
+def adapted_modules(model_cfg: ModelConfig, paths: ModulePaths) -> list[str]:
+    """Patterns of the full names of the linear layers that get an adapter, each of which finds some."""
+    return [
+        paths.adapters[place].replace(PROJECTION, target)
+        for place in model_cfg.lora_places
+        for target in (model_cfg.lora_targets if PROJECTION in paths.adapters[place] else ("",))
+    ]
