@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+import torch
 from tiny_run import save_dataset, save_tiny_checkpoint, tiny_config
 
 import train
@@ -71,6 +72,18 @@ def test_a_look_at_the_means_leaves_them():
     means.add("train/loss", 2.0, 2.0)
     assert means.peek() == {"train/loss": 2.0} == means.peek()
     assert means.take([means.read()]) == {"train/loss": 2.0} and means.peek() == {}
+
+
+def test_totals_on_the_device_add_up_as_on_the_host_however_often_they_are_read():
+    """To the bit: a run that was interrupted, and so was read in between, logs what another one does."""
+    totals = [0.1, 1e9, 0.3, 1 / 3, 1e-9]
+    host, device, often = Means(), Means(), Means()
+    for total in totals:
+        host.add("train/loss", total, 2.0)
+        for means in (device, often):
+            means.add("train/loss", torch.tensor(total, dtype=torch.float64), 2.0)
+        often = Means(often.read())  # as from a checkpoint
+    assert host.read() == device.read() == often.read() == {"train/loss": [sum(totals), 10.0]}
 
 
 @pytest.fixture(scope="module")
