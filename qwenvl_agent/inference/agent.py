@@ -84,9 +84,9 @@ def without_notes(step: Mapping) -> dict:
 def to_result(answer: Answer, screen: Screen) -> dict:
     """The JSON of an answer, as `Agent.act` gives it."""
     size = {"image_size": [screen.width_px, screen.height_px]}
-    reading = None if answer.error else read_turn(answer.turn, screen)
-    if reading is None or reading.error or not reading.actions:
-        error = answer.error or reading.error or "no_action"
+    reading = read_turn(answer.turn, screen)
+    error = answer.error or reading.error or ("" if reading.actions else "no_action")
+    if error:
         return {"action": None, "thought": answer.turn.thought, "error": error, "raw": answer.text} | size
     first, *others = [to_seed(action, screen) for action in reading.actions]
     repairs = list(dict.fromkeys((*answer.repairs, *reading.repairs)))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from qwenvl_agent.inference.endpoint import EndpointPolicy
+    from qwenvl_agent.inference.policy import ModelPolicy
     from qwenvl_agent.model.build import Processor
 
 AGENT_CONFIG = "qwenvl_agent.json"
@@ -105,9 +107,7 @@ def find(
         return find_run(path, checkpoint=checkpoint, config=config, format=format, overrides=overrides)
     if checkpoint:
         raise ValueError(f"checkpoint {checkpoint!r} of {path}, which is no run: there is none; leave it out")
-    settings = settings_of(str(path), config, overrides)
-    if format:
-        settings = replace(settings, prompt=replace(settings.prompt, format=format))
+    settings = settings_of(str(path), config, [*overrides, f"prompt.format={format}"] if format else overrides)
     if not endpoint:  # whose prompts are made with the tokenizer that the config names
         settings = replace(settings, model=replace(settings.model, path=str(path)))
     return Source(str(path), settings, endpoint)
@@ -299,7 +299,7 @@ def default_device() -> str:
 
 def open_policy(
     source: Source, *, device: str | None = None, blank_pictures: bool = False, fields: dict | None = None
-) -> Policy:
+) -> "ModelPolicy | EndpointPolicy":
     """The model of this process, or the served one after a request that shows that it answers.
 
     Either has the `collator` that makes its prompts. `fields` go into each request to a server.
@@ -313,7 +313,7 @@ def open_policy(
     return local_policy(load_model(source, device=device), blank_pictures=blank_pictures)
 
 
-def local_policy(loaded: LoadedModel, **options) -> Policy:
+def local_policy(loaded: LoadedModel, **options) -> "ModelPolicy":
     """Of the model in this process; `options` are those of `ModelPolicy`."""
     from qwenvl_agent.data.collator import build_collator
     from qwenvl_agent.inference.policy import ModelPolicy
@@ -322,7 +322,7 @@ def local_policy(loaded: LoadedModel, **options) -> Policy:
     return ModelPolicy(loaded.model, loaded.processor, collator, collator.fmt, loaded.config.eval, **options)
 
 
-def endpoint_policy(source: Source, **options) -> Policy:
+def endpoint_policy(source: Source, **options) -> "EndpointPolicy":
     """Prompts are made with the tokenizer and picture budget of the config, else of the model's own folder or id.
 
     The server's key, if it wants one, is ENDPOINT_API_KEY in the environment; `options`: those of `EndpointPolicy`.
@@ -339,15 +339,17 @@ def endpoint_policy(source: Source, **options) -> Policy:
     return policy
 
 
-def describe(source: Source, policy: Policy) -> dict:
+def describe(source: Source, policy: "ModelPolicy | EndpointPolicy") -> dict:
     """What a result says about the model that it is of."""
+    from qwenvl_agent.inference.endpoint import EndpointPolicy
+
     processor = policy.collator.processor
-    about = {
+    about: dict = {
         "config": to_json(source.config),
         "processor": {"name": processor.name, **asdict(processor.geometry)},
         "blank_pictures": policy.blank_pictures,
     }
-    if source.endpoint:
+    if isinstance(policy, EndpointPolicy):
         return about | {"endpoint": source.endpoint, "model": source.path}
     from qwenvl_agent.model.build import base_of
 

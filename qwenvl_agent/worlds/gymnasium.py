@@ -151,7 +151,7 @@ class GymnasiumWorld(World):
     oracle: Callable | None = None
     """oracle(episode) -> a Turn, or (thought, actions); further arguments of it are its settings."""
     oracle_success: float = 1.0
-    """Share of episodes that the oracle wins, for `check_world`."""
+    is_random: bool = True
     rules: Mapping[str, object] = field(default_factory=dict)
     seeds: SeedSets = field(default_factory=SeedSets)
     labels: Labels = field(default_factory=Labels)
@@ -172,6 +172,11 @@ class GymnasiumWorld(World):
                 f"it has {', '.join(known) or 'none'}"
             )
         return FunctionOracle(self, settings) if self.oracle else None
+
+    def noise_turn(self, tools: Sequence[Tool], rng: random.Random) -> Turn:
+        """One random action."""
+        named, _ = rng.choice(self.vocabulary.all_actions())
+        return self.turn("", [named])
 
     def turn(self, thought: str, actions: Sequence) -> Turn:
         """The turn that does these actions, as an agent names them."""

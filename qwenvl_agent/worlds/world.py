@@ -84,6 +84,10 @@ class World:
     labels: Labels = Labels()
     data_kinds: tuple[str, ...] = ()
     """Kinds of data.sources, besides one of the world's name, that only teach what this world asks for."""
+    is_random: bool = True
+    """Whether seeds differ; False: every episode starts alike."""
+    oracle_success: float = 1.0
+    """Share of episodes that the oracle claims to win."""
     max_envs: int = 0
     """Environments that may be open at once; 0: as many as eval.batch_size."""
     recording_version: int = 1
