@@ -11,7 +11,7 @@ from qwenvl_agent.config import load_config
 from qwenvl_agent.worlds import make_world
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples" / "worlds").glob("*/world.py"))
-PACKAGES = {"minigrid": "minigrid"}
+PACKAGES = {"minigrid": "minigrid", "frozen_lake": "pygame"}
 """What an example needs besides this package's requirements."""
 MAX_LINES = 100
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}

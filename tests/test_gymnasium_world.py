@@ -157,3 +157,11 @@ def test_an_oracle_has_only_its_settings_and_needs_the_live_episode():
 
     with pytest.raises(ValueError, match="answers only while an episode is played"):
         quick.act([Request("", env.tools, (), Observation("hm"))])
+
+
+def test_an_oracle_without_memory_is_a_reference_for_other_players():
+    world = corridor()
+    record = rollout(world.make_env, world.make_policy("random"), [3], reference=world.make_reference())[0]
+    assert {str(step.expected) for step in record.steps} == {"[{'name': 'act', 'arguments': {'action': 'right'}}]"}
+    assert corridor(oracle_has_memory=True).make_reference() is None
+    assert corridor(oracle=None).make_reference() is None

@@ -150,6 +150,8 @@ class GymnasiumWorld(World):
 
     oracle: Callable | None = None
     """oracle(episode) -> a Turn, or (thought, actions); further arguments of it are its settings."""
+    oracle_has_memory: bool = False
+    """Whether it uses `Episode.memory` of its own turns; else it may be asked beside any other player, as a reference."""
     oracle_success: float = 1.0
     is_random: bool = True
     rules: Mapping[str, object] = field(default_factory=dict)
@@ -172,6 +174,9 @@ class GymnasiumWorld(World):
                 f"it has {', '.join(known) or 'none'}"
             )
         return FunctionOracle(self, settings) if self.oracle else None
+
+    def make_reference(self, **settings: object) -> Policy | None:
+        return None if self.oracle_has_memory else self.make_oracle(**settings)
 
     def noise_turn(self, tools: Sequence[Tool], rng: random.Random) -> Turn:
         """One random action."""
