@@ -9,6 +9,7 @@ import pytest
 from corridor_world import corridor, make_world
 from PIL import Image
 
+from qwenvl_agent.cli.check_world import main
 from qwenvl_agent.schema import Observation, Picture, Tool, ToolResult
 from qwenvl_agent.worlds import check
 from qwenvl_agent.worlds.check import CHECKS, check_world
@@ -315,16 +316,16 @@ def test_pictures_that_no_model_takes_are_found():
 
 
 def test_the_command_says_what_it_found_and_ends_with_1(capsys, tmp_path):
-    assert check.main([NAME, "--set", "length=5", "--episodes", "2"]) == 0
+    assert main([NAME, "--set", "length=5", "--episodes", "2"]) == 0
     assert capsys.readouterr().out.count("ok  ") == len(CHECKS)
     broken = tmp_path / "broken.py"
     broken.write_text(
         (Path(__file__).parent / "corridor_world.py").read_text().replace('"rules": {"length": length}', '"rules": {}')
     )
-    assert check.main([f"{broken}:make_world", "--json"]) == 1
+    assert main([f"{broken}:make_world", "--json"]) == 1
     (finding,) = json.loads(capsys.readouterr().out)
     assert finding["check"] == "rules" and finding["message"].startswith("rules lack length, which")
-    assert check.main(["nowhere"]) == 2
+    assert main(["nowhere"]) == 2
     assert "world 'nowhere' does not exist" in capsys.readouterr().err
 
 

@@ -6,7 +6,6 @@ Each check plays the world and reports what it finds: what, consequence, remedy.
 recorded, trained on, evaluated and shown; whether it is a good one is another question.
 """
 
-import argparse
 import dataclasses
 import inspect
 import json
@@ -14,14 +13,11 @@ import random
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 
-from rich.console import Console
-
-from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.images import check_aspect_ratio
 from qwenvl_agent.schema import (
@@ -34,11 +30,10 @@ from qwenvl_agent.schema import (
     ToolResult,
     Turn,
 )
-from qwenvl_agent.settings import apply_override
 from qwenvl_agent.statistics import wilson
 from qwenvl_agent.tool_schema import argument_error, check_schema
 from qwenvl_agent.worlds.baselines import random_call, random_turn
-from qwenvl_agent.worlds.registry import find_maker, known_worlds
+from qwenvl_agent.worlds.registry import find_maker
 from qwenvl_agent.worlds.world import SeedSets, World
 
 EPISODES = 10
@@ -584,11 +579,11 @@ def check_world(
 ) -> list[Finding]:
     """All that is amiss with a world, given by its function or its name; empty if nothing is."""
     name = make if isinstance(make, str) else ""
-    subject = Subject(_maker(make), dict(rules or {}), name, episodes)
+    subject = Subject(maker_of(make), dict(rules or {}), name, episodes)
     return [finding for check in CHECKS for finding in run_check(check, subject)]
 
 
-def _maker(make: "Callable[..., World] | str") -> Callable[..., World]:
+def maker_of(make: "Callable[..., World] | str") -> Callable[..., World]:
     return find_maker(make) if isinstance(make, str) else make
 
 
@@ -620,34 +615,3 @@ def _last_line(error: Exception) -> str:
 def _place(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{frame.filename}:{frame.lineno}"
-
-
-@command("the world is not checked to its end")
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", metavar="WORLD", help=f"{', '.join(known_worlds())}, or path/to/file.py:make_world")
-    parser.add_argument("--set", action="append", default=[], metavar="RULE=VALUE", help="one rule of the world")
-    parser.add_argument("--episodes", type=bounded(int, 1), default=EPISODES, help="that the oracle plays")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON and nothing else")
-    args = parser.parse_args(argv)
-    rules: dict = {}
-    for override in args.set:
-        apply_override(rules, override)
-    subject = Subject(_maker(args.world), rules, args.world, args.episodes)
-    subject.world  # noqa: B018 (a name or rules that do not exist are no finding)
-    console, found = Console(quiet=args.json), []
-    for name, check in CHECKS.items():
-        findings = run_check(name, subject)
-        found += findings
-        console.print(
-            f"{'!!' if findings else 'ok'}  {name:12} {check.__doc__.rstrip('.')}", markup=False, highlight=False
-        )
-        for finding in findings:
-            console.print(f"      {finding.message}", markup=False, highlight=False, soft_wrap=True)
-    if args.json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in found], ensure_ascii=False))
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    run_command(main)
