@@ -74,7 +74,7 @@ class ModelConfig:
     compile: bool = False
     """Compile the language model's blocks for training. Needs a C++ compiler on a CPU; evaluation runs uncompiled."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_values(self, "model")
         if self.train_vision and self.method != "full":
             raise ValueError(
@@ -101,7 +101,7 @@ class ModelConfig:
     def resolved(self, is_fast: bool) -> "ModelConfig":
         """Without an "auto", on a device that multiplies bfloat16 fast or does not."""
         autocast = is_fast if self.autocast == "auto" else self.autocast
-        following = "bfloat16" if autocast else "float32"
+        following: Literal["bfloat16", "float32"] = "bfloat16" if autocast else "float32"
         return dataclasses.replace(self, autocast=autocast, dtype=following if self.dtype == "auto" else self.dtype)
 
     @property
@@ -149,7 +149,7 @@ class SourceConfig:
     weight: Annotated[float, Range(1e-6, 1e6, "rows are drawn by it; a source that is not wanted is left out")] = 1.0
     """Share of rows drawn from this source, relative to the other sources' weights."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_values(self, "data.sources[]")
         if self.world and self.kind != "recorded":
             raise ValueError(
@@ -179,7 +179,7 @@ class DataConfig:
     num_workers: Annotated[int, Range(0, 1024, "rows are made in so many processes; 0: in the trainer's own")] = 2
     """Processes of a rank that make rows; 0: the trainer's own."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_values(self, "data")
 
 
@@ -192,7 +192,7 @@ class PromptConfig:
     supervise_history: bool = False
     """Also learn the turns in the history."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_values(self, "prompt")
 
 
@@ -215,7 +215,7 @@ class VisionConfig:
     """Over budget: drop_images (the oldest whole pictures of the history), drop_turns (the oldest whole steps of the
     history), error."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_values(self, "vision")
         if self.min_tokens_per_image > self.max_tokens_per_image:
             raise ValueError(
@@ -273,7 +273,7 @@ class TrainConfig:
     cpu_offload: bool = False
     """ZeRO keeps the optimizer's state, and at stage 3 the parameters too, in the host's memory."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_values(self, "train")
         if self.patience and not self.eval_every:
             raise ValueError(
@@ -310,7 +310,7 @@ class EvalConfig:
     time_limit_s: Annotated[float, Range(TINY, 1e9, "no step would be started in that time")] = 600.0
     """An evaluation inside training stops starting new steps after this; unfinished episodes count as failures."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_values(self, "eval")
 
 
@@ -319,7 +319,7 @@ class ProfileConfig:
     steps: Annotated[int, Range(0, 10_000, "the trace would not fit the memory")] = 0
     """Optimizer steps to profile, after three to warm up: RUN/profile/summary.md and trace.json.gz."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_values(self, "profile")
 
 
@@ -344,7 +344,7 @@ class Config:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """Where a step's time goes."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_values(self, "")
         check_name(self.name)
         if self.model.method == "qlora" and self.train.zero_stage == 3:

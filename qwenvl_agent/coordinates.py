@@ -24,8 +24,11 @@ UNITS = {"px": 0, "fraction": 1, "norm": 1000, "percent": 100}
 class Sized(Protocol):
     """A picture, in a file or in memory."""
 
-    width: int
-    height: int
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)
 LENIENT = json.JSONDecoder(parse_int=len)
 
 
-def read_json(text: str) -> object:
+def read_json(text: str) -> Any:
     """The value that is all of the text; ValueError says value, consequence and remedy."""
     return _named_errors(DECODER.decode, text)
 
@@ -85,7 +86,7 @@ def _end_of_json(text: str, at: int) -> int | None:
         return None
 
 
-def read_line(line: bytes) -> object:
+def read_line(line: bytes) -> Any:
     """The value on one line of a file, a byte order mark before it left out."""
     try:
         text = line.removeprefix(b"\xef\xbb\xbf").decode()

@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from typing import Any
 
 MAX_DEPTH = 64
 WHITESPACE = re.compile(r"[ \t\r\n]*")
@@ -47,7 +48,7 @@ def skip_space(text: str, at: int) -> int:
     return WHITESPACE.match(text, at).end()
 
 
-def read_json(text: str, at: int, repairs: Repairs) -> tuple[object, int]:
+def read_json(text: str, at: int, repairs: Repairs) -> tuple[Any, int]:
     """The JSON value at `at` and where it ends; near-JSON is mended, ParseError otherwise."""
     at = skip_space(text, at)
     try:

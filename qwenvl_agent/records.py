@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 SENTENCE_END = re.compile(r"\.(?=\s|$)|\n")
 
@@ -126,7 +127,7 @@ def write_records(path: str | Path, records: Iterable) -> None:
         file.writelines(lines)
 
 
-def read_records(path: str | Path, kind: type = EpisodeRecord) -> list:
+def read_records(path: str | Path, kind: Any = EpisodeRecord) -> list:
     """The records of a records.jsonl; ValueError with file:line for a line that is none."""
     records = []
     with open(path, encoding="utf-8") as file:

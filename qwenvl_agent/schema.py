@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qwenvl_agent.families import control_words
 from qwenvl_agent.images import picture_errors, read_rgb, read_size, to_rgb
@@ -41,7 +41,7 @@ def clean(text: str) -> str:
     return CONTROL_SPELLING.sub(r"<\\", text) if "<" in text else text
 
 
-def clean_json(value: object, depth: int = 0) -> object:
+def clean_json(value: Any, depth: int = 0) -> Any:
     """`clean` applied to every string in a JSON value, keys included; ValueError for one nested too deep."""
     if isinstance(value, str):
         return clean(value)
@@ -112,7 +112,7 @@ class Tool:
     entry: dict | None = None
     """The entry of `tools` as its author wrote it (cleaned), None for the usual form: see `from_json`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "name", check_written(self.name, "tool name"))
         object.__setattr__(self, "description", clean(self.description))
         object.__setattr__(self, "parameters", clean_json(self.parameters))
@@ -124,15 +124,15 @@ class Tool:
         A server that is given the same `tools` writes them as they stand: another order of keys is another prompt.
         """
         name = entry.get("function", entry)["name"]
-        entry = clean_json(entry)
-        function = entry.get("function", entry)
+        cleaned = clean_json(entry)
+        function = cleaned.get("function", cleaned)
         tool = cls(
             name,
             str(function.get("description") or ""),
             function.get("parameters") or {"type": "object", "properties": {}},
         )
         # As text: dicts of another order are equal.
-        return tool if json.dumps(entry) == json.dumps(tool.to_json()) else replace(tool, entry=entry)
+        return tool if json.dumps(cleaned) == json.dumps(tool.to_json()) else replace(tool, entry=cleaned)
 
     def to_json(self) -> dict:
         """The form that chat templates take as one entry of `tools`."""
@@ -149,7 +149,7 @@ class ToolCall:
     name: str
     arguments: dict
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not TOOL_NAME.fullmatch(self.name):
             raise ValueError(f"tool name {self.name!r} cannot be written as a call; use letters, digits, '_', '-', '.'")
         if not isinstance(self.arguments, Mapping):
@@ -170,7 +170,7 @@ class ToolResult:
     name: str
     content: dict
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "name", clean(self.name))
         object.__setattr__(self, "content", clean_json(self.content))
 
@@ -187,7 +187,7 @@ class Turn:
     tool_calls: tuple[ToolCall, ...] = ()
     text: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "tool_calls", tuple(self.tool_calls))
         object.__setattr__(self, "thought", check_written(self.thought, "thought").strip())
         object.__setattr__(self, "text", check_written(self.text, "assistant text").strip())
@@ -246,7 +246,7 @@ class Observation:
     text: str
     pictures: tuple[Picture, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "text", clean(self.text))
         object.__setattr__(self, "pictures", tuple(self.pictures))
 
@@ -259,7 +259,7 @@ class Step:
     turn: Turn
     results: tuple[ToolResult, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "results", tuple(self.results))
         if len(self.results) > max(1, len(self.turn.tool_calls)):
             raise ValueError(
@@ -277,7 +277,7 @@ class Request:
     history: tuple[Step, ...]
     observation: Observation
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "system_prompt", clean(self.system_prompt))
         object.__setattr__(self, "tools", tuple(self.tools))
         object.__setattr__(self, "history", tuple(self.history))
@@ -294,7 +294,7 @@ class Episode:
     steps: tuple[Step, ...]
     source: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "tools", tuple(self.tools))
         object.__setattr__(self, "steps", tuple(self.steps))
 

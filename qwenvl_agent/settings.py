@@ -31,7 +31,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 Settings = TypeVar("Settings")
 Remedy = Callable[[str, Sequence[str]], str]
@@ -66,11 +66,12 @@ def check_choice(path: str, value: object, choices: Sequence) -> None:
         raise ValueError(f"{path} is {value!r}, which means nothing here; use one of {', '.join(names)}")
 
 
-def check_values(settings: object, path: str) -> None:
+def check_values(settings: Any, path: str) -> None:
     """ValueError for the first value that its field's type does not allow: a number outside its range, an unknown
     choice, a text with control characters, or an empty one where the default is none. For `__post_init__`."""
-    for field in settings_of(type(settings)):
-        check_value(getattr(settings, field.name), hints_of(type(settings))[field.name], join(path, field.name), field)
+    cls: Any = type(settings)
+    for field in settings_of(cls):
+        check_value(getattr(settings, field.name), hints_of(cls)[field.name], join(path, field.name), field)
 
 
 def check_value(value: object, hint: object, path: str, field: dataclasses.Field) -> None:
@@ -101,7 +102,7 @@ def choices_of(hint: object) -> tuple:
 # From JSON
 
 
-def build(cls: type[Settings], values: object, path: str = "", remedy: Remedy | None = None) -> Settings:
+def build(cls: Callable[..., Settings], values: object, path: str = "", remedy: Remedy | None = None) -> Settings:
     """Settings from plain JSON values; ValueError names the path of what is wrong. `path`: what is said before a key.
 
     `remedy` answers unknown keys; without it the nearest known key is named.
@@ -126,11 +127,11 @@ def build(cls: type[Settings], values: object, path: str = "", remedy: Remedy | 
     return cls(**given)
 
 
-def convert(value: object, hint: object, path: str, remedy: Remedy | None = None) -> object:
+def convert(value: Any, hint: Any, path: str, remedy: Remedy | None = None) -> object:
     """A JSON value as a field's type has it; ValueError if it is of another."""
     if typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build(hint, value, path, remedy)
     if typing.get_origin(hint) is tuple:
         return _tuple(value, hint, path, remedy)
@@ -154,7 +155,7 @@ def _tuple(value: object, hint: object, path: str, remedy: Remedy | None) -> tup
     return tuple(convert(v, k, f"{path}[{i}]", remedy) for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
 
 
-def kinds_of(hint: object) -> tuple[type, ...]:
+def kinds_of(hint: Any) -> tuple[type, ...]:
     """The Python types of a field's JSON values."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -238,7 +239,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
     return values
 
 
-def to_json(settings: object) -> dict:
+def to_json(settings: Any) -> dict:
     """Resolved settings as plain JSON values; `build` reads them back."""
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 
@@ -274,14 +275,14 @@ def list_settings(cls: type, path: str = "") -> list[Setting]:
     return found
 
 
-def group_of(hint: object) -> type | None:
+def group_of(hint: Any) -> type | None:
     """The settings class of a group or of a list of groups."""
     if typing.get_origin(hint) is tuple:
         hint = typing.get_args(hint)[0]
-    return hint if dataclasses.is_dataclass(hint) else None
+    return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
 
 
-def settings_of(cls: type) -> list[dataclasses.Field]:
+def settings_of(cls: Any) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(cls) if field.init]
 
 
@@ -304,10 +305,11 @@ def docs_of(cls: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     for part in reversed(cls.__mro__):
         if dataclasses.is_dataclass(part):
-            body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0].body
-            for node, after in zip(body, body[1:], strict=False):
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+            assert isinstance(tree, ast.ClassDef)
+            for node, after in zip(tree.body, tree.body[1:], strict=False):
                 if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
-                    docs[node.target.id] = " ".join(str(after.value.value).split())
+                    docs[ast.unparse(node.target)] = " ".join(ast.literal_eval(after.value).split())
     return docs
 
 

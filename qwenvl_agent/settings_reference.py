@@ -8,7 +8,7 @@ import json
 import textwrap
 import typing
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from qwenvl_agent.settings import (
     Range,
@@ -116,9 +116,9 @@ def object_schema(cls: type) -> dict:
     return {"type": "object", "properties": properties, **limits, "additionalProperties": False}
 
 
-def value_schema(hint: object) -> dict:
+def value_schema(hint: Any) -> dict:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return object_schema(hint)
     if origin is Annotated:
         return limited(value_schema(args[0]), args[1])

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from qwenvl_agent.data.masks import IGNORE_INDEX, label_tokens
 from qwenvl_agent.data.packing import PADDING, Columns, join, pad, plan_packs
 from qwenvl_agent.data.pieces import PieceTokenizer
 from qwenvl_agent.data.pixels import feature_path, load_pixels, patchify, picture_key
+from qwenvl_agent.data.processor import Processor
 from qwenvl_agent.data.supervision import supervised_places
 from qwenvl_agent.families import Family
 from qwenvl_agent.formats import Format, Span, formats_of
@@ -51,7 +53,7 @@ class Encoded:
         """The pictures at their sizes; ValueError names the row's source."""
         return [self.of_picture(load_pixels, i) for i in range(len(self.pictures))]
 
-    def of_picture(self, function: Callable, index: int):
+    def of_picture(self, function: Callable, index: int) -> Any:
         """`function` of one picture and its size; ValueError names the row's source."""
         try:
             return function(self.pictures[index], *self.sizes[index])
@@ -70,7 +72,7 @@ class Sample:
     parts: np.ndarray
 
 
-def build_collator(processor: object, config: Config) -> "Collator":
+def build_collator(processor: Processor, config: Config) -> "Collator":
     """What makes a config's batches and prompts, in its format as the processor's family reads and writes it."""
     fmt = formats_of(processor.family)[config.prompt.format]
     return Collator(processor, fmt, config.prompt, config.vision, config.train)
@@ -81,7 +83,7 @@ class Collator:
 
     def __init__(
         self,
-        processor: object,
+        processor: Processor,
         fmt: Format,
         prompt_cfg: PromptConfig,
         vision_cfg: VisionConfig,
@@ -214,7 +216,7 @@ class Collator:
 
     def _with_blank_token(self, columns: Columns) -> Columns:
         """With an unsupervised image token behind all others: attention is causal, so that nothing else changes."""
-        last = {
+        last: dict[str, Any] = {
             "input_ids": self.image_pad_id,
             "attention_mask": 1,
             "position_ids": columns["position_ids"][..., -1:] + 1,

@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Self
 
 import datasets
 import numpy as np
@@ -548,7 +549,7 @@ class _Table:
         self.stream = pa.ipc.new_stream(str(path), self.schema)
         self.rows: list[dict] = []
 
-    def __enter__(self) -> "_Table":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from qwenvl_agent.data.processor import Tokenizer
 from qwenvl_agent.families import DEFAULT, Family
 from qwenvl_agent.formats import Span
 
@@ -19,7 +20,10 @@ PARTS = ("prompt", "thought", "call", "text", "end")
 
 
 def label_tokens(
-    input_ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[Span], weights: Mapping[str, float]
+    input_ids: Sequence[int] | np.ndarray,
+    offsets: Sequence[tuple[int, int]] | np.ndarray,
+    spans: Sequence[Span],
+    weights: Mapping[str, float],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(labels, loss weights, parts), each (T,): those of the span that holds the token's first character.
 
@@ -48,7 +52,7 @@ class MaskAudit:
     the last such turn, or of all of them with `supervise_history`; and nothing else.
     """
 
-    tokenizer: object
+    tokenizer: Tokenizer
     supervise_history: bool = False
     family: Family = DEFAULT
 

@@ -42,7 +42,9 @@ def plan_packs(rows: Sequence[np.ndarray], may_share: Sequence[int], max_tokens:
     return packs
 
 
-def _fill(rows, may_share, order: Sequence[int], max_tokens: int) -> list[tuple[list[int], int]]:
+def _fill(
+    rows: Sequence[np.ndarray], may_share: Sequence[int], order: Sequence[int], max_tokens: int
+) -> list[tuple[list[int], int]]:
     packs: list[tuple[list[int], int]] = []
     size = 0
     for i in order:

@@ -10,6 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from qwenvl_agent.data.processor import Tokenizer
+
 NUM_PIECES = 2048
 """Kept for their next use; most are the texts of single rows and go again."""
 
@@ -17,7 +19,7 @@ NUM_PIECES = 2048
 class PieceTokenizer:
     """`encode` gives what the whole text in one call of the tokenizer gives (tests compare them)."""
 
-    def __init__(self, tokenizer: object):
+    def __init__(self, tokenizer: Tokenizer):
         # The backend itself: it keeps whatever truncation and padding the last caller set, so both are put off.
         self.backend = tokenizer.backend_tokenizer
         added = self.backend.get_added_tokens_decoder().values()
@@ -37,7 +39,9 @@ class PieceTokenizer:
 
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids (T,) and where in the text each token's characters stand (T, 2); nothing is added."""
-        ids, offsets, start = [], [], 0
+        ids: list = []
+        offsets: list = []
+        start = 0
         for piece in self.pattern.split(text) if self.pattern else [text]:
             piece_ids, piece_offsets = self.encode_piece(piece)
             ids.append(piece_ids)

@@ -17,6 +17,7 @@ from torchvision.io import decode_png
 from torchvision.transforms.v2 import functional
 
 from qwenvl_agent import png
+from qwenvl_agent.data.processor import ImageProcessor
 from qwenvl_agent.schema import Picture
 
 
@@ -62,7 +63,7 @@ def feature_path(directory: Path, key: str) -> Path:
     return directory / f"{key}.safetensors"
 
 
-def patchify(images: Sequence[torch.Tensor], image_processor: object) -> dict[str, torch.Tensor]:
+def patchify(images: Sequence[torch.Tensor], image_processor: ImageProcessor) -> dict[str, torch.Tensor]:
     """What a batch carries of uint8 images (C, H, W): bytes of one frame, and what `pixel_values` needs besides.
 
     patches (P, C, patch * patch) uint8; patch_scale (2, C, frames, 1) float32, mean and deviation of byte values;

@@ -116,15 +116,15 @@ class _Copies:
     """
 
     def __init__(self, num_rows: int, weights: Sequence[float] | None, seed: int):
-        weights = np.ones(num_rows) if weights is None else np.asarray(weights, dtype=np.float64)
-        assert weights.shape == (num_rows,) and np.isfinite(weights).all() and (weights > 0).all(), weights
+        shares = np.ones(num_rows) if weights is None else np.asarray(weights, dtype=np.float64)
+        assert shares.shape == (num_rows,) and np.isfinite(shares).all() and (shares > 0).all(), shares
         self.num_rows = num_rows
-        self.is_uniform = bool((weights == weights[0]).all())
+        self.is_uniform = bool((shares == shares[0]).all())
         if self.is_uniform:
             return
         # Shuffled once, so that neighbours in a file do not share their luck.
         self.order = _permutation(num_rows, seed, -1)
-        ends = np.cumsum(weights[self.order])
+        ends = np.cumsum(shares[self.order])
         self.ends = ends / ends[-1] * num_rows
 
     def of_epoch(self, epoch: int) -> np.ndarray:

@@ -15,7 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow.compute as pc
 
@@ -117,7 +119,7 @@ def _suspects(source: SourceCache, collator: Collator) -> tuple[np.ndarray, np.n
     tokens, is_unfit = _picture_tokens(source, collator)
     history_steps = collator.prompt_cfg.history_steps
     is_unfit = source.with_history(is_unfit.astype(np.int64), history_steps) > 0
-    num_bytes = sum(_num_bytes(source.steps, name) for name in ("text", "turn", "results"))
+    num_bytes = np.sum([_num_bytes(source.steps, name) for name in ("text", "turn", "results")], axis=0)
     if keeps_all:  # else the history is dropped before the row is
         tokens, num_bytes = (source.with_history(values, history_steps) for values in (tokens, num_bytes))
     is_over = source.index["is_row"] & (is_unfit | (tokens > vision.max_tokens_per_row))
@@ -146,7 +148,7 @@ def _tokens_or_none(width: int, height: int, collator: Collator) -> int:
         return -1
 
 
-def _num_bytes(table, name: str) -> np.ndarray:
+def _num_bytes(table: datasets.Dataset, name: str) -> np.ndarray:
     return pc.binary_length(table.data.column(name)).to_numpy().astype(np.int64)
 
 
@@ -191,7 +193,7 @@ def usable_rows(collator: Collator, rows: Sequence[Row]) -> list[Row]:
 
 
 def collate(
-    rows: RowDataset, collator: Collator, indices: Sequence[int], on_unusable_row: str = "error", **options
+    rows: RowDataset, collator: Collator, indices: Sequence[int], on_unusable_row: str = "error", **options: Any
 ) -> dict:
     """The collator's batch of the rows at `indices`, with what a step and its reports need: `count_supervised` by the first
     tool that each row calls, where each row is from, and under `skipped` a message for each row that could not be used.
@@ -199,7 +201,7 @@ def collate(
     In the place of such a row stands the next in the file that can be used. So a batch has as many rows as ever, the
     ranks stay in step, and a run that is resumed takes the same row as long as the files are the same.
     """
-    picked, skipped = [rows[index] for index in indices], []
+    picked, skipped = [rows[index] for index in indices], list[str]()
     try:
         batch = collator(picked, **options)
     except ValueError as error:
@@ -215,7 +217,7 @@ def collate(
 
 
 def _with_substitutes(rows: RowDataset, collator: Collator, indices: Sequence[int]) -> tuple[list[Row], list[str]]:
-    picked, skipped = [], []
+    picked, skipped = list[Row](), list[str]()
     for index in indices:
         fault = fault_of(lambda row: read(collator, row), rows[index])
         row = _substitute(rows, collator, index) if fault else rows[index]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qwenvl_agent.families import CallSyntax, Family
 from qwenvl_agent.families.calls import name_and_arguments
@@ -253,7 +254,7 @@ def _read_arguments(text: str, at: int, tool: Tool | None, repairs: Repairs) -> 
         arguments[key.group(1)], at = read_json(text, key.end(), repairs)
 
 
-def _name_positional(value: object, tool: Tool | None, repairs: Repairs) -> object:
+def _name_positional(value: object, tool: Tool | None, repairs: Repairs) -> Any:
     if isinstance(value, list):
         return value
     repairs.add("positional_argument")

@@ -22,11 +22,16 @@ class Format(Protocol):
     The law holds for every turn with calls, and for free text that has none of the format's own delimiters.
     """
 
-    name: str
-    family: Family
-    """Of the models that read and write it: their template and their syntax of calls."""
-    uses_template_tools: bool
-    """Whether the tools stand in the chat template's "# Tools" block; if not, `instructions` lists them."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> Family:
+        """Of the models that read and write it: their template and their syntax of calls."""
+
+    @property
+    def uses_template_tools(self) -> bool:
+        """Whether the tools stand in the chat template's "# Tools" block; if not, `instructions` lists them."""
 
     def instructions(self, tools: Sequence[Tool]) -> str:
         """What follows the system prompt after a blank line; "" without tools."""

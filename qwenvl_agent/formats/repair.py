@@ -20,6 +20,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from qwenvl_agent.near_json import ParseError, Repairs, read_json
 from qwenvl_agent.schema import Tool
@@ -68,7 +69,7 @@ def _is_one_item(arguments: dict, listed: str, schema: Mapping) -> bool:
     return set(arguments) <= set(item.get("properties", ())) and set(item.get("required", ())) <= set(arguments)
 
 
-def _fit_numbers(value: object, schema: object, repairs: Repairs) -> object:
+def _fit_numbers(value: Any, schema: object, repairs: Repairs) -> Any:
     if not isinstance(schema, Mapping):
         return value
     if isinstance(value, dict):

@@ -19,6 +19,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 
 from qwenvl_agent.worlds.world import World
 
@@ -80,10 +81,11 @@ def _in_file(name: str, path: Path, attribute: str) -> Callable[..., World]:
 
 
 @cache
-def _load(path: Path):
+def _load(path: Path) -> ModuleType:
     """The module of a file, under a name of its own; modules beside it can be imported by their plain names."""
     module_name = f"qwenvl_agent_world_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec and spec.loader, path
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # before it runs, as dataclasses and pickle look there
     if str(path.parent) not in sys.path:

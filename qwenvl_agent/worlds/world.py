@@ -21,6 +21,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import Env, Observation, Policy, Tool, ToolResult, Turn
@@ -39,7 +40,7 @@ class SeedSets:
     selection: range = range(1_000_000, 2_000_000)
     report: range = range(2_000_000, 3_000_000)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         first, second, third = sorted((self.training, self.selection, self.report), key=lambda seeds: seeds.start)
         if any(seeds.step != 1 or not seeds for seeds in (first, second, third)):
             raise ValueError(f"{self}: a seed set is a range of step 1 that is not empty")
@@ -116,7 +117,7 @@ class World:
         """Policies to compare with, by name, over those that every world has: see `make_policy`."""
         return {}
 
-    def make_policy(self, name: str, **settings: object) -> Policy:
+    def make_policy(self, name: str, **settings: Any) -> Policy:
         """`oracle`, a baseline by its name, or, of every world, `random` and (with an oracle) `noisy_oracle`."""
         own = self.make_baselines()
         if name in own:

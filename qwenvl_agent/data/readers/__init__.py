@@ -25,6 +25,7 @@ class Reader:
 
 def _read_safari(path: Path, cfg: SourceConfig, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]:
     rows = make_world("safari").read_recording(path, data_cfg.max_thought_chars)
+    assert rows is not None, "the safari reads its own"
     return map(recorded.to_source_row, rows)
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from qwenvl_agent.data.source import Reject, SourceRow
 from qwenvl_agent.families.calls import HERMES
@@ -187,7 +188,7 @@ def _split_system(record: dict, messages: list[dict]) -> tuple[str, list[dict]]:
     return (prompts[0] if prompts else ""), messages
 
 
-def _decoded(value: object, place: str) -> object:
+def _decoded(value: object, place: str) -> Any:
     """JSON given as a string is decoded; anything else is returned as it is."""
     if not isinstance(value, str):
         return value
@@ -206,7 +207,7 @@ def build_tools(tools_json: str) -> tuple[Tool, ...]:
     return tuple(_build_tool(entry, f"tools[{i}]") for i, entry in enumerate(entries))
 
 
-def _build_tool(entry: object, place: str) -> Tool:
+def _build_tool(entry: Any, place: str) -> Tool:
     function = entry.get("function", entry) if isinstance(entry, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{place} is {entry!r}: a tool without a name cannot be called; give name and parameters")
@@ -300,7 +301,9 @@ def _exchanges(messages: list[dict]) -> tuple[list[tuple[list[dict], dict]], lis
 
 def _build_observation(messages: list[dict], pictures: _Pictures) -> tuple[Observation, tuple[str, ...]]:
     """Pictures first, then the users' text: a picture that stood after text is moved to the front, and noted."""
-    texts, shown, is_moved = [], [], False
+    texts: list[str] = []
+    shown: list[Picture] = []
+    is_moved = False
     for message in messages:
         text, has_moved = "", message["role"] == "tool"
         for kind, value in _parts(message):
@@ -318,7 +321,7 @@ def _build_observation(messages: list[dict], pictures: _Pictures) -> tuple[Obser
     return Observation("\n".join(texts), tuple(shown)), ("image_moved",) if is_moved else ()
 
 
-def _parts(message: dict) -> Iterator[tuple[str, object]]:
+def _parts(message: dict) -> Iterator[tuple[str, Any]]:
     """("text", str) and ("image", own path or None), in the order of the message."""
     content = message["content"] or ""
     if isinstance(content, str):
@@ -394,7 +397,7 @@ def _as_list(value: object) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def _build_call(value: object, place: str) -> tuple[ToolCall, str | None]:
+def _build_call(value: Any, place: str) -> tuple[ToolCall, str | None]:
     function = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{place} is {str(value)[:80]!r}: a call without a name; give name and arguments")
@@ -472,7 +475,7 @@ def _weight(message: dict) -> float:
     return weights.pop() if weights else 1.0
 
 
-def _loss_weight(weight: object, place: str) -> float:
+def _loss_weight(weight: Any, place: str) -> float:
     is_number = isinstance(weight, bool | int | float) and (weight == 0 or MIN_WEIGHT <= weight <= MAX_WEIGHT)
     if not is_number:
         raise ValueError(

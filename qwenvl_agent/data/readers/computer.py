@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from qwenvl_agent.computer import KINDS, Action, build_tool, to_turn
 from qwenvl_agent.computer.context import SYSTEM_PROMPT, observation
@@ -284,7 +285,7 @@ def read_text(record: dict, name: str) -> str:
     return value.strip()
 
 
-def check_size(size: object, picture: Picture) -> None:
+def check_size(size: Any, picture: Picture) -> None:
     """RecordError if the annotation was made on a picture of another size; None: not stated."""
     if size is None:
         return
@@ -298,7 +299,7 @@ def check_size(size: object, picture: Picture) -> None:
         )
 
 
-def _are_numbers(value: object, length: int) -> bool:
+def _are_numbers(value: Any, length: int) -> bool:
     is_list = isinstance(value, list | tuple) and len(value) == length
     return is_list and all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in value)
 
@@ -327,7 +328,7 @@ def _target(record: dict) -> str:
     return target.strip() if isinstance(target, str) else ""
 
 
-def read_box(value: object, unit: str, order: str, picture: Picture) -> tuple[Box | None, tuple[str, ...]]:
+def read_box(value: Any, unit: str, order: str, picture: Picture) -> tuple[Box | None, tuple[str, ...]]:
     """A box as x1, y1, x2, y2 in pixels, cut to the picture, and ("box_cut",) if it was; None: no box is given."""
     if value is None:
         return None, ()
@@ -407,7 +408,7 @@ class SampleWriter:
     def __enter__(self) -> "SampleWriter":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.file.close()
 
     def write(self, sample: Sample) -> None:
