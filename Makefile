@@ -65,8 +65,8 @@ test-avx2: $(INSTALLED)  ## precision, a training and its equality tests as on a
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
 		tests/test_precision.py tests/test_ranks.py tests/test_export.py tests/test_decoding.py tests/test_train.py::test_other_methods_resume_too
 
-lint: $(INSTALLED)  ## what CI checks of the style
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(INSTALLED)  ## what CI checks of style and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 format: $(INSTALLED)  ## apply the style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

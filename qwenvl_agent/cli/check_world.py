@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         findings = run_check(name, subject)
         found += findings
         console.print(
-            f"{'!!' if findings else 'ok'}  {name:12} {check.__doc__.rstrip('.')}", markup=False, highlight=False
+            f"{'!!' if findings else 'ok'}  {name:12} {(check.__doc__ or '').rstrip('.')}",
+            markup=False,
+            highlight=False,
         )
         for finding in findings:
             console.print(f"      {finding.message}", markup=False, highlight=False, soft_wrap=True)
