@@ -284,27 +284,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Episode:
-    """A task's whole run. `source` is `file:line` of its first step, for error messages; `task` is the mission."""
-
-    id: str
-    task: str
-    system_prompt: str
-    tools: tuple[Tool, ...]
-    steps: tuple[Step, ...]
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tools", tuple(self.tools))
-        object.__setattr__(self, "steps", tuple(self.steps))
-
-    def request(self, index: int, history_steps: int) -> Request:
-        """The request that step `index` answered, with at most `history_steps` steps before it."""
-        first = max(0, index - history_steps)
-        return Request(self.system_prompt, self.tools, self.steps[first:index], self.steps[index].observation)
-
-
-@dataclass(frozen=True)
 class Row:
     """One training row: a request and the turn to learn. `source` is `file:line`; `weight` scales its loss."""
 

@@ -33,7 +33,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qwenvl_agent.computer.actions import Action, ActionError, to_turn
+from qwenvl_agent.computer.actions import Action, ActionError
 from qwenvl_agent.computer.dialect_text import NotLiteralError, numbers_of, split_thought, values_of
 from qwenvl_agent.computer.keys import key_name
 from qwenvl_agent.computer.tool import CLICKS, KINDS, NAME
@@ -132,14 +132,6 @@ def read_turn(turn: Turn, screen: Screen) -> Reading:
     if failed:
         return replace(failed, repairs=repairs)
     return Reading(tuple(a for reading in readings for a in reading.actions), turn.thought, repairs)
-
-
-def mend_turn(turn: Turn, screen: Screen) -> tuple[Turn, Reading]:
-    """The turn as the tool would have it written, and how it was read; an unreadable turn is returned as it was."""
-    reading = read_turn(turn, screen)
-    if reading.error or not reading.repairs:
-        return turn, reading
-    return to_turn(reading.actions, screen, turn.thought), reading
 
 
 def to_seed(action: Action, screen: Screen, thought: str = "") -> dict:
