@@ -543,13 +543,16 @@ def test_an_endless_text_is_read_in_no_time(piece):
 def test_a_models_turn_is_read_and_mended():
     thought = "The box is at the top."
     strict = to_turn([Action.click(300, 80)], PAGE, thought)
-    assert dialects.mend_turn(strict, PAGE) == (strict, dialects.Reading(read_turn(strict, PAGE), thought))
+    assert dialects.read_turn(strict, PAGE) == dialects.Reading(read_turn(strict, PAGE), thought)
     other = Turn(thought, (ToolCall("computer_use", {"action": "click", "x": 300, "y": 160}),))
-    mended, reading = dialects.mend_turn(other, PAGE)
-    assert mended == strict and reading.repairs == ("renamed_action", "xy_keys")
+    reading = dialects.read_turn(other, PAGE)
+    assert to_turn(reading.actions, PAGE, reading.thought) == strict and reading.repairs == (
+        "renamed_action",
+        "xy_keys",
+    )
     assert dialects.read_turn(Turn(tool_calls=(ToolCall("click", {"x": 300, "y": 160}),)), PAGE).repairs == (
         *("name_as_action", "renamed_action", "xy_keys"),
     )
     assert dialects.read_turn(Turn(text="click(300, 160)"), PAGE).actions == read_turn(strict, PAGE)
     broken = Turn(tool_calls=(strict.tool_calls[0], ToolCall("computer_use", {"action": "fly"})))
-    assert dialects.mend_turn(broken, PAGE)[0] == broken and dialects.read_turn(broken, PAGE).error == "unknown_action"
+    assert dialects.read_turn(broken, PAGE).error == "unknown_action"

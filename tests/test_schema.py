@@ -14,7 +14,6 @@ from PIL import Image
 from qwenvl_agent.files import ConfinedFolder, confined_path
 from qwenvl_agent.images import check_aspect_ratio, picture_errors
 from qwenvl_agent.schema import (
-    Episode,
     Observation,
     Picture,
     Request,
@@ -112,14 +111,6 @@ def test_turns_keep_what_they_are_given():
     assert Step(Observation(""), Turn(), (ToolResult("", {"status": "no_tool_call"}),)).results[0].name == ""
     arguments = {"a": None, "b": True, "c": 1.5, "d": [{"e": "f"}], "g": 10**30}
     assert ToolCall("move", arguments).arguments == arguments
-
-
-def test_request_of_an_episode_holds_the_steps_before():
-    steps = tuple(Step(Observation(str(i)), Turn(text=f"turn {i}")) for i in range(4))
-    episode = Episode("e", "task", "You play.", (), steps)
-    assert episode.request(3, 2) == Request("You play.", (), steps[1:3], Observation("3"))
-    assert episode.request(0, 2).history == () == episode.request(3, 0).history
-    assert episode.request(2, 9).history == steps[:2]
 
 
 def test_picture_opens_as_recorded(tmp_path):
