@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwenvl_agent.config import load_config
-from qwenvl_agent.worlds import make_world
+from qwenvl_agent.worlds.check import check_world
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples" / "worlds").glob("*/world.py"))
 PACKAGES = {"minigrid": "minigrid", "frozen_lake": "pygame"}
@@ -77,11 +77,15 @@ def test_an_example_uses_public_names_alone(path):
 
 @each_example
 def test_an_example_has_a_page_and_a_config_that_plays_it(path):
-    """The config names the world as from the clone's root."""
+    """The config names the world as from the clone's root, under rules that the world has."""
     root = Path(__file__).parents[1]
     assert (path.parent / "README.md").is_file()
     config = load_config(path.parent / "config.json")
     assert config.eval.suite == f"{path.relative_to(root)}:make_world"
     if path.parent.name in PACKAGES:
         pytest.importorskip(PACKAGES[path.parent.name])
-    assert make_world(f"{path}:make_world", config.eval.world).name == path.parent.name
+    assert check_world(f"{path}:make_world", config.eval.world, episodes=5) == []
+
+
+def test_there_are_examples():
+    assert EXAMPLES

@@ -7,10 +7,10 @@ turns up and toggles, each played as MiniGrid's own turns and steps. Seeds go ro
 from itertools import groupby, product
 
 import gymnasium
+import numpy
 from minigrid.core.actions import Actions  # importing the package registers its environments
 
 from qwenvl_agent.statistics import wilson
-from qwenvl_agent.worlds import Labels
 from qwenvl_agent.worlds.gymnasium import GymnasiumWorld
 
 TASKS = {
@@ -42,13 +42,14 @@ class ByDirection(gymnasium.Wrapper):
         return outcome
 
     def corner(self):
-        game = self.unwrapped
-        return tuple(max(0, min(int(at) - VIEW // 2, game.width - VIEW)) for at in game.agent_pos)
+        return tuple(max(0, min(int(at) - VIEW // 2, self.unwrapped.width - VIEW)) for at in self.unwrapped.agent_pos)
 
     def render(self):
         game, (left, top) = self.unwrapped, self.corner()
         at = (game.agent_pos[0] - left, game.agent_pos[1] - top)
-        return game.grid.slice(left, top, VIEW, VIEW).render(game.tile_size, at, game.agent_dir)
+        pixels = game.grid.slice(left, top, VIEW, VIEW).render(game.tile_size, at, game.agent_dir)
+        # White ground in place of black: the tiny base knows no other.
+        return numpy.where(pixels.any(-1, keepdims=True), pixels, numpy.uint8(255))
 
 
 def name_of(thing):
@@ -92,7 +93,7 @@ def place_to_look_from(me, free):
 def oracle(episode, max_path=6):
     """Thought and actions, from the cells in view alone."""
     game, me, corner = episode.game, tuple(state(episode)["position"]), episode.env.corner()
-    seen = [(corner[0] + x, corner[1] + y) for x, y in product(range(min(VIEW, game.width)), repeat=2)]
+    seen = [(corner[0] + x, corner[1] + y) for y, x in product(range(min(VIEW, game.width)), repeat=2)]
     things = {cell: game.grid.get(*cell) for cell in seen}
     free = {cell for cell in seen if not things[cell] or things[cell].can_overlap()}
     ways, at = shortest_ways(me, free), {thing.type: cell for cell, thing in things.items() if thing}
@@ -111,8 +112,9 @@ def oracle(episode, max_path=6):
     moves = [f"{direction} {min(3, n - i)}" for direction, n in runs for i in range(0, n, 3)][:MAX_ACTIONS]
     path = path[: sum(ACTIONS[move][2] for move in moves)]
     actions = [*moves, *([f"{use} {way[-1][0]}"] if use and len(path) == len(way) - 1 else [])][:MAX_ACTIONS]
-
-    thought = f"Me {tile(me, corner)}. Target {wanted} {tile(goals[0], corner) if goals else 'none'}."
+    shown = [f"{name_of(thing)} {tile(c, corner)}" for c, thing in things.items() if thing and thing.type != "wall"]
+    thought = f"Me {tile(me, corner)}. See {', '.join(shown) or 'none'}."
+    thought += f" Target {wanted} {tile(goals[0], corner) if goals else 'none'}."
     thought += f" Go {name_of(things[place]) + ' ' if use else ''}{tile(place, corner)}." if place not in goals else ""
     thought += f" Path {' '.join(tile(cell, corner) for _, cell in path)}." if path else ""
     return f"{thought} Plan {', '.join(actions)}.", actions
@@ -121,10 +123,9 @@ def oracle(episode, max_path=6):
 class MiniGrid(GymnasiumWorld):
     def metrics(self, records):
         """Success by task."""
-        won, tasks = {}, self.rules["tasks"]
-        for record in records:
-            won.setdefault(tasks[record.seed % len(tasks)], []).append(record.success)
-        return {f"success_{task}": wilson(sum(results), len(results)) for task, results in sorted(won.items())}
+        tasks = self.rules["tasks"]
+        won = {task: [r.success for r in records if tasks[r.seed % len(tasks)] == task] for task in tasks}
+        return {f"success_{task}": wilson(sum(results), len(results)) for task, results in won.items() if results}
 
 
 def make_world(tasks=tuple(TASKS), tile_px=32, max_turns=12):
@@ -136,7 +137,6 @@ def make_world(tasks=tuple(TASKS), tile_px=32, max_turns=12):
         return ByDirection(gymnasium.make(name, render_mode="rgb_array", tile_size=tile_px, **settings))
 
     rules = {"tasks": list(tasks), "tile_px": tile_px, "max_turns": max_turns}
-    labels = Labels(metrics={f"success_{task}": (f"success, {task}", TASKS[task][0]) for task in tasks})
-    said = {"name": "minigrid", "system_prompt": PROMPT, "state": state, "text": text, "rules": rules, "labels": labels}
+    said = {"name": "minigrid", "system_prompt": PROMPT, "state": state, "text": text, "rules": rules}
     said |= {"actions": ACTIONS, "max_actions": MAX_ACTIONS, "max_turns": max_turns, "oracle": oracle}
     return MiniGrid(make=make, success=lambda episode: episode.reward > 0, oracle_success=0.99, **said)
