@@ -14,7 +14,7 @@ not an error here: the environment answers it.
 | bad_name | has a call without a name, or with one that no tool can have |
 | bad_arguments | has arguments that are no object, or values that no call can carry (NaN, control tokens) |
 
-A policy may add its own: `endless` (no end within the limit), `server_error` (evaluation/endpoint.py).
+A policy may add its own: `endless` (no end within the limit), `server_error` (inference/endpoint.py).
 The repairs are listed in `repair`.
 """
 
