@@ -128,7 +128,17 @@ def test_a_run_is_audited_evaluated_and_asked(installed, folder):
     agent = installed / "qwenvl-agent"
     assert (folder / "runs/safari_tiny/checkpoints/step_000002").is_dir()
     assert "wrong 0," in run(agent, "show", "--config", "configs/safari_tiny.json", "--audit", cwd=folder)
-    words = ["--run", "runs/safari_tiny", "--set", "eval.max_new_tokens=8", "--episodes", 2, "--json"]
+    words = [
+        "--run",
+        "runs/safari_tiny",
+        "--suite",
+        "safari",
+        "--set",
+        "eval.max_new_tokens=8",
+        "--episodes",
+        2,
+        "--json",
+    ]
     metrics = json.loads(run(agent, "evaluate", *words, "--world", "max_turns=2", cwd=folder))
     assert metrics["success_rate"]["n"] == 2 and metrics["about"]["checkpoint"] == "step_000002"
     result = "runs/safari_tiny/eval/safari"
