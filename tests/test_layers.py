@@ -11,7 +11,7 @@ import qwenvl_agent
 
 PACKAGE = Path(qwenvl_agent.__file__).parent
 LAYERS = (
-    {"png", "threads", "settings", "aliases", "near_json", "files"},
+    {"png", "threads", "settings", "aliases", "near_json", "files", "html_templates"},
     {"images", "checksums", "settings_reference", "families"},
     {
         "config",

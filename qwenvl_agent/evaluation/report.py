@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
 from qwenvl_agent.evaluation.results import read_result
 from qwenvl_agent.evaluation.screen_cases import screen_view
 from qwenvl_agent.evaluation.suites import Suite, suite_of
+from qwenvl_agent.html_templates import render_report
 from qwenvl_agent.images import read_rgb
 from qwenvl_agent.records import StepRecord
 from qwenvl_agent.statistics import holm, paired_test
 from qwenvl_agent.worlds import World
 
-TEMPLATE_DIR = Path(__file__).parent.parent / "assets"
 MAX_CASES = 60
 """Cases of a page with one or two results; with more, as many as keep the file about as large."""
 FAILURE_SHARE = 0.75
@@ -214,16 +213,10 @@ def cell_of(name: str, metric: dict, suite: Suite) -> dict[str, str]:
 def write_report(path: str | Path, directories: Sequence[Path]) -> None:
     """One HTML file: figures, and cases of the first result (failures first) with every policy's answers beside it."""
     results = read_results(directories)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE_DIR),
-        autoescape=True,  # everything a model wrote is shown as text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     template, view = PAGES[results[0].suite.page]
     suite = results[0].suite
-    page = environment.get_template(template).render(
+    page = render_report(
+        template,
         suite=suite,
         tests=[{**test, "cells": cells_of_test(test)} for test in test_all(results)],
         num_cases=len(results[0].records),

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from qwenvl_agent.evaluation.report import p_text, write_report
 from qwenvl_agent.evaluation.step_metrics import consistency
+from qwenvl_agent.html_templates import render_report
 from qwenvl_agent.statistics import Interval
 from qwenvl_agent.studies import ablation_plots as plots
 from qwenvl_agent.studies.ablation import (
@@ -39,7 +38,6 @@ from qwenvl_agent.studies.ablation import (
 )
 from qwenvl_agent.studies.diagnosis import CLASSES, QUADRANTS, first_errors, quadrants
 
-TEMPLATE_DIR = Path(__file__).parent.parent / "assets"
 SHOWN_LOSSES = ("all", "thought", "call", "values")
 
 
@@ -533,18 +531,11 @@ def row_line(cells: Sequence[str]) -> str:
 
 def as_html(title: str, blocks: Sequence[Block]) -> str:
     """One file, pictures inside."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE_DIR),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     views = [{"kind": type(block).__name__, **vars(block)} for block in blocks]
     for view in views:
         if view["kind"] == "Figure":
             view["data"] = base64.b64encode(view["path"].read_bytes()).decode()
-    return environment.get_template("ablation.html.jinja").render(title=title, blocks=views)
+    return render_report("ablation.html.jinja", title=title, blocks=views)
 
 
 def write_cells(path: Path, study: Study) -> Path:

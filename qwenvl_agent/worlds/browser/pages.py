@@ -11,10 +11,12 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment
 
+from qwenvl_agent.html_templates import templates_in
 from qwenvl_agent.worlds.browser.words import LANGUAGES, pick, picture_word, words
 
 TRAIN_SEEDS = range(0, 1_000_000)
@@ -523,8 +525,7 @@ BLOCKS = {
 
 @cache
 def templates() -> Environment:
-    loader = PackageLoader("qwenvl_agent.worlds.browser")
-    environment = Environment(loader=loader, autoescape=select_autoescape(default=True), undefined=StrictUndefined)
+    environment = templates_in(Path(__file__).parent / "templates")
     environment.globals["palettes"] = PALETTES
     return environment
 

@@ -9,10 +9,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from urllib.parse import unquote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment
 
+from qwenvl_agent.html_templates import templates_in
 from qwenvl_agent.worlds.browser.elements import read_layout
 from qwenvl_agent.worlds.browser.instructions import write_instructions
 from qwenvl_agent.worlds.browser.pages import EMOJI_FONTS, FAMILIES, PALETTES, draw_page, draw_theme, picture_source
@@ -60,8 +62,7 @@ def html(text: str) -> Response:
 
 @cache
 def templates() -> Environment:
-    loader = PackageLoader("qwenvl_agent.worlds.browser", "task_pages")
-    return Environment(loader=loader, autoescape=select_autoescape(default=True), undefined=StrictUndefined)
+    return templates_in(Path(__file__).parent / "task_pages")
 
 
 def task(*, clicks_only: bool = False) -> Callable:
