@@ -15,7 +15,7 @@ The grid is Qwen3-VL's: its own computer-use example tells the model of a 1000x1
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 UNITS = {"px": 0, "fraction": 1, "norm": 1000, "percent": 100}
 """Ways in which data states positions: what stands for the whole width or height; 0: pixels."""
@@ -51,7 +51,7 @@ class Grid:
         number = {"type": "integer", "minimum": 0, "maximum": self.cells}
         return {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
 
-    def parse(self, value: object) -> tuple[int, int]:
+    def parse(self, value: Any) -> tuple[int, int]:
         """(x_norm, y_norm) of what `schema` allows; ValueError otherwise."""
         is_pair = isinstance(value, list | tuple) and len(value) == 2
         if not is_pair or not all(type(v) is int and 0 <= v <= self.cells for v in value):

@@ -22,8 +22,10 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     value = dict(pairs)
     if len(value) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"key {twice[:80]!r} is there twice in one object: which holds is unknown; keep one")
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {key[:80]!r} is there twice in one object: which holds is unknown; keep one")
+            seen.add(key)
     return value
 
 

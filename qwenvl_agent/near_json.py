@@ -45,7 +45,9 @@ STRICT = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_ob
 
 
 def skip_space(text: str, at: int) -> int:
-    return WHITESPACE.match(text, at).end()
+    space = WHITESPACE.match(text, at)
+    assert space is not None, "it matches nothing, too"
+    return space.end()
 
 
 def read_json(text: str, at: int, repairs: Repairs) -> tuple[Any, int]:

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -35,7 +35,7 @@ def parallel_map(num_workers: int, method: str = "fork") -> Iterator[Callable]:
 
 def _in_order(pool: ProcessPoolExecutor, num_ahead: int, function: Callable, items: Iterable) -> Iterator:
     """Results in the order of the items, with no more than so many in hand."""
-    waiting = deque()
+    waiting: deque[Future] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
         if len(waiting) > num_ahead:
@@ -52,7 +52,9 @@ def follow_the_parent() -> None:
 
 
 def _end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "in a process of the pool"
+    wait([parent.sentinel])
     os._exit(1)
 
 

@@ -53,7 +53,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 
 def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> Interval:
     """Mean with a percentile bootstrap interval; NaN bounds if there is nothing to average."""
-    return bootstrap_ratio(values, np.ones(len(values)), confidence, seed)
+    return bootstrap_ratio(values, [1.0] * len(values), confidence, seed)
 
 
 def bootstrap_ratio(

@@ -60,7 +60,9 @@ def check(args: argparse.Namespace) -> Policy:
 
 def write_dataset(args: argparse.Namespace, policy: Policy) -> dict:
     """Write the folder; returns the manifest."""
-    rejects, notes, numbers = Counter(), Counter(), Counter(samples=0, copies=0)
+    rejects: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    numbers = Counter(samples=0, copies=0)
     with SampleWriter(args.out) as writer, open(args.out / "rejects.jsonl", "w", encoding="utf-8") as file:
         items = read_samples(args.data)
         for item in track(items, description=str(args.data), disable=args.json, console=Console(stderr=True)):

@@ -114,7 +114,7 @@ def recorded_pages(pages: list[tuple[str, int]], workers: int, **settings) -> It
 
 def write_folder(out: Path, pages: list[tuple[str, int]], recorded: Iterator[Recorded], on_page: Callable) -> Counter:
     (out / "images").mkdir(parents=True, exist_ok=True)
-    counts = Counter()
+    counts: Counter[str] = Counter()
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(out / f"{name}.jsonl", "w", encoding="utf-8")) for name in FILES}
         for page in recorded:

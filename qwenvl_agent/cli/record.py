@@ -49,9 +49,8 @@ def record(seed: int, name: str, rules: str, task: str, settings: dict, noise: f
     world = world_of(name, rules)
     if task == AGENT:
         turns, counts = record_episode(world, seed, settings, noise)
-    else:
-        turns, counts = world.recording_tasks()[task](seed, **settings), {}
-    return [encode(turn) for turn in turns], counts
+        return [encode(turn) for turn in turns], counts
+    return [encode(turn) for turn in world.recording_tasks()[task](seed, **settings)], {}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -130,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     refuse_to_lose(args.out, args.overwrite)
     name, values = asked_world(args)
-    world, settings = make_world(name, values), {}
+    world = make_world(name, values)
+    settings: dict = {}
     for override in args.oracle:
         apply_override(settings, override)
     check_task(world, name, args.task, settings)

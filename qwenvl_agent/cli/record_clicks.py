@@ -94,7 +94,7 @@ class EpisodeWriter:
     def __init__(self, folder: SampleFolder, frame: Frame, instruction: str):
         self.folder, self.frame, self.instruction = folder, frame, instruction
         self.episode = f"{ORIGIN}_{secrets.token_hex(4)}"
-        self.counts = Counter()
+        self.counts: Counter[str] = Counter()
         self.reasons: dict[int, str] = {}
         self._written: set[int] = set()
         self._untold: tuple[Step, str] | None = None

@@ -84,8 +84,8 @@ def audit(config: Config, rows: Rows, collator: Collator, as_json: bool) -> int:
             errors.append(f"{row.source or row.id}: {error}")
     report = summary(config, rows, collator, counts, len(errors))
     print(json.dumps(report) if as_json else f"audit: {', '.join(f'{key} {value}' for key, value in report.items())}")
-    for error in errors[:MAX_SHOWN_ERRORS]:
-        print(error, file=sys.stderr)
+    for message in errors[:MAX_SHOWN_ERRORS]:
+        print(message, file=sys.stderr)
     if len(errors) > MAX_SHOWN_ERRORS:
         print(f"and {len(errors) - MAX_SHOWN_ERRORS} more", file=sys.stderr)
     return 1 if errors else 0

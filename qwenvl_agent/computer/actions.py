@@ -110,7 +110,7 @@ class Action:
     @property
     def point_px(self) -> tuple[float, float] | None:
         """Where it happens, if it has a place."""
-        return None if self.x_px is None else (self.x_px, self.y_px)
+        return None if self.x_px is None or self.y_px is None else (self.x_px, self.y_px)
 
     @property
     def wheel_px(self) -> tuple[float, float]:
@@ -126,8 +126,8 @@ def to_arguments(action: Action, screen: Screen) -> dict:
         arguments["keys"] = list(action.keys)
     if action.text is not None:
         arguments["text"] = action.text
-    if action.x_px is not None:
-        arguments["coordinate"] = list(screen.to_norm(action.x_px, action.y_px))
+    if action.point_px is not None:
+        arguments["coordinate"] = list(screen.to_norm(*action.point_px))
     if action.scroll_px is not None:
         arguments["pixels"] = GRID.encode_length(action.scroll_px, _scrolled_side(action.kind, screen))
     if action.seconds is not None:

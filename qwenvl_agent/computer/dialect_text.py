@@ -93,7 +93,9 @@ def _unfenced(text: str) -> str:
     """What stands in the first code fence, or the text."""
     _, opening, rest = text.partition(FENCE)
     inside, closing, _ = rest.partition(FENCE)
-    return inside[LANGUAGE.match(inside).end() :].strip() if opening and closing else text
+    language = LANGUAGE.match(inside)
+    assert language is not None, "it matches nothing, too"
+    return inside[language.end() :].strip() if opening and closing else text
 
 
 def _json(text: str) -> list:

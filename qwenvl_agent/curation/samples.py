@@ -75,7 +75,8 @@ def colour(part: str, share: float) -> tuple[int, int, int]:
     """The part's colour, paler the smaller the share of the highest weight."""
     strength = 0.25 + 0.75 * share
     full = COLOURS[part] if share > 0 else WEIGHTLESS
-    return tuple(round(255 - strength * (255 - channel)) for channel in full)
+    red, green, blue = (round(255 - strength * (255 - channel)) for channel in full)
+    return red, green, blue
 
 
 def write_samples(path: str | Path, samples: Iterable[Sample], title: str) -> None:

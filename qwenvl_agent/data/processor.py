@@ -16,6 +16,11 @@ class Tokenizer(Protocol):
     @property
     def pad_token_id(self) -> int: ...
 
+    chat_template: str | None
+    """None: the checkpoint has none."""
+    response_template: dict | None
+    """Of transformers' server: how it reads an answer."""
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, token_ids: Any, **options: Any) -> str: ...
@@ -41,6 +46,8 @@ class ImageProcessor(Protocol):
 
     @property
     def rescale_factor(self) -> float: ...
+
+    def __call__(self, *, images: Sequence, return_tensors: str) -> Any: ...
 
 
 class Processor(Protocol):

@@ -40,8 +40,8 @@ class RowSampler(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        weights: Sequence[float] | None = None,
-        lengths: Sequence[float] | None = None,
+        weights: Sequence[float] | np.ndarray | None = None,
+        lengths: Sequence[float] | np.ndarray | None = None,
         start_step: int = 0,
     ):
         if num_rows < 1:
@@ -115,7 +115,7 @@ class _Copies:
     row evenly: a row of share 0.5 comes about every second epoch, never at random for a long time not.
     """
 
-    def __init__(self, num_rows: int, weights: Sequence[float] | None, seed: int):
+    def __init__(self, num_rows: int, weights: Sequence[float] | np.ndarray | None, seed: int):
         shares = np.ones(num_rows) if weights is None else np.asarray(weights, dtype=np.float64)
         assert shares.shape == (num_rows,) and np.isfinite(shares).all() and (shares > 0).all(), shares
         self.num_rows = num_rows

@@ -88,7 +88,7 @@ def funnel(pairs: Sequence[tuple[str, StepRecord]]) -> dict[str, Interval]:
     arguments; legal_rate: and the state allows every call; optimal_rate: and none could be better.
     """
     flags = [flag for flag in FLAGS if any(getattr(call, flag) is not None for _, step in pairs for call in step.calls)]
-    tallies = defaultdict(Tally)
+    tallies: dict[str, Tally] = defaultdict(Tally)
     for episode, step in pairs:
         for stage, holds in _stages(step, flags).items():
             tallies[stage].add(episode, holds)
@@ -113,7 +113,7 @@ def decisions(pairs: Sequence[tuple[str, StepRecord]]) -> dict[str, Interval]:
     """For every tool how often a call that is due is made (recall) and a call that is made is due (precision), and for
     every argument place of the labels how often the same tool's first call has the same value there.
     """
-    tallies = defaultdict(Tally)
+    tallies: dict[str, Tally] = defaultdict(Tally)
     for episode, step in pairs:
         if step.expected is None:
             continue
@@ -137,7 +137,7 @@ def thought_fields(pairs: Sequence[tuple[str, StepRecord]]) -> dict[str, Interva
     common = {}
     for name in {name for _, _, fields in labels for name in fields}:
         common[name] = Counter(fields[name] for _, _, fields in labels if name in fields).most_common(1)[0][0]
-    tallies = defaultdict(Tally)
+    tallies: dict[str, Tally] = defaultdict(Tally)
     for episode, step, fields in labels:
         got = split_thought(step.thought)
         for name, value in fields.items():

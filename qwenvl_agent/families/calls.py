@@ -42,6 +42,7 @@ class JsonCalls:
                 raise ParseError("json_error" if is_closed and error.name == "unclosed_call" else error.name) from None
             yield name_and_arguments(value, repairs)
             closers = CLOSERS.match(body, at)
+            assert closers is not None, "it matches nothing, too"
             if closers.group().strip():
                 repairs.add("extra_brace")
             at = closers.end()

@@ -38,14 +38,23 @@ class GrammarRules(Protocol):
 class CallSyntax(Protocol):
     """How a family writes a call between two tags, and how that is read back."""
 
-    open: str
-    close: str
-    gap: str
-    """Between a turn's words and its first call."""
-    between: str
-    """Between two calls."""
-    bare: re.Pattern
-    """The beginning of a call whose opening tag is missing."""
+    @property
+    def open(self) -> str: ...
+
+    @property
+    def close(self) -> str: ...
+
+    @property
+    def gap(self) -> str:
+        """Between a turn's words and its first call."""
+
+    @property
+    def between(self) -> str:
+        """Between two calls."""
+
+    @property
+    def bare(self) -> re.Pattern:
+        """The beginning of a call whose opening tag is missing."""
 
     def write(self, name: str, arguments: Mapping) -> str:
         """One call with its tags, as the chat template writes it."""

@@ -16,7 +16,7 @@ def token_positions(is_image: np.ndarray, grids: Sequence[tuple[int, int]]) -> n
     positions[0] = np.arange(num_tokens)
     at = next_position = 0
     starts = np.flatnonzero(is_image & ~np.r_[False, is_image[:-1]])
-    for start, (rows, columns) in zip(starts, grids, strict=True):
+    for start, (rows, columns) in zip(starts.tolist(), grids, strict=True):
         positions[1:, at:start] = next_position + np.arange(start - at)
         next_position += start - at
         at = start + rows * columns

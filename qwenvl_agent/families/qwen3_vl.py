@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from qwenvl_agent.families.architecture import Architecture
 from qwenvl_agent.families.calls import HERMES
@@ -90,10 +91,10 @@ PLAIN_CHAT_TEMPLATE = """\
 {%- endif %}
 """
 
-_SMALL_TOWER = {"vision_hidden": 1024, "vision_depth": 24, "vision_intermediate": 4096}
-_LARGE_TOWER = {"vision_hidden": 1152, "vision_depth": 27, "vision_intermediate": 4304}
+_SMALL_TOWER: dict[str, Any] = {"vision_hidden": 1024, "vision_depth": 24, "vision_intermediate": 4096}
+_LARGE_TOWER: dict[str, Any] = {"vision_hidden": 1152, "vision_depth": 27, "vision_intermediate": 4304}
 MODEL_TYPE = "qwen3_vl"
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "model_type": MODEL_TYPE,
     "kv_heads": 8,
     "head_dim": 128,

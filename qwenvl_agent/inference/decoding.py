@@ -96,9 +96,10 @@ class RoomyLayer(DynamicLayer):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.blocks, self.length = [], 0
+            self.blocks: list[torch.Tensor] = []
+            self.length = 0
         end = self.length + key_states.shape[2]
-        states = (key_states, value_states)
+        states = [key_states, value_states]
         device = key_states.device.type
         if torch.is_autocast_enabled(device):
             states = [state.to(torch.get_autocast_dtype(device)) for state in states]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from qwenvl_agent.checksums import find_damage
 from qwenvl_agent.config import FORMAT_NAMES, Config, build_config, load_config, to_json
@@ -47,7 +47,7 @@ class Source:
     """URL of the OpenAI-compatible server that has the model; "" for one that is loaded here."""
     run: Path | None = None
     """Of a checkpoint: the folder of its run; None for anything else."""
-    autocast: bool | str = "auto"
+    autocast: bool | Literal["auto"] = "auto"
     """Of a checkpoint: whether it computes in bfloat16 whatever it was trained in; auto: as it was trained."""
 
     @property

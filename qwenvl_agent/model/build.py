@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from qwenvl_agent.config import SHIPPED_BASES, ModelConfig, VisionConfig
+from qwenvl_agent.data.processor import ImageProcessor, Tokenizer
 from qwenvl_agent.families import FAMILIES, Family, find_family
 from qwenvl_agent.families.family import ModulePaths
 from qwenvl_agent.model.adapters import attach_adapters
@@ -37,8 +38,8 @@ ASSETS_DIR = Path(__file__).parents[1] / "assets"
 class Processor:
     """What turns rows into tensors; `geometry` is what the image processor was verified to do."""
 
-    tokenizer: object
-    image_processor: object
+    tokenizer: Tokenizer
+    image_processor: ImageProcessor
     geometry: Geometry
     name: str
     family: Family
@@ -71,7 +72,7 @@ def build_processor(model_cfg: ModelConfig, vision_cfg: VisionConfig) -> Process
     return Processor(tokenizer, image_processor, geometry, model_cfg.path, family)
 
 
-def check_probe_pictures(image_processor, geometry: Geometry) -> None:
+def check_probe_pictures(image_processor: ImageProcessor, geometry: Geometry) -> None:
     """Assert that pictures below, inside and above the budget take the number of tokens that the planner says."""
     from PIL import Image
 

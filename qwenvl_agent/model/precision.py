@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -127,7 +128,7 @@ def choose_together(config: Config, accelerator, *, resume: bool) -> Config:
     """The config without an "auto", the same on all ranks: rank 0 chooses, and says so."""
     from accelerate.utils import broadcast_object_list
 
-    answer = [None]
+    answer: list[Precision | None] = [None]
     if accelerator.is_main_process:
         saved = saved_settings(config.run_dir) if resume else None
         answer = [choose(config.model, accelerator.device, saved)]
@@ -149,7 +150,7 @@ def saved_settings(run_dir: Path) -> dict | None:
     return None
 
 
-def choose_for_evaluation(trained: ModelConfig, device, autocast: bool | str = "auto") -> Precision:
+def choose_for_evaluation(trained: ModelConfig, device, autocast: bool | Literal["auto"] = "auto") -> Precision:
     """What a trained model is evaluated in: as it was trained, but in float32 where bfloat16 is slow.
 
     `autocast` true or false: as it says.

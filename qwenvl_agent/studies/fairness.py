@@ -167,7 +167,8 @@ def prompt_differences(names: Sequence[str], world: World) -> list[str]:
 
 def differences_in(env: Env, policy: Policy, formats: tuple[Format, ...], seed: int) -> list[str]:
     observation, _ = env.reset(seed=seed)
-    history, found = [], []
+    history: list[Step] = []
+    found: list[str] = []
     for _ in range(NUM_TURNS):
         turn = policy.act([Request(env.system_prompt, env.tools, (), observation)])[0].turn
         for steps in ((), tuple(history)) if history else ((),):

@@ -70,7 +70,7 @@ def plot_metric(path: Path, sweep: Sweep, rows: Sequence[dict], best: dict) -> N
 
 def choose_x(sweep: Sweep, rows: Sequence[dict]) -> str | None:
     """The numeric key with most values, the last of those; None: no key is numeric."""
-    candidates = []
+    candidates: list[tuple] = []
     for key in sweep.swept_keys:
         values = {json.dumps(row[key]) for row in rows}
         is_number = all(isinstance(row[key], int | float) and not isinstance(row[key], bool) for row in rows)

@@ -55,9 +55,9 @@ def prepare_run_dir(
             found[0] = open_run(config, resume, overwrite, accept_changes, accelerator.print)
         except (ValueError, OSError) as error:
             found[1] = error
-    checkpoint, error = broadcast_object_list(found)
-    if error:
-        raise error
+    checkpoint, failure = broadcast_object_list(found)
+    if failure:
+        raise failure
     return checkpoint
 
 

@@ -41,15 +41,14 @@ class FiniteCheck:
 
     def see(self, what: str, value: torch.Tensor | float, step: int, micro_batches: Sequence[dict]) -> None:
         """`value` is () and stays where it is; a float that is not finite is a ValueError at once."""
-        is_on_device = isinstance(value, torch.Tensor)
-        if is_on_device:
+        if isinstance(value, torch.Tensor):
             value = value.detach()
             self.failed.masked_fill_(~torch.isfinite(value), 1.0)
         elif math.isfinite(value):
             return
         rows = tuple(pair for b in micro_batches for pair in zip(b["row_ids"], b["sources"], strict=True))
         self.seen.append(Seen(step, what, value, rows))
-        if not is_on_device:
+        if not isinstance(value, torch.Tensor):
             self.read()
 
     def read(self) -> None:

@@ -115,7 +115,8 @@ class Reporter:
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
         self.console = Console()
         self.first_step, self.compiles = first_step, compiles
-        self.steady_step, self.steady_since = 0, None
+        self.steady_step = 0
+        self.steady_since: float | None = None
         self.progress = None
         if self.console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
@@ -204,7 +205,7 @@ def forget_steps_after(path: Path, step: int, evaluation_due: bool = False) -> N
 
 def flatten(values: dict, prefix: str = "") -> dict:
     """Nested dicts as one dict with dotted keys."""
-    flat = {}
+    flat: dict = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -15,7 +15,7 @@ def build_optimizer(model: nn.Module, train_cfg: TrainConfig) -> torch.optim.Opt
     LoRA's matrices decay too: that pulls their product, the change to the model, towards zero.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    groups = {True: [], False: []}
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in model.parameters():
         if parameter.requires_grad:
             groups[len(whole_shape(parameter)) >= 2 and id(parameter) not in embeddings].append(parameter)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.hooks import RemovableHandle
 
 from qwenvl_agent.config import Config
 from qwenvl_agent.model.build import base_of, family_of
@@ -37,7 +38,7 @@ class StepProfiler:
         self.num_steps = config.profile.steps if is_main else 0
         self.directory = config.run_dir / "profile"
         self.num_seen, self.wall, self.waited, self.flops = 0, 0.0, 0.0, 0.0
-        self.handles = []
+        self.handles: list[RemovableHandle] = []
         if self.num_steps:
             base = base_of(model)
             self.arch: Architecture = read_architecture(base.config.to_dict())

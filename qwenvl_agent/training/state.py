@@ -80,7 +80,7 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
     """The inverse of `optimizer_tensors`; the groups' settings stay those of the config."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    state = {index: {} for index in range(len(order))}
+    state: dict[int, dict] = {index: {} for index in range(len(order))}
     index_of = {name: index for index, name in enumerate(order)}
     for key, value in tensors.items():
         name, _, part = key.rpartition(":")

@@ -84,7 +84,7 @@ def num_started() -> tuple[int, str]:
 
 
 def build_deepspeed_plugin(train_cfg: TrainConfig) -> DeepSpeedPlugin:
-    zero = {
+    zero: dict = {
         "stage": train_cfg.zero_stage,
         # Overlapping has given NaN losses with ZeRO-2 and adapters (DeepSpeed issue 5347).
         "overlap_comm": False,

@@ -10,7 +10,7 @@ def make_env(name: str, **rules) -> Env:
     return make_world(name, rules).make_env()
 
 
-def make_oracle(name: str, rules: dict, **settings) -> Policy:
+def make_oracle(name: str, rules: dict, **settings) -> Policy | None:
     """A policy that solves the world with these rules from what an agent sees."""
     return make_world(name, rules).make_oracle(**settings)
 

@@ -148,6 +148,7 @@ class Subject:
 
     def by_oracle(self) -> Choose:
         policy = self.world.make_oracle()
+        assert policy is not None, "asked for where there is one"
         return lambda env, seen: policy.act([Request(env.system_prompt, env.tools, (), seen)])[0].turn
 
     def all_episodes(self) -> Iterator[list[Moment]]:
@@ -444,7 +445,7 @@ def check_answers(subject: Subject) -> Iterator[str]:
             yield f"{what} counts as legal: the agent would be told well of what cannot be; set legal to False"
 
 
-WRONG_ARGUMENTS = ({"no_such_argument_": 1}, {}, {"action": 5})
+WRONG_ARGUMENTS: tuple[dict, ...] = ({"no_such_argument_": 1}, {}, {"action": 5})
 
 
 def _is_refused(tool, arguments: dict) -> bool:
@@ -589,7 +590,7 @@ def maker_of(make: "Callable[..., World] | str") -> Callable[..., World]:
 
 def run_check(name: str, subject: Subject) -> list[Finding]:
     """The findings of one check; one that cannot go on is a finding itself."""
-    findings = []
+    findings: list[Finding] = []
     try:
         findings.extend(Finding(name, message) for message in CHECKS[name](subject))
     except Exception as error:

@@ -313,6 +313,7 @@ def record_episode(world: World, seed: int, oracle: dict, noise: float) -> tuple
     With probability `noise` a random turn is played in place of the oracle's, and not recorded.
     """
     env, policy, rng = world.make_env(), world.make_oracle(**oracle), random.Random(f"noise {seed}")
+    assert policy is not None, f"{type(world).__name__} has no oracle"
     turns, is_over = [], False
     try:
         observation, info = env.reset(seed=seed)

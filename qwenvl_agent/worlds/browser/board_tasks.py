@@ -6,6 +6,7 @@ pictures, and no text but the words on buttons.
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from qwenvl_agent.worlds.browser.pages import FAMILIES, PALETTES, draw_places, draw_theme, picture_source, render_html
 from qwenvl_agent.worlds.browser.pages import Draw as PageDraw
@@ -85,7 +86,7 @@ def button(label: str, item: str = "") -> dict:
     return {"kind": "button", "action": {"label": label, "intent": "", "item": item, "picture": ""}}
 
 
-def board_problem(draw: Draw, things: Sequence[dict], **settings: object) -> SiteProblem:
+def board_problem(draw: Draw, things: Sequence[dict], **settings: Any) -> SiteProblem:
     page = render_html(draw.language, draw.theme, [("board", {"things": list(things)})])
     page = page.replace("</body>", SCRIPT + "</body>")
     width, height, scale = FAMILY.screens[0]

@@ -436,7 +436,8 @@ def write_instructions(layout: Layout, languages: Sequence[str], number: int, rn
     scene = Scene(layout)
     targets = [e for e in layout.elements if "disabled" not in e.state]
     left = {kind: rng.sample(targets, len(targets)) for kind in WAYS}
-    written, used = [], set()
+    written: list[Instruction] = []
+    used: set[int] = set()
     while len(written) < number and left:
         kind = rng.choice(list(left))
         if not left[kind]:

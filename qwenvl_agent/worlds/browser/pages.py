@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment
@@ -87,7 +88,7 @@ class Family:
     """Elements of a board with fewer cells across show pictures only: words would be cut."""
 
 
-BOARD = {
+BOARD: dict[str, Any] = {
     "offered_actions": ("left_click",),
     "blocks": ("board",),
     "num_blocks": (1, 1),

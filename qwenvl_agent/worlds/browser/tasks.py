@@ -6,10 +6,11 @@ of the instruction (the pages are in English).
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from jinja2 import Environment
@@ -48,7 +49,7 @@ class Draw:
         """One wording for each of LANGUAGES, with its parts filled in."""
         return wordings[LANGUAGES.index(self.language)].format(**parts)
 
-    def some(self, things: Sequence, number: int) -> list:
+    def some(self, things: Iterable, number: int) -> list:
         return self.rng.sample(list(things), number)
 
     def page(self, template: str, **values: object) -> Response:
@@ -148,7 +149,7 @@ SAVE_PICTURE = """() => {
 }"""
 
 
-def generated(draw: Draw, **settings: object) -> GeneratedProblem:
+def generated(draw: Draw, **settings: Any) -> GeneratedProblem:
     problem = GeneratedProblem(
         instruction="",
         pages={},

@@ -209,7 +209,7 @@ class SafariEnv:
         """The game believes the player, as the recorded one does; whether he was right is in info only."""
         animal = resolve_target(target)
         is_true = animal is not None and self.is_found(animal)
-        if is_true:
+        if animal is not None and is_true:
             self.found.append(animal)
         else:
             self.false_declarations.append(target)

@@ -49,7 +49,7 @@ def walls_to_remember(scene: Scene, end: Tile, goals: Sequence[Tile], field: Fie
     corner, start = scene.corner_at(scene.tile(end)), scene.context.position
     is_detour = field[start] >= min(walk(start, goal) for goal in goals) + DETOUR
     kept = {place for place in scene.walls if in_view(place, corner)} | set(scene.notes.walls)
-    added = []
+    added: list[Tile] = []
     while len(added) < MAX_WALLS:
         forgetful = field_to(goals, kept, corner, size, start)
         watched = [best_place(end, kept, set(), corner, forgetful), start if is_detour else None]

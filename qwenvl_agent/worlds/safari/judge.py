@@ -49,7 +49,8 @@ def planned(thought: str) -> Plan | None:
     match = PLAN.search(sentence)
     if match is None:
         return None
-    moves, catch, others = (), "", []
+    moves: tuple[tuple[str, int], ...] = ()
+    catch, others = "", []
     for part in sentence[match.end() :].split(", "):
         if MOVES.fullmatch(part):
             words = part.split()

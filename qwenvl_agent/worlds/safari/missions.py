@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from qwenvl_agent.worlds.safari.world import Animal
 
 # The first word is the one that plain missions use.
-COLOUR_WORDS = {
+Words = dict[str, dict[str, tuple[str, ...]]]
+"""By language and English name."""
+
+COLOUR_WORDS: Words = {
     "ko": {
         "red": ("빨간색", "빨간", "빨강", "붉은"),
         "green": ("초록색", "초록", "녹색", "연두색"),
@@ -45,7 +48,7 @@ COLOUR_WORDS = {
         "purple": ("紫色", "紫"),
     },
 }
-KIND_WORDS = {
+KIND_WORDS: Words = {
     "ko": {
         "tiger": ("호랑이",),
         "elephant": ("코끼리",),
@@ -112,7 +115,7 @@ PARTICLES = {"을": ("을", "를"), "과": ("과", "와"), "이": ("이", "가")
 """After a consonant, after a vowel."""
 
 
-def _meanings(table: dict[str, dict[str, tuple[str, ...]]]) -> dict[str, str]:
+def _meanings(table: Words) -> dict[str, str]:
     """word -> canonical English, over all languages."""
     return {word: name for words in table.values() for name, forms in words.items() for word in forms}
 
@@ -193,7 +196,7 @@ def with_particles(text: str) -> str:
 def read_mission(text: str) -> Mission:
     """The targets named in a mission of any of the languages, each once; none if it names none."""
     text = unicodedata.normalize("NFC", text)
-    wordings = {}
+    wordings: dict[Animal, str] = {}
     for wording, animal in find_targets(text):
         wordings.setdefault(animal, wording)
     ordered = len(wordings) > 1 and ORDER_WORDS.search(text) is not None

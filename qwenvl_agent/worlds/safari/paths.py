@@ -30,7 +30,7 @@ def shortest_way(start: Tile, goal: Tile, blocked: Set[Tile]) -> list[Tile] | No
 def _fewest_runs(goal: Tile, steps: dict[Tile, int], limit: int) -> dict[Tile, dict[str, int]]:
     """For every tile at most `limit` steps away and every first direction on a shortest way: how many runs it takes."""
     runs: dict[Tile, dict[str, int]] = {}
-    for tile in sorted(steps, key=steps.get):
+    for tile in sorted(steps, key=steps.__getitem__):
         if not 0 < steps[tile] <= limit:
             continue
         runs[tile] = {}

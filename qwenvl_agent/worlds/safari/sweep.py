@@ -33,6 +33,7 @@ def waypoint(zone: Tile, sweep: int, rules: SafariRules) -> Tile:
 
 def waypoint_goals(scene: Scene) -> list[Tile]:
     """The waypoint of the zone to go to; if something stands on it the places around it, best those with its view."""
+    assert scene.notes.go is not None
     place = waypoint(scene.notes.go, scene.notes.sweep, scene.rules)
     if scene.is_standing_room(place):
         return [place]
@@ -43,6 +44,7 @@ def waypoint_goals(scene: Scene) -> list[Tile]:
 
 def is_swept(scene: Scene) -> bool:
     """Whether the zone to go to fills the view, or the player stands where its waypoint allows."""
+    assert scene.notes.go is not None
     place = waypoint(scene.notes.go, scene.notes.sweep, scene.rules)
     return scene.corner == _corner(scene, place) or scene.context.position in waypoint_goals(scene)
 

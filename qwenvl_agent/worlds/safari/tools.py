@@ -74,7 +74,9 @@ TOOLS = {
 
 @cache
 def _validator(name: str) -> Draft202012Validator:
-    return Draft202012Validator(tool_named(TOOLS["catch"], name).parameters)
+    tool = tool_named(TOOLS["catch"], name)
+    assert tool is not None, name
+    return Draft202012Validator(tool.parameters)
 
 
 def argument_error(call: ToolCall) -> str:

@@ -200,8 +200,8 @@ def draw_world(rules: SafariRules, rng: random.Random) -> World:
     tiles = [(x, y) for y in range(rules.height) for x in range(rules.width) if (x, y) != rules.start]
     for _ in range(MAX_DRAWS):
         things = rng.sample(tiles, rules.num_trees + rules.num_animals)
-        drawn = (things[: rules.num_trees], things[rules.num_trees :])
-        drawn = connect(rules, *drawn, rng) if rules.connected else drawn
+        free = (things[: rules.num_trees], things[rules.num_trees :])
+        drawn = connect(rules, *free, rng) if rules.connected else free
         if drawn:
             trees, places = drawn
             animals = {place: Animal(rng.choice(list(COLOURS)), rng.choice(KINDS)) for place in places}
