@@ -21,7 +21,7 @@ import qwenvl_agent
 from qwenvl_agent.evaluation.figures import metrics_json
 from qwenvl_agent.evaluation.suites.registry import suite_of
 from qwenvl_agent.evaluation.suites.suite import Suite
-from qwenvl_agent.files import write_text
+from qwenvl_agent.files import write_json
 from qwenvl_agent.records import read_records, write_records
 from qwenvl_agent.worlds.world import Metrics
 
@@ -45,8 +45,7 @@ def write_result(directory: Path, about: dict, records: Sequence, metrics: Metri
 
 
 def write_metrics(directory: Path, about: dict, metrics: Metrics) -> None:
-    text = json.dumps({"about": about, **metrics_json(metrics)}, indent=1, ensure_ascii=False)
-    write_text(directory / "metrics.json", text + "\n")
+    write_json(directory / "metrics.json", {"about": about, **metrics_json(metrics)})
 
 
 def read_result(directory: Path) -> tuple[dict, list, Suite]:

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.records import read_records
 
 FOLDER = "unfinished"
@@ -80,7 +81,7 @@ class Unfinished:
         if not path.exists() or not self.path.stat().st_size:
             return False
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
         except ValueError:
             found = {}
         changed = [key for key in sorted({*found, *settings}) if found.get(key) != settings.get(key)]
@@ -102,7 +103,7 @@ class Unfinished:
     def _start_afresh(self, settings: dict) -> list:
         self.file.truncate(0)
         shutil.rmtree(self.picture_dir, ignore_errors=True)
-        (self.directory / "settings.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        write_json(self.directory / "settings.json", settings)
         return []
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from qwenvl_agent.checksums import find_damage
 from qwenvl_agent.config import FORMAT_NAMES, Config, build_config, load_config, to_json
+from qwenvl_agent.files import read_json
 from qwenvl_agent.schema import Policy
 from qwenvl_agent.settings import apply_override, check_choice
 
@@ -185,7 +186,7 @@ def saved_config(checkpoint: Path) -> Config:
     """A checkpoint's own config, without a look at its weights."""
     with suppress(FileNotFoundError):  # an earlier version's has no checksums
         check_whole(checkpoint, ("config.json",))
-    return build_config(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
+    return build_config(read_json(checkpoint / "config.json"))
 
 
 def check_whole(checkpoint: Path, parts: tuple[str, ...]) -> None:
@@ -363,4 +364,4 @@ def describe(source: Source, policy: "ModelPolicy | EndpointPolicy") -> dict:
 def dataset_hash(run: Path) -> str | None:
     """Of what a run was trained on; None if it does not say."""
     data = run / "data.json"
-    return json.loads(data.read_text(encoding="utf-8"))["dataset_hash"] if data.exists() else None
+    return read_json(data)["dataset_hash"] if data.exists() else None

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 
 from qwenvl_agent.config import Config, ModelConfig
+from qwenvl_agent.files import read_json
 from qwenvl_agent.threads import count_cores, describe_threads
 
 MIN_CAPABILITY = (8, 0)
@@ -144,7 +145,7 @@ def saved_settings(run_dir: Path) -> dict | None:
     """The group "model" of the newest checkpoint's config that can be read; all of a run have the same."""
     for path in sorted(run_dir.glob("checkpoints/step_*/config.json"), reverse=True):
         try:
-            return json.loads(path.read_text(encoding="utf-8"))["model"]
+            return read_json(path)["model"]
         except (OSError, ValueError, KeyError):
             continue  # torn: prepare_run_dir says so, and takes the one before
     return None

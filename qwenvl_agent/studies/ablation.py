@@ -20,6 +20,7 @@ from qwenvl_agent.evaluation.episodes import is_allowed, judge
 from qwenvl_agent.evaluation.results import read_result
 from qwenvl_agent.evaluation.step_metrics import RowRecord
 from qwenvl_agent.evaluation.suites import suite_of
+from qwenvl_agent.files import read_json
 from qwenvl_agent.records import EpisodeRecord
 from qwenvl_agent.statistics import Interval, bootstrap_mean, bootstrap_ratio, holm, path_efficiency
 from qwenvl_agent.studies.paired import (
@@ -136,7 +137,7 @@ def read_cell(name: str, arm: str, seed: int, directory: Path, state: str, plays
         about=results.get(MISSIONS, empty)[0]["about"],
         changed={test: (results[test][0]["about"], results[test][1]) for test in plays if test in results},
         lines=[json.loads(line) for line in lines if line.endswith("\n")],
-        data=json.loads(data.read_text(encoding="utf-8")) if data.exists() else {},
+        data=read_json(data) if data.exists() else {},
     )
 
 

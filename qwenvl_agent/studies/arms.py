@@ -26,7 +26,6 @@ A file with "cells_of": "OTHER.json" asks another question of the cells that OTH
 where they are, and all keys that it does not give itself are that file's. Its report lies beside them, in report_NAME.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +34,7 @@ from typing import Annotated
 
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.evaluation.suites import is_world, suite_for
+from qwenvl_agent.files import read_json
 from qwenvl_agent.settings import Range, build, check_values, read_values
 from qwenvl_agent.studies.ablation import CONSTRAINED, OUTCOMES
 from qwenvl_agent.studies.cells import Cell, Sweep, build_cell, check_set_once, override_of
@@ -284,7 +284,7 @@ def is_evaluated(ablation: Ablation, cell: Cell, test: str) -> bool:
     path = result_dir(cell, test) / "metrics.json"
     if not path.exists():
         return False
-    about = json.loads(path.read_text(encoding="utf-8"))["about"]
+    about = read_json(path)["about"]
     if test == "steps":
         return about["num_rows"] == min(ablation.rows, about["num_held_out"])
     missions = ablation.missions

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qwenvl_agent.files import read_json
 from qwenvl_agent.studies.cells import Cell, Sweep
 
 RUNNING, QUEUED, DONE, FAILED, STOPPED, MISSING = "running", "queued", "done", "failed", "stopped", "missing"
@@ -72,7 +73,7 @@ def read_progress(run_dir: Path) -> Progress:
 
 
 def read_json_if_there(path: Path) -> dict | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from qwenvl_agent.files import write_text
 from qwenvl_agent.training.loss import TokenLosses
 
 # What a line on the terminal shows; all the rest is in metrics.jsonl.
@@ -200,7 +201,7 @@ def forget_steps_after(path: Path, step: int, evaluation_due: bool = False) -> N
         for line, values in whole
         if values["step"] < step or (values["step"] == step and ("train/loss" in values or not evaluation_due))
     ]
-    path.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))
 
 
 def flatten(values: dict, prefix: str = "") -> dict:
