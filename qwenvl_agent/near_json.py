@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from typing import Any
 
 MAX_DEPTH = 64
@@ -103,7 +104,7 @@ def _read_string(text: str, at: int, repairs: Repairs) -> tuple[str, int]:
         inside = re.sub(r'(\\.)|"', lambda m: m.group(1) or '\\"', inside, flags=re.DOTALL)
         return _unescape(inside), match.end()
     try:
-        value, end = json.decoder.scanstring(text, at + 1, False)
+        value, end = scanstring(text, at + 1, False)
     except json.JSONDecodeError as error:
         raise ParseError("unclosed_call" if error.msg.startswith("Unterminated") else "json_error") from None
     if re.search(r"[\x00-\x1f]", text[at:end]):
@@ -113,7 +114,7 @@ def _read_string(text: str, at: int, repairs: Repairs) -> tuple[str, int]:
 
 def _unescape(inside: str) -> str:
     try:
-        return json.decoder.scanstring(inside + '"', 0, False)[0]
+        return scanstring(inside + '"', 0, False)[0]
     except json.JSONDecodeError:
         raise ParseError("json_error") from None
 

@@ -174,7 +174,7 @@ def _checker(schema: object) -> Draft202012Validator:
     return known[1]
 
 
-def _subschemas(value: object) -> Iterator[dict]:
+def _subschemas(value: object) -> Iterator[Mapping]:
     """Every object below that may be a schema, the value itself first."""
     waiting = [value]
     while waiting:
@@ -186,7 +186,7 @@ def _subschemas(value: object) -> Iterator[dict]:
             waiting += node
 
 
-def _patterns(node: dict) -> list[str]:
+def _patterns(node: Mapping) -> list[str]:
     named = node.get("patternProperties")
     own = [node["pattern"]] if isinstance(node.get("pattern"), str) else []
     return own + (list(named) if isinstance(named, Mapping) else [])
@@ -196,7 +196,8 @@ def _check_reference(schema: object, reference: object) -> None:
     """ValueError unless the reference leads to a schema in this one (a property of that name is no reference)."""
     if not isinstance(reference, str):
         return
-    target, seen = reference, set()
+    target: str | None = reference
+    seen: set[str] = set()
     while isinstance(target, str):
         if target in seen:
             raise ValueError(f"$ref {reference[:80]!r} leads to itself: it describes nothing; correct it")

@@ -238,7 +238,7 @@ def judge(record: ClickRecord) -> Judgement:
         return any(is_inside(point, box) for box in boxes) if boxes and goal else None
 
     verdicts = {
-        "box_hit_rate": in_any(record.box_px and [record.box_px]),
+        "box_hit_rate": in_any([record.box_px] if record.box_px else None),
         "hit_test_rate": in_any(record.hit_boxes_px),
         "near_rate": are_near(made, due, record.screen),
         "action_accuracy": [action.kind for action in made] == [action.kind for action in due],
