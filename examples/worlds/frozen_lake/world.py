@@ -66,13 +66,11 @@ def shortest_way(episode) -> list[tuple[str, tuple[int, int]]]:
 
 
 def oracle(episode, max_steps=MAX_ACTIONS):
-    """The next steps of a shortest way, after a thought that reads the holes from the picture, then names the way's tiles."""
-    holes = [(int(x), int(y)) for y, x in zip(*(episode.game.desc == b"H").nonzero(), strict=True)]
-    seen = " ".join(map(tile_name, holes)) or "none"
+    """The next steps of a shortest way, after a thought that names the tiles: what is read from the picture comes first."""
     way = shortest_way(episode)[:max_steps]
     tiles = " ".join(tile_name(tile) for _, tile in way)
     directions = [name for name, _ in way]
-    return f"Holes {seen}. Me {tile_name(here(episode))}. Path {tiles}. Plan {' '.join(directions)}.", directions
+    return f"Me {tile_name(here(episode))}. Path {tiles}. Plan {' '.join(directions)}.", directions
 
 
 def tile_name(tile):
