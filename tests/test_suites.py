@@ -1,5 +1,7 @@
 import json
 import math
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -164,6 +166,21 @@ def test_episodes_that_an_error_ended_are_named_beside_the_rate():
     assert (some.scalars["rollout/success_rate"], some.scalars["rollout/error_rate"], some.failure) == (0.0, 0.75, "")
     none = suites.evaluate(Silent(0), cfg)
     assert none.scalars == {"rollout/error_rate": 1.0} and none.failure == "gone"
+
+
+class Slow(Quitter):
+    def act(self, requests):
+        time.sleep(0.5)
+        return [Answer(Turn("", [ToolCall("update_notepad", {"content": "x"})])) for _ in requests]
+
+
+def test_what_the_time_limit_did_is_said():
+    cfg = EvalConfig(world=WORLD, episodes=5, step_rows=0, batch_size=2, time_limit_s=0.3)
+    assert suites.evaluate(Slow(), cfg).cut_short == (
+        "eval.time_limit_s (0.3) ended 2 of 5 episodes, which count as failures, and left 3 unstarted: the rate is not "
+        "the policy's own; raise it, or lower eval.episodes"
+    )
+    assert suites.evaluate(Quitter(), replace(cfg, time_limit_s=600.0)).cut_short == ""
 
 
 def test_the_cause_of_a_crash_is_the_last_line_of_its_traceback():

@@ -52,6 +52,8 @@ def evaluate_and_show(run: Run) -> Evaluation:
     show_episodes(run.reporter, run.step, result.episodes[:NUM_SHOWN])
     if result.failure:
         run.reporter.say(f"step {run.step}: every episode ended with an error, so this is no `best`: {result.failure}")
+    if result.cut_short:
+        run.reporter.say(f"step {run.step}: {result.cut_short}")
     return result
 
 

@@ -187,9 +187,10 @@ class Episodes(Suite):
         self, policy: Policy, cfg: EvalConfig, *, held_out: Sequence[Row], history_steps: int, time_limit_s: float
     ) -> Evaluation:
         """Episodes on the seeds for choosing `best`, which no training data and no report shares."""
+        seeds = self.world.seeds.selection[: cfg.episodes]
         episodes = self.play(
             policy,
-            self.world.seeds.selection[: cfg.episodes],
+            seeds,
             batch_size=cfg.batch_size,
             history_steps=history_steps,
             time_limit_s=time_limit_s,
@@ -198,7 +199,20 @@ class Episodes(Suite):
         metrics = self.metrics(episodes)
         if failure:
             metrics = {"error_rate": metrics["error_rate"]}
-        return Evaluation(as_scalars(metrics, self.group), episodes, failure=failure)
+        cut_short = describe_time_limit(episodes, len(seeds), cfg.time_limit_s)
+        return Evaluation(as_scalars(metrics, self.group), episodes, failure=failure, cut_short=cut_short)
+
+
+def describe_time_limit(episodes: Sequence[EpisodeRecord], num_seeds: int, limit_s: float) -> str:
+    """How many episodes `eval.time_limit_s` ended or left unstarted, so that a low rate is not taken for the policy's."""
+    num_ended = sum(episode.end_reason == "time_limit" for episode in episodes)
+    num_missing = num_seeds - len(episodes)
+    if not num_ended and not num_missing:
+        return ""
+    return (
+        f"eval.time_limit_s ({limit_s:g}) ended {num_ended} of {num_seeds} episodes, which count as failures, "
+        f"and left {num_missing} unstarted: the rate is not the policy's own; raise it, or lower eval.episodes"
+    )
 
 
 def world_of_source(kind: str, world: str) -> str:

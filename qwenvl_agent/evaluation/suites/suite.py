@@ -72,6 +72,8 @@ class Evaluation:
     rows: list = field(default_factory=list)
     failure: str = ""
     """Of the first case, if every one ended by no doing of the policy's: then no rate of them is among the scalars."""
+    cut_short: str = ""
+    """What the time limit did to the episodes; "" if all came to their own end."""
 
 
 @dataclass(frozen=True)
