@@ -87,8 +87,10 @@ def test_the_heads_losses_and_gradients_are_those_of_all_logits_at_once(head, mo
     targets, factors = torch.tensor([3, 0, 49, 3, 3, 11, 20]), torch.rand(7)
     expected = nn.functional.cross_entropy(head(hidden), targets, reduction="none")
     wanted = torch.autograd.grad((expected * factors).sum(), [hidden, head.weight])
-    head.targets = targets
-    losses = head(hidden[None])
+    others = torch.randn(2, 8)  # not supervised: before and among the seven
+    sequence = torch.cat([others[:1], hidden[:4], others[1:], hidden[4:]])
+    head.targets, head.places = targets, torch.tensor([1, 2, 3, 4, 6, 7, 8])
+    losses = head(sequence[None])
     torch.testing.assert_close(losses, expected)
     torch.testing.assert_close(torch.autograd.grad((losses * factors).sum(), [hidden, head.weight]), wanted)
 
@@ -106,19 +108,19 @@ def test_a_frozen_head_keeps_no_logits_and_one_that_trains_keeps_them_once(head)
         kept.append(tuple(tensor.shape))
         return tensor
 
-    head.targets = torch.tensor([1, 2, 3])
+    head.targets, head.places = torch.tensor([1, 2, 3]), torch.arange(3)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         head(torch.randn(3, 8, requires_grad=True))
         assert kept.count((3, 50)) == 1
         kept.clear()
         head.requires_grad_(False)
         head(torch.randn(3, 8, requires_grad=True))
-        assert kept == [(3, 8)]
+        assert kept == [(3,), (3, 8)]  # the places, and the gradient of the hidden states
 
 
 def test_no_supervised_token_has_no_loss(head):
     hidden = torch.randn(0, 8, requires_grad=True)
-    head.targets = torch.zeros(0, dtype=torch.long)
+    head.targets = head.places = torch.zeros(0, dtype=torch.long)
     losses = head(hidden)
     losses.sum().backward()
     assert losses.shape == (0,) and hidden.grad.shape == (0, 8) and not head.weight.grad.any()
