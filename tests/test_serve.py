@@ -191,7 +191,16 @@ def test_eval_writes_the_records_of_the_local_model(exported, tmp_path, capsys):
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
     options = ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    common = ["--model", str(folder), "--config", str(folder / "qwenvl_agent.json"), "--episodes", "3"]
+    common = [
+        "--model",
+        str(folder),
+        "--config",
+        str(folder / "qwenvl_agent.json"),
+        "--suite",
+        "safari",
+        "--episodes",
+        "3",
+    ]
     try:
         wait_for(port, server)
         served = ["--endpoint", f"http://127.0.0.1:{port}/v1", "--out", str(tmp_path / "served")]

@@ -143,7 +143,7 @@ def test_an_ablation_is_trained_evaluated_and_reported(cluster, tmp_path):
         "baseline": "native",
         "arms": {name: {"prompt.format": name} for name in ("native", "plain")},
         "seeds": [0, 1],
-        "missions": {"episodes": 3, "world": world},
+        "missions": {"suite": "safari", "episodes": 3, "world": world},
         "rows": 3,
         "prepare": {str(data / "manifest.json"): [sys.executable, "scripts/generate_oracle.py", *record]},
     }

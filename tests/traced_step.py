@@ -20,8 +20,9 @@ from transformers import Qwen3VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from qwenvl_agent.config import Config, ModelConfig
+from qwenvl_agent.data.supervision import supervised_places
+from qwenvl_agent.model import build as model_module
 from qwenvl_agent.model import kernels
-from qwenvl_agent.model.build import build as model_module
 from qwenvl_agent.planning.vram import RowShape
 from qwenvl_agent.training.loss import token_losses
 from qwenvl_agent.training.optim import build_optimizer
@@ -137,6 +138,7 @@ def make_batch(config: Config, hf_config, row: RowShape) -> dict[str, torch.Tens
         "position_ids": torch.arange(row.tokens).repeat(4, batch_size, 1),
         "mm_token_type_ids": (ids == hf_config.image_token_id).long(),
         "labels": labels,
+        "supervised": supervised_places(labels),
         "parts": torch.zeros_like(labels, dtype=torch.int8),
         "row_index": torch.arange(batch_size)[:, None].expand_as(ids).contiguous(),
         "loss_weights": torch.ones(ids.shape),
