@@ -105,6 +105,14 @@ def model(tmp_path_factory) -> list:
     return ["--model", config.model.path, "--config", save_config(config, directory / "config.json")]
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Whoever runs the tests in the background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_after(path, num_lines: int) -> threading.Thread:
     """A thread that sends this process Ctrl-C as soon as the file has so many lines."""
 
