@@ -250,6 +250,16 @@ def test_a_bad_line_is_rejected_with_its_place_and_the_rest_is_read(read, kind, 
 
 
 @pytest.mark.parametrize("kind", ["chat", "computer", "safari"])
+@pytest.mark.parametrize(
+    "marker", [{"weight": 0}, {"loss": False}, {"train": False}, {"label": False}, {"weight": 0.5}]
+)
+def test_a_row_that_is_marked_as_not_to_be_learned_like_others_is_no_row(read, kind, marker):
+    report, rejects = read(kind, good(kind, 1), good(kind, 2) | marker, good(kind, 3) | {"weight": 1, "train": True})
+    assert report["num_rows"] == 2 and len(rejects) == 1
+    assert f"{next(iter(marker))} of the row is" in rejects[0]["message"]
+
+
+@pytest.mark.parametrize("kind", ["chat", "computer", "safari"])
 def test_a_byte_order_mark_is_no_fault(read, kind):
     first = b"\xef\xbb\xbf" + json.dumps(good(kind, 1)).encode()
     report, rejects = read(kind, first, good(kind, 2))

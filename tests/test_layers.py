@@ -22,6 +22,7 @@ LAYERS = (
         "command",
         "processes",
         "json_input",
+        "row_markers",
         "tool_schema",
         "requirements",
     },

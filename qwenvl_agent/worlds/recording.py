@@ -19,6 +19,7 @@ from PIL import Image
 from qwenvl_agent import png
 from qwenvl_agent.files import ConfinedFolder
 from qwenvl_agent.json_input import Reject, fault_of_line, read_json, read_line
+from qwenvl_agent.row_markers import check_row_markers
 from qwenvl_agent.schema import (
     Observation,
     Picture,
@@ -118,6 +119,7 @@ def _read_row(values: dict, folder: ConfinedFolder, source: str, reading: Readin
     turn_index = values.get("turn")
     if not isinstance(turn_index, int) or isinstance(turn_index, bool) or not 0 <= turn_index <= MAX_TURN:
         raise ValueError(f"turn is {turn_index!r}: the row has no place in its episode; write its index from 0")
+    check_row_markers(values, "take the row out")
     tools = reading.tools_of(values)
     text = text_of(values, "context_text")
     calls = _read_calls(values, tools, reading.world, fault_of)

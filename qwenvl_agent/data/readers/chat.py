@@ -17,6 +17,7 @@ from qwenvl_agent.families.calls import HERMES
 from qwenvl_agent.files import confined_path
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.json_input import fault_of_line, read_json, read_line, read_list
+from qwenvl_agent.row_markers import WEIGHT_KEYS, check_row_markers
 from qwenvl_agent.schema import (
     Observation,
     Picture,
@@ -47,14 +48,7 @@ ROLES = {
 PLACEHOLDER = re.compile(r" ?<image>")
 MIN_WEIGHT, MAX_WEIGHT = 1e-4, 1e4
 """Of a turn's loss: beyond, float32 or all the other rows of a step would be lost."""
-SCALE_KEYS = ("weight", "loss_scale", "loss_weight")
-WEIGHT_KEYS = (*SCALE_KEYS, "loss", "loss_mask", "train", "training")
-"""How trainers scale a message's loss, or leave it out (0, false)."""
-NOT_TO_LEARN = ("0", "0.0", "false")
-GOOD_KEYS = ("kto_tag", "label")
-"""Of a row: whether its answer is a good one."""
 SCORE_KEYS = ("score", "reward")
-ROW_MARKERS = frozenset((*WEIGHT_KEYS, *GOOD_KEYS, *SCORE_KEYS))
 CHOSEN_KEYS = ("chosen", "chosen_response", "preferred_output")
 REJECTED_KEYS = ("rejected", "rejected_response", "rejected_messages")
 """Of a row: an answer that is worse than the conversation's own."""
@@ -120,18 +114,11 @@ def parse_line(line: bytes) -> dict:
 
 def _check_markers(record: dict) -> None:
     """ValueError for a row that other trainers would not learn as a good answer, or not as it stands."""
-    given = {key: record[key] for key in record.keys() & ROW_MARKERS if record[key] is not None}
-    for key, value in given.items():
-        if key in SCORE_KEYS:
-            if isinstance(value, int | float) and not value >= 0:
-                raise ValueError(
-                    f"{key} of the row is {str(value)[:80]}: a bad answer would be learned; take the row out"
-                )
-        elif str(value).lower() in NOT_TO_LEARN or (key in SCALE_KEYS and value != 1):
-            raise ValueError(
-                f"{key} of the row is {str(value)[:80]}: its answers are marked as not to be learned like others; take "
-                "the row out, or give every assistant message its weight"
-            )
+    check_row_markers(record, "take the row out, or give every assistant message its weight")
+    for key in SCORE_KEYS:
+        value = record.get(key)
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"{key} of the row is {str(value)[:80]}: a bad answer would be learned; take the row out")
     for key in CHOSEN_KEYS:
         if record.get(key):
             raise ValueError(

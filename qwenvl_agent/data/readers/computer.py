@@ -24,6 +24,7 @@ from qwenvl_agent.data.source import Reject, SourceRow
 from qwenvl_agent.files import confined_path
 from qwenvl_agent.images import check_aspect_ratio, read_rgb
 from qwenvl_agent.json_input import fault_of_line, read_line, read_list
+from qwenvl_agent.row_markers import check_row_markers
 from qwenvl_agent.schema import Picture, Step, Turn
 
 Box = tuple[float, float, float, float]
@@ -245,6 +246,7 @@ def read_sample(record: object, pictures: PictureFiles, source: str) -> Sample:
         raise RecordError(
             "bad_record", f"a {type(record).__name__} instead of an object: nothing to read; write one object"
         )
+    check_row_markers(record, "take the row out")
     picture, seen = pictures.open(_one_of(record, "screenshot", "initial_screenshot"))
     check_size(record.get("image_size"), picture)
     actions, thought, notes = _read_actions(record, Screen.of(picture))
