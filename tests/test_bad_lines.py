@@ -272,7 +272,7 @@ def test_a_fault_that_nobody_foresaw_is_a_reject_that_names_it(read, monkeypatch
             raise ZeroDivisionError("what nobody foresaw")
         return iter([("text", message["content"] or "")])
 
-    monkeypatch.setattr("qwenvl_agent.data.readers.chat._parts", fail)
+    monkeypatch.setattr("qwenvl_agent.data.readers.chat.steps.parts", fail)
     _, rejects = read("chat", good("chat", 1), chat(), good("chat", 2))
     assert [(r["source"][-1], "ZeroDivisionError (what nobody foresaw)" in r["message"]) for r in rejects] == [
         ("2", True)
@@ -284,7 +284,7 @@ def test_what_the_machine_lacks_is_no_reject(read, monkeypatch, fault):
     def fail(message):
         raise fault
 
-    monkeypatch.setattr("qwenvl_agent.data.readers.chat._parts", fail)
+    monkeypatch.setattr("qwenvl_agent.data.readers.chat.steps.parts", fail)
     with pytest.raises(type(fault)):
         read("chat", good("chat", 1))
 

@@ -1,0 +1,126 @@
+"""Tools and calls of a conversation: what an assistant message says and calls, checked against the row's own tools."""
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from qwenvl_agent.data.readers.chat.content import text_only
+from qwenvl_agent.families.calls import HERMES
+from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.json_input import read_json
+from qwenvl_agent.schema import Tool, ToolCall, Turn, tool_named
+from qwenvl_agent.tool_schema import argument_error, check_schema
+
+
+def decoded(value: object, place: str) -> Any:
+    """JSON given as a string is decoded; anything else is returned as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return read_json(value)
+    except ValueError as error:
+        raise ValueError(f"{place} is a string but {error}") from None
+
+
+@lru_cache(maxsize=64)
+def build_tools(tools_json: str) -> tuple[Tool, ...]:
+    """Tools from OpenAI's or the flat form, as JSON text (so that the many rows with the same tools share them)."""
+    entries = json.loads(tools_json)
+    if not isinstance(entries, list):
+        raise ValueError(f"tools is {entries!r}: no tool can be read; give a list")
+    return tuple(_build_tool(entry, f"tools[{i}]") for i, entry in enumerate(entries))
+
+
+def _build_tool(entry: Any, place: str) -> Tool:
+    function = entry.get("function", entry) if isinstance(entry, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"{place} is {entry!r}: a tool without a name cannot be called; give name and parameters")
+    tool = Tool.from_json(entry)
+    try:
+        check_schema(tool.parameters)
+    except ValueError as error:
+        raise ValueError(f"{place} parameters: {error}") from None
+    return tool
+
+
+def build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str | None]]:
+    """The turn of an assistant message, and the id of each of its calls."""
+    place = message["place"]
+    # An assistant's words are supervised as they stand: `<image>` in them is text, not a placeholder.
+    content = message["content"]
+    text = content if isinstance(content, str) else text_only(message)
+    listed = message.get("tool_calls") or message.get("function_call") or []
+    calls = [_build_call(call, f"{place} tool_calls[{i}]") for i, call in enumerate(_as_list(listed))]
+    (text, *after), written = _split_calls(text)
+    if written and calls:
+        raise ValueError(f"{place} has both tool_calls and {HERMES.open} text: the calls would double; keep one")
+    if any(piece.strip() for piece in after):
+        raise ValueError(f"{place} has text after a call: no format writes it there; move it to the front")
+    where = f"{place} {HERMES.open}"
+    calls += [_build_call(decoded(call, where), where) for call in written]
+    for call, _ in calls:
+        _check_call(call, tools, place)
+    reasoning = message.get("reasoning_content") or ""
+    if not isinstance(reasoning, str):
+        raise ValueError(f"{place} reasoning_content is {str(reasoning)[:80]}: it cannot be read; give text")
+    thought = "\n".join(part.strip() for part in (reasoning, text) if part.strip())
+    if calls:
+        return Turn(thought=thought, tool_calls=tuple(call for call, _ in calls)), [call_id for _, call_id in calls]
+    if not text.strip():
+        raise ValueError(f"{place} says nothing: there is nothing to learn; remove the message or write the answer")
+    if reasoning:
+        raise ValueError(f"{place} has reasoning_content without a call: no format writes it; put it into content")
+    _check_is_no_call(text, tools, place)
+    return Turn(text=text), []
+
+
+def _split_calls(text: str) -> tuple[list[str], list[str]]:
+    """What stands around the blocks of calls, and what in them; an open one is text."""
+    around, inside, at = [], [], 0
+    while (start := text.find(HERMES.open, at)) >= 0 and (end := text.find(HERMES.close, start)) >= 0:
+        around.append(text[at:start])
+        inside.append(text[start + len(HERMES.open) : end].strip())
+        at = end + len(HERMES.close)
+    return [*around, text[at:]], inside
+
+
+def _as_list(value: object) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def _build_call(value: Any, place: str) -> tuple[ToolCall, str | None]:
+    function = value.get("function", value) if isinstance(value, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"{place} is {str(value)[:80]!r}: a call without a name; give name and arguments")
+    arguments = function.get("arguments")
+    # Servers write "" for a call without arguments.
+    is_empty = arguments is None or (isinstance(arguments, str) and not arguments.strip())
+    arguments = {} if is_empty else decoded(arguments, f"{place} arguments")
+    return ToolCall(function["name"], arguments), value.get("id")
+
+
+def _check_call(call: ToolCall, tools: tuple[Tool, ...], place: str) -> None:
+    """ValueError if the row's own tools do not allow the call; a row without tools describes them in its prompt."""
+    if not tools:
+        return
+    tool = tool_named(tools, call.name)
+    if tool is None:
+        names = ", ".join(tool.name for tool in tools)
+        raise ValueError(f"{place} calls {call.name!r}, which is not one of the row's tools: use one of {names}")
+    error = argument_error(tool.parameters, call.arguments)
+    if error:
+        raise ValueError(
+            f"{place} arguments of {call.name} do not fit its schema ({error}): the agent would learn calls "
+            "that fail; correct them"
+        )
+
+
+def _check_is_no_call(text: str, tools: tuple[Tool, ...], place: str) -> None:
+    """ValueError for words that a parser reads as a call of the row's tools: in a fence, ReAct's lines, bare JSON."""
+    for name in ("native", "plain") if tools else ():
+        for call in FORMATS[name].parse(text, tools).turn.tool_calls:
+            if tool_named(tools, call.name):
+                raise ValueError(
+                    f"{place} has a call of {call.name!r} among its words: it would be learned as words, in none of the "
+                    "formats; write it as tool_calls"
+                )
