@@ -17,8 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-UNITS = {"px": 0, "fraction": 1, "norm": 1000, "percent": 100}
-"""Ways in which data states positions: what stands for the whole width or height; 0: pixels."""
+UNITS = {"px": 0, "fraction": 1, "percent": 100, "thousand": 1000, "norm": 1000}
+"""Ways in which data states positions: what stands for the whole width or height; 0: pixels. `thousand` is what users
+call the grid's unit, `norm` what the code does."""
+BOX_ORDERS = ("xyxy", "xywh")
+"""Of the four numbers of a box: two corners, or one and the size."""
 
 
 class Sized(Protocol):
@@ -123,6 +126,11 @@ class Screen:
         whole = UNITS[unit]
         return (x / whole * self.width_px, y / whole * self.height_px) if whole else (x, y)
 
+    def to_unit(self, x_px: float, y_px: float, unit: str) -> tuple[float, float]:
+        """The position in one of `UNITS`, not rounded: what `from_unit` takes."""
+        whole = UNITS[unit]
+        return (x_px / self.width_px * whole, y_px / self.height_px * whole) if whole else (x_px, y_px)
+
     def contains(self, x_px: float, y_px: float) -> bool:
         """Whether a click there would hit the screen; False for NaN."""
         return 0 <= x_px < self.width_px and 0 <= y_px < self.height_px
@@ -132,6 +140,12 @@ def check_finite(value: float) -> None:
     """ValueError for NaN and infinities, which no clamp could place."""
     if not math.isfinite(value):
         raise ValueError(f"position {value} is nowhere on the screen: nothing can be clicked; give a finite number")
+
+
+def corners(box: Sequence[float], order: str) -> tuple[float, float, float, float]:
+    """x1, y1, x2, y2 of a box in one of `BOX_ORDERS`."""
+    x, y, right, bottom = box
+    return (x, y, x + right, y + bottom) if order == "xywh" else (x, y, right, bottom)
 
 
 def centre(box: Sequence[float]) -> tuple[float, float]:

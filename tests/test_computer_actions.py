@@ -446,6 +446,46 @@ def test_units_are_the_callers_to_say():
     assert scroll.wheel_px == (0, 100)
 
 
+@pytest.mark.parametrize("unit", ["thousand", "norm"])
+def test_the_grid_has_two_names(unit):
+    value = {"action": "left_click", "coordinate": [1000, 500.5]}
+    reading = dialects.read(value, PAGE, unit)
+    assert reading.actions[0].point_px == pytest.approx((999, 250.25)) and reading.repairs == ("float_coordinate",)
+
+
+@pytest.mark.parametrize(
+    ("value", "middle_xyxy", "middle_xywh"),
+    [
+        ({"action": "click", "bbox": [100, 40, 300, 120]}, (200, 80), (250, 100)),
+        ({"action": "click", "bbox": [300, 120, 100, 40]}, None, (350, 140)),
+        ("click(start_box='[100, 40, 300, 120]')", (200, 80), (250, 100)),
+        ({"action": "click", "bbox": {"x": 100, "y": 40, "width": 300, "height": 120}}, (250, 100), (250, 100)),
+        ({"action": "click", "x1": 100, "y1": 40, "x2": 300, "y2": 120}, (200, 80), (200, 80)),
+        ({"action": "click", "coordinate": [[100, 40], [300, 120]]}, (200, 80), (200, 80)),
+        ({"action": "click", "coordinate": [[300, 120], [100, 40]]}, None, None),
+    ],
+)
+def test_the_order_of_a_box_without_names_is_the_callers_to_say(value, middle_xyxy, middle_xywh):
+    for order, middle in (("xyxy", middle_xyxy), ("xywh", middle_xywh)):
+        reading = dialects.read(value, PAGE, "px", box_order=order)
+        if middle is None:
+            assert reading.error == "empty_box" and "turned inside out" in reading.message
+        else:
+            assert reading.actions == (Action.click(*middle),)
+
+
+def test_positions_are_told_as_they_are_written():
+    value = [
+        {"action": "click", "bbox": [700, 300, 900, 400]},
+        {"action": "click", "x": 0.5, "y": 3},
+        {"action": "click", "x1": 2, "y1": 2, "x2": 4, "y2": 4},
+        {"action": "click", "x": 5000, "y": 3},
+    ]
+    reading = dialects.read(value, PAGE, "px")
+    assert reading.error == "outside_screen"
+    assert reading.written == ((700, 300, 900, 400), (0.5, 3), (3, 3), (5000, 3))
+
+
 def test_a_models_position_is_moved_onto_the_screen():
     reading = dialects.read({"action": "left_click", "coordinate": [1200, -3]}, PAGE, clamp=True)
     assert reading.actions[0].point_px == (999, 0) and reading.repairs == ("clamped",)

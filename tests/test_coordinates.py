@@ -116,7 +116,8 @@ def test_the_parser_allows_what_the_schema_allows(value):
 
 def test_units_are_declared():
     screen = Screen(200, 100)
-    assert [screen.from_unit(1, 1, unit) for unit in UNITS] == [(1, 1), (200, 100), (0.2, 0.1), (2, 1)]
+    assert [screen.from_unit(1, 1, unit) for unit in UNITS] == [(1, 1), (200, 100), (2, 1), (0.2, 0.1), (0.2, 0.1)]
+    assert [screen.to_unit(50, 50, unit) for unit in UNITS] == [(50, 50), (0.25, 0.5), (25, 50), (250, 500), (250, 500)]
 
 
 def test_a_screen_is_that_of_a_picture_or_an_image():

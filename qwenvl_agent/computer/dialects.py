@@ -26,18 +26,18 @@ What is the tool's own form is read without repairs; everything else is read und
 | renamed_status, default_status | "done" for success; none: success |
 | dropped_argument | what the action does not take |
 
-The unit of positions and lengths (`coordinates.UNITS`) is the caller's to say. A box without names is x1, y1, x2, y2.
+The unit of positions and lengths (`coordinates.UNITS`) and the order of a box without names are the caller's to say.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from qwenvl_agent.computer.actions import Action, ActionError
 from qwenvl_agent.computer.dialect_text import NotLiteralError, numbers_of, split_thought, values_of
 from qwenvl_agent.computer.keys import key_name
 from qwenvl_agent.computer.tool import CLICKS, KINDS, NAME
-from qwenvl_agent.coordinates import GRID, UNITS, Screen, centre
+from qwenvl_agent.coordinates import BOX_ORDERS, GRID, UNITS, Screen, centre, corners
 from qwenvl_agent.schema import Turn
 
 WHEEL_NOTCH_PX = 100
@@ -73,6 +73,7 @@ POINT_KEYS = (
 START_KEYS = ("start_coordinate", "start_box", "start_point", "from", "start", "from_coord")
 END_KEYS = ("coordinate2", "end_coordinate", "end_box", "end_point", "to", "end", "to_coord")
 BOX_KEYS = ("box", "bbox", "bbox_2d", "bounding_box", "rect")
+CORNER_KEYS = ("x1", "y1", "x2", "y2")
 VALUE_KEYS = {
     "text": ("text", "content", "value", "input", "message", "answer", "string"),
     "keys": ("keys", "key", "hotkey", "key_comb", "value", "text"),
@@ -93,32 +94,38 @@ DIRECTIONS = {"up": ("scroll", 1), "down": ("scroll", -1), "left": ("hscroll", -
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read: actions and perhaps a thought, or an error's name and message; `repairs` in order of first use."""
+    """What was read: actions and perhaps a thought, or an error's name and message; `repairs` in order of first use.
+
+    `written` are the positions as they stand there, also those that the unit places nowhere: [x, y], or the four numbers
+    of a box without names, whose order is the caller's to say.
+    """
 
     actions: tuple[Action, ...] = ()
     thought: str = ""
     repairs: tuple[str, ...] = ()
     error: str = ""
     message: str = ""
+    written: tuple[tuple[float, ...], ...] = field(default=(), compare=False)
 
 
-def read(value: object, screen: Screen, unit: str = "norm", *, clamp: bool = False) -> Reading:
+def read(value: object, screen: Screen, unit: str = "norm", *, clamp: bool = False, box_order: str = "xyxy") -> Reading:
     """Actions of any value: an object, a list, a text. Never raises on what people or models write.
 
     Errors are those of `actions`, and no_action, too_many_actions, not_literal (code with variables or expressions),
-    outside_screen.
+    outside_screen, empty_box (one whose second corner lies before its first).
     """
-    reader = _Reader(screen, unit, clamp)
+    reader = _Reader(screen, unit, clamp, box_order)
     try:
         actions = tuple(reader.read(value, 0))
     except ActionError as error:
-        return Reading(repairs=tuple(reader.repairs), error=error.name, message=str(error))
+        written = tuple(reader.written)
+        return Reading(repairs=tuple(reader.repairs), error=error.name, message=str(error), written=written)
     except RecursionError:
         return Reading(error="no_action", message="nested too deep: no action is read; write one object")
     if len(actions) > MAX_ACTIONS:
         message = f"{len(actions)} actions are no decision of one step: none is taken; give at most {MAX_ACTIONS}"
         return Reading(error="too_many_actions", message=message)
-    return Reading(actions, reader.thought, tuple(reader.repairs))
+    return Reading(actions, reader.thought, tuple(reader.repairs), written=tuple(reader.written))
 
 
 def read_turn(turn: Turn, screen: Screen) -> Reading:
@@ -152,10 +159,12 @@ def to_seed(action: Action, screen: Screen, thought: str = "") -> dict:
 class _Reader:
     """Reads one value; collects the names of repairs on the way."""
 
-    def __init__(self, screen: Screen, unit: str, clamp: bool):
-        assert unit in UNITS, unit
-        self.screen, self.unit, self.clamp = screen, unit, clamp
+    def __init__(self, screen: Screen, unit: str, clamp: bool, box_order: str):
+        assert unit in UNITS and box_order in BOX_ORDERS, (unit, box_order)
+        self.screen, self.unit, self.clamp, self.box_order = screen, unit, clamp, box_order
+        self.is_grid = UNITS[unit] == GRID.cells
         self.repairs: list[str] = []
+        self.written: list[tuple[float, ...]] = []
         self.thought = ""
 
     def note(self, name: str) -> None:
@@ -282,7 +291,7 @@ class _Reader:
     def _drag(self, fields: dict) -> list[Action]:
         """A start becomes a move of the pointer, as the tool drags from where that is."""
         fields.pop("button", None)
-        if all(key in fields for key in ("x1", "y1", "x2", "y2")):
+        if all(key in fields for key in CORNER_KEYS):
             start, end = ([fields.pop(f"{axis}{i}") for axis in "xy"] for i in (1, 2))
         else:
             start, end = self._first(fields, START_KEYS), self._first(fields, END_KEYS)
@@ -379,9 +388,8 @@ class _Reader:
     def _place(self, kind: str, fields: dict, is_needed: bool = True) -> dict:
         """{"x_px": ..., "y_px": ...} of an object's position, {} if it has none."""
         box = next((fields.pop(key) for key in BOX_KEYS if key in fields), None)
-        corners = [fields.get(key) for key in ("x1", "y1", "x2", "y2")]
-        if not any(corner is None for corner in corners):
-            box = [fields.pop(key) for key in ("x1", "y1", "x2", "y2")]
+        if not any(fields.get(key) is None for key in CORNER_KEYS):
+            box = {key: fields.pop(key) for key in CORNER_KEYS}
         value = self._first(fields, POINT_KEYS)
         if value is None and "x" in fields and "y" in fields:
             self.note("xy_keys")
@@ -397,11 +405,12 @@ class _Reader:
         """{"x_px": ..., "y_px": ...} of a position in any spelling; ActionError if it is none or not on the screen."""
         numbers = self._numbers(value)
         if len(numbers) == 4:
-            self.note("box_centre")
-            numbers = list(centre(numbers))
-        if len(numbers) != 2:
+            numbers = self._centre(value, numbers)
+        elif len(numbers) == 2:
+            self.written.append(tuple(numbers))
+        else:
             raise ActionError("bad_argument", f"position {_short(value)} has {len(numbers)} numbers: give [x, y]")
-        if self.unit == "norm" and any(isinstance(n, float) and not n.is_integer() for n in numbers):
+        if self.is_grid and any(isinstance(n, float) and not n.is_integer() for n in numbers):
             self.note("float_coordinate")
         x_px, y_px = self._to_px(*numbers)
         if self.screen.contains(x_px, y_px):
@@ -416,8 +425,21 @@ class _Reader:
         x_px, y_px = self.screen.to_px(*self.screen.to_norm(x_px, y_px))
         return {"x_px": x_px, "y_px": y_px}
 
+    def _centre(self, value: object, numbers: list[float]) -> list[float]:
+        """Of a box in the declared order, or of one whose own form says which number is what."""
+        self.note("box_centre")
+        has_names = isinstance(value, dict) or (isinstance(value, list | tuple) and len(value) == 2)
+        box = corners(numbers, "xyxy" if has_names else self.box_order)
+        self.written.append(centre(box) if has_names else tuple(numbers))
+        if box[2] < box[0] or box[3] < box[1]:
+            order = "x1, y1, x2, y2" if has_names else self.box_order
+            raise ActionError(
+                "empty_box", f"box {_short(value)} ({order}) is turned inside out: it has no middle; correct it"
+            )
+        return list(centre(box))
+
     def _to_px(self, x: float, y: float) -> tuple[float, float]:
-        if self.unit == "norm" and 0 <= x <= GRID.cells and 0 <= y <= GRID.cells:
+        if self.is_grid and 0 <= x <= GRID.cells and 0 <= y <= GRID.cells:
             return self.screen.to_px(x, y)  # the grid's own end reads as its last line
         return self.screen.from_unit(x, y, self.unit)
 
@@ -437,7 +459,7 @@ class _Reader:
         raise ActionError("bad_argument", f"position {_short(value)} is none: give [x, y]")
 
     def _numbers_by_name(self, value: dict) -> list[float]:
-        for names in (("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom")):
+        for names in (CORNER_KEYS, ("left", "top", "right", "bottom")):
             if all(name in value for name in names):
                 return [self._number(value[name]) for name in names]
         try:
