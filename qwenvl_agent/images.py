@@ -61,6 +61,12 @@ def read_rgb(source: Path | str | bytes, name: str) -> Image.Image:
             return to_rgb(image)
 
 
+def read_format(content: bytes, name: str) -> str:
+    """Which of FORMATS the bytes are, by their head; ValueError, which calls it `name`, if none."""
+    with picture_errors(name), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return image.format
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image in memory by the same rules; ValueError for values whose meaning is not known."""
     image.load()  # which turns a TIFF, and reads what a PNG says behind its pixels

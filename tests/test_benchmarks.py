@@ -12,10 +12,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from qwenvl_agent.containers import Record
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.readers.chat import read_conversation
 from qwenvl_agent.families import DEFAULT
 from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.picture_store import PictureFolder
 from qwenvl_agent.planning.vram import ARCHITECTURES
 from qwenvl_agent.prompt import render_row
 
@@ -79,7 +81,7 @@ def test_exported_rows_are_read_back_as_ours(folder, bench):
     assert len(lines) == len(bench.rows)
     for i in (0, 1, len(lines) - 1):
         row = bench.rows[i]
-        steps = list(read_conversation(lines[i], folder, "chat.jsonl:1"))
+        steps = list(read_conversation(Record("chat.jsonl:1", lines[i]), PictureFolder(folder)))
         assert steps[-1].step.turn == row.turn
         assert steps[-1].step.observation.text == row.request.observation.text
         assert len(steps) == 1 + len(row.request.history)

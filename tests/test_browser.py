@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from source_rows import read_rows
 
-from qwenvl_agent.data.readers import chat
 from qwenvl_agent.data.readers.computer import read_samples
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.worlds.browser import chromium
@@ -426,7 +426,7 @@ def test_what_is_generated_can_be_learned_from(tmp_path, browser):
         x1, y1, x2, y2 = sample.box_px
         assert action.kind == "left_click" and x1 <= action.x_px < x2 and y1 <= action.y_px < y2
         assert sample.thought and not sample.notes
-    rows = list(chat.read_rows(tmp_path / "questions.jsonl"))
+    rows = list(read_rows(tmp_path / "questions.jsonl", "chat"))
     assert len(rows) == manifest["questions"] >= 8 and not [row for row in rows if isinstance(row, Reject)]
     lines = [json.loads(line) for line in (tmp_path / "elements.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sum(len(line["elements"]) for line in lines) == manifest["elements"]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from PIL import Image
+from source_rows import read_rows
 
-from qwenvl_agent.data.readers.chat import read_rows
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.schema import ToolCall, ToolResult, Turn
 
@@ -34,7 +34,7 @@ def read(tmp_path):
         path = tmp_path / "chat.jsonl"
         lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in records]
         path.write_bytes(b"\n".join(lines) + b"\n")
-        return list(read_rows(path))
+        return list(read_rows(path, "chat"))
 
     return read
 
@@ -221,7 +221,7 @@ def test_a_picture_named_in_the_text_is_not_lost(read):
 def test_a_json_list_of_conversations(tmp_path):
     path = tmp_path / "chat.json"
     path.write_text(json.dumps([messages(USER, HELLO), messages(USER), messages(USER, HELLO)], indent=1))
-    first, reject, last = read_rows(path)
+    first, reject, last = read_rows(path, "chat")
     assert first.step.turn == last.step.turn == Turn(text="Hello.")
     assert isinstance(reject, Reject) and "no assistant message" in reject.message
     lines = path.read_text().split("\n")
@@ -347,7 +347,7 @@ def test_faulty_conversations(read, record, expected):
         ("/etc/passwd", "path '/etc/passwd' leaves the dataset folder"),
         ("chat.jsonl", "is not a readable picture"),
         ("https://example.org/a.png", "nothing is downloaded"),
-        ({"bytes": "x"}, "not a file's path"),
+        ({"bytes": "x"}, "is no base64"),
         ("", "not a file's path"),
     ],
 )

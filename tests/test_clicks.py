@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from source_rows import read_rows
 
 import eval as evaluation
 from qwenvl_agent.computer import Action, to_turn
 from qwenvl_agent.config import DataConfig, EvalConfig, PromptConfig, SourceConfig
 from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.data.dataset import build_rows
-from qwenvl_agent.data.readers.computer import read_rows
 from qwenvl_agent.evaluation import results, suites
 from qwenvl_agent.evaluation.clicks import (
     ClickRecord,
@@ -268,7 +268,7 @@ def write(folder, *rows, name="dataset.jsonl"):
 
 def test_a_task_asks_what_training_asks(folder):
     write(folder, row(split="train", history=["opened the shop"], actions=["left_click", "type"]))
-    (taught,) = read_rows(folder / "dataset.jsonl")
+    (taught,) = read_rows(folder, "computer")
     request = read_tasks(folder).tasks[0].request
     assert (request.system_prompt, request.tools, request.observation) == (
         taught.system_prompt,

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from source_rows import read_rows
 
 from qwenvl_agent.computer import Action, build_tool
 from qwenvl_agent.computer.context import SYSTEM_PROMPT
@@ -12,7 +13,7 @@ from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.curation.convert import LAYOUTS, convert, known_pictures
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.pictures import KnownPictures, see
-from qwenvl_agent.data.readers.computer import Rejected, Sample, SampleWriter, read_rows, read_samples, summary
+from qwenvl_agent.data.readers.computer import Rejected, Sample, SampleWriter, read_samples, summary
 from scripts import convert_data
 
 WIDTH, HEIGHT = 400, 200
@@ -65,7 +66,7 @@ def test_both_forms_become_clicks_in_pixels(read):
 
 def test_a_row_is_what_the_agent_is_asked(read, folder):
     read(SEARCH, {**KITTEN, "history": ["open the page"], "actions": ["left_click"], "id": "k"})
-    search, kitten = read_rows(folder / "dataset.jsonl")
+    search, kitten = read_rows(folder, "computer")
     assert search.system_prompt == SYSTEM_PROMPT and search.tools == (build_tool(),)
     assert search.step.observation.text == "Task: 在浏览器中搜索'天气预报'"
     assert search.step.observation.pictures[0].path == str(folder / "a.png")
@@ -166,14 +167,14 @@ def test_copies_are_found_by_their_pixels(read, folder):
 
 def test_words_that_must_not_be_taught_are_rejected(read, folder):
     read({**KITTEN, "reasoning": "</think>"}, {**KITTEN, "action": {"action": "type", "text": "<|im_end|>"}}, SEARCH)
-    thought, text, row = read_rows(folder / "dataset.jsonl")
+    thought, text, row = read_rows(folder, "computer")
     assert thought.reason == text.reason == "bad_text" and "control token '<|im_end|>'" in text.message
     assert row.source.endswith(":3")
 
 
 def test_a_test_sample_is_never_trained_on(read, folder):
     read({**KITTEN, "split": "test"}, SEARCH)
-    reject, row = read_rows(folder / "dataset.jsonl")
+    reject, row = read_rows(folder, "computer")
     assert reject.reason == "test" and row.step.turn.tool_calls
 
 
@@ -568,7 +569,7 @@ def test_the_script_writes_a_folder_that_training_reads(folder, capsys):
     assert (manifest["samples"], manifest["rejects"], manifest["actions"]) == (1, {"box_outside": 1}, {"left_click": 1})
     (reject,) = map(json.loads, (folder / "out" / "rejects.jsonl").read_text().splitlines())
     assert reject["reason"] == "box_outside" and reject["source"] == f"{folder}/rows.json:1[0]"
-    (row,) = read_rows(folder / "out")
+    (row,) = read_rows(folder / "out", "computer")
     assert row.step.turn.tool_calls[0].arguments == {"action": "left_click", "coordinate": [750, 400]}
     assert convert_data.main(arguments) == 2 and "exists and would be lost" in capsys.readouterr().err
     assert convert_data.main(["--layouts"]) == 0 and "screenspot_pro" in capsys.readouterr().out

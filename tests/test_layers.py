@@ -26,7 +26,7 @@ LAYERS = (
         "tool_schema",
         "requirements",
     },
-    {"vision"},
+    {"vision", "containers", "picture_store"},
     {"formats", "computer"},
     {"prompt", "worlds"},
     {"data"},

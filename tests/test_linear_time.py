@@ -4,17 +4,20 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conftest import TOOLS
 
 from qwenvl_agent.computer.dialect_text import split_thought
 from qwenvl_agent.computer.dialects import read
+from qwenvl_agent.containers import Record
 from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.curation.convert import convert
 from qwenvl_agent.data.readers.chat import read_conversation
 from qwenvl_agent.evaluation.elements import read_list
 from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.picture_store import PictureFolder
 from qwenvl_agent.worlds.safari.context import read_context
 from qwenvl_agent.worlds.safari.judge import planned
 from qwenvl_agent.worlds.safari.missions import read_mission
@@ -99,7 +102,7 @@ def say(role: str, text: str) -> None:
         "assistant": [user, {"role": "assistant", "content": text}],
         "tool": [user, call, {"role": "tool", "content": text}, answer],
     }[role]
-    list(read_conversation(json.dumps({"messages": messages}).encode(), None, "chat.jsonl:1"))
+    list(read_conversation(Record("chat.jsonl:1", {"messages": messages}), PictureFolder(Path())))
 
 
 def converted(layout: str, tmp_path, *said: str) -> None:

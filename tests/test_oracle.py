@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from source_rows import read_safari
 
+from qwenvl_agent.json_input import Reject
 from qwenvl_agent.schema import Picture, Request, Turn
 from qwenvl_agent.worlds.recording import png_bytes
 from qwenvl_agent.worlds.safari import NoisyOracle, RandomAgent, SafariEnv, SafariOracle, SafariRules
@@ -20,7 +22,6 @@ from qwenvl_agent.worlds.safari.context import context_text
 from qwenvl_agent.worlds.safari.judge import agrees
 from qwenvl_agent.worlds.safari.notepad import Notes, read_notes, write_notes
 from qwenvl_agent.worlds.safari.paths import actions_of, first_part, last_run, shortest_way
-from qwenvl_agent.worlds.safari.records import Reject, read_rows
 from qwenvl_agent.worlds.safari.render import animal_symbol, read_view, view_symbols
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, Animal, World, in_view, view_corner
 
@@ -353,7 +354,7 @@ def test_generated_data_are_the_oracles_decisions(tmp_path):
     )
     assert manifest["sha256"] == hashlib.sha256((tmp_path / "dataset.jsonl").read_bytes()).hexdigest()
     oracle = SafariOracle(SafariRules.from_json(manifest["rules"]), **manifest["oracle"])
-    rows = list(read_rows(tmp_path))
+    rows = read_safari(tmp_path)
     assert len(rows) == manifest["rows"] and not any(isinstance(row, Reject) for row in rows)
     for row in rows:
         assert isinstance(row.step.observation.pictures[0], Picture) and not row.thought_derived
@@ -366,7 +367,7 @@ def test_generated_data_are_the_oracles_decisions(tmp_path):
 def test_generated_questions_have_exact_answers(tmp_path):
     generate(tmp_path, "--episodes=8", "--task=perception", '--set=languages=["en"]')
     kinds = set()
-    for row in read_rows(tmp_path):
+    for row in read_safari(tmp_path):
         symbols = read_view(row.step.observation.pictures[0].open())
         (call,) = row.step.turn.tool_calls
         words, answer = row.mission.rstrip(".").split(), call.arguments["content"]

@@ -15,7 +15,7 @@ from PIL import Image
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.data import dataset
 from qwenvl_agent.data.dataset import build_rows
-from qwenvl_agent.data.readers import READERS
+from qwenvl_agent.data.readers import READERS, read_rows
 from qwenvl_agent.data.source import Reject
 
 GOLDEN = {
@@ -156,7 +156,7 @@ def corpus(tmp_path, monkeypatch) -> Path:
 def digest_of(kind: str) -> str:
     """Of all that a cache keeps of the rows, and of the places of the rejected lines, whatever is said about them."""
     source = SourceConfig(path=kind, kind=kind)
-    items = list(READERS[kind].read(Path(kind, "dataset.jsonl"), source, DataConfig(sources=(source,))))
+    items = list(read_rows(Path(kind, "dataset.jsonl"), source, DataConfig(sources=(source,))))
     assert sum(isinstance(item, Reject) for item in items) >= 1 and len(items) > 1
     facts = [item.source if isinstance(item, Reject) else dataclasses.asdict(item) for item in items]
     text = json.dumps(facts, sort_keys=True, default=str).replace(str(Path.cwd()), "")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from source_rows import read_rows
 
 from qwenvl_agent.cli import record_clicks
 from qwenvl_agent.computer import Action
-from qwenvl_agent.data.readers.computer import Sample, read_rows, read_samples
+from qwenvl_agent.data.readers.computer import Sample, read_samples
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.worlds.browser import chromium, recorder
 from qwenvl_agent.worlds.browser.recorder import typing_actions
@@ -371,7 +372,7 @@ def test_rows_can_be_trained_on_and_episodes_gather(record, tmp_path):
     assert [reject["reason"] for reject in rejects] == ["duplicate"] * 2  # the very same again
     summary, samples, _ = record(deeds, "--instruction", "Do it again")
     assert summary["samples_in_folder"] == len(samples) == 4 and len({s.episode_id for s in samples}) == 2
-    rows = list(read_rows(tmp_path / "out"))
+    rows = list(read_rows(tmp_path / "out", "computer"))
     assert [row.turn_index for row in rows] == [0, 1, 0, 1]
     assert rows[1].step.observation.text.endswith('1. {"action": "left_click", "coordinate": [700, 133]}')
 

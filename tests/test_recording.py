@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from corridor_world import corridor
 from PIL import Image
+from source_rows import read_rows
 
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.data.dataset import build_rows
-from qwenvl_agent.data.readers.recorded import digest_beside, read_rows
+from qwenvl_agent.data.readers.recorded import digest_beside
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.schema import Observation, Picture, Turn
 from qwenvl_agent.worlds.recording import RowWriter, record_episode
@@ -41,7 +42,7 @@ def test_the_oracle_of_a_world_in_a_file_is_recorded_and_read_without_it(tmp_pat
 
     world = corridor(7)
     turns = [turn for seed in range(6) for turn in record_episode(world, seed, {}, 0.3)[0]]
-    rows = list(read_rows(tmp_path / "a"))
+    rows = list(read_rows(tmp_path / "a", "recorded"))
     assert [(row.episode_id, row.turn_index, row.step.turn, row.step.results) for row in rows] == [
         (turn.episode_id, turn.turn_index, turn.turn, turn.results) for turn in turns
     ]
@@ -88,7 +89,7 @@ def read(tmp_path):
     def read(*changes: dict, **options) -> list:
         lines = [json.dumps({**good, "turn": i, **change}) for i, change in enumerate(changes)]
         (tmp_path / "dataset.jsonl").write_text("\n".join(lines) + "\n")
-        return list(read_rows(tmp_path, **options))
+        return list(read_rows(tmp_path, "recorded", **options))
 
     return read
 
@@ -105,7 +106,7 @@ def test_pictures_thoughts_and_calls_are_optional(read):
     [
         (
             {"tools": None},
-            "the row has no tools, and neither tools.json nor manifest.json beside dataset.jsonl names any",
+            "the row has no tools, and neither tools.json nor manifest.json beside the file names any",
         ),
         ({"tools": [{"nam": "act"}]}, "tools[0] is \"{'nam': 'act'}\": not a tool"),
         ({"tool_calls": [{"name": "fly", "args": {}}]}, "tool_calls[0].name 'fly' is not one of the recording's tools"),
@@ -165,8 +166,8 @@ def test_a_world_reads_its_own_recordings(tmp_path):
     (tmp_path / "dataset.jsonl").write_text(
         "".join(json.dumps({**line, "thought_text": None}) + "\n" for line in lines)
     )
-    assert all(row.notes == () and not row.step.turn.thought for row in read_rows(tmp_path))
-    assert all(row.notes == ("thought_derived",) for row in read_rows(tmp_path, world="safari"))
+    assert all(row.notes == () and not row.step.turn.thought for row in read_rows(tmp_path, "recorded"))
+    assert all(row.notes == ("thought_derived",) for row in read_rows(tmp_path, "recorded", world="safari"))
     with pytest.raises(ValueError, match=r"sources\[\].world is 'safari' and kind chat"):
         SourceConfig(path="a", kind="chat", world="safari")
 
@@ -178,6 +179,6 @@ def test_what_is_written_is_read_back(tmp_path):
         writer.write(RecordedTurn("e", "go", 0, "Play.", Observation("go", pictures), Turn(text="No."), ()))
         writer.write(RecordedTurn("e", "go", 1, "Play.", Observation("go"), Turn(text="No."), ()))
     (tmp_path / "tools.json").write_text(json.dumps([ACT]))
-    first, second = read_rows(tmp_path)
+    first, second = read_rows(tmp_path, "recorded")
     assert [picture.open().getpixel((0, 0)) for picture in first.step.observation.pictures] == [(9, 8, 7)] * 2
     assert second.step.observation.pictures == () and second.step.turn.text == "No."

@@ -5,13 +5,14 @@ import random
 
 import pytest
 from PIL import Image
+from source_rows import read_safari
 
+from qwenvl_agent.json_input import Reject
 from qwenvl_agent.schema import ToolCall, ToolResult, Turn
 from qwenvl_agent.worlds.recording import RowWriter
 from qwenvl_agent.worlds.safari import SafariEnv, SafariOracle, SafariRules
 from qwenvl_agent.worlds.safari.baselines import random_move
 from qwenvl_agent.worlds.safari.judge import agrees
-from qwenvl_agent.worlds.safari.records import Reject, read_rows
 from qwenvl_agent.worlds.safari.thoughts import generate_thought
 from qwenvl_agent.worlds.safari.tools import TOOLS
 from qwenvl_agent.worlds.world import RecordedTurn
@@ -65,7 +66,7 @@ def read(tmp_path):
     def read(*lines, **options) -> list:
         raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
         (tmp_path / "dataset.jsonl").write_bytes(b"\n".join(raw) + b"\n")
-        return list(read_rows(tmp_path / "dataset.jsonl", **options))
+        return read_safari(tmp_path, **options)
 
     return read
 
@@ -104,7 +105,7 @@ def test_what_is_written_is_read_back(tmp_path):
             at = ("00000003", env.mission.text, len(written))
             writer.write(RecordedTurn(*at, env.system_prompt, seen, turn, info["results"]))
             written.append((seen, turn, info["results"]))
-    rows = list(read_rows(tmp_path))
+    rows = read_safari(tmp_path)
     assert [(row.step.observation.text, row.step.turn, row.step.results) for row in rows] == [
         (seen.text, turn, results) for seen, turn, results in written
     ]

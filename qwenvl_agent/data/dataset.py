@@ -39,7 +39,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
-from qwenvl_agent.data.readers import READERS
+from qwenvl_agent.containers import data_file
+from qwenvl_agent.data.readers import READERS, read_rows
 from qwenvl_agent.data.source import Reject, SourceRow
 from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
@@ -372,9 +373,7 @@ def _open_source(cfg: SourceConfig, data_cfg: DataConfig) -> SourceCache:
         raise ValueError(
             f"weight of data source {cfg.path!r} is {cfg.weight}: no row would be drawn; remove the source"
         )
-    path = Path(cfg.path)
-    if path.is_dir():
-        path = path / "dataset.jsonl"
+    path = data_file(cfg.path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file, so no rows to read; correct data.sources")
     content = _file_digest(path, Path(data_cfg.cache_dir))
@@ -384,7 +383,7 @@ def _open_source(cfg: SourceConfig, data_cfg: DataConfig) -> SourceCache:
     key = _digest([str(path), str(path.resolve()), cfg.kind, content, *options])
     folder = Path(data_cfg.cache_dir) / key
     if not _is_fresh(folder):
-        items = reader.read(path, cfg, data_cfg)
+        items = read_rows(path, cfg, data_cfg)
         if is_whole:
             items = _with_whole_pictures(items)
         _write_cache(_with_progress(items, path), folder)

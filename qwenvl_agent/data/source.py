@@ -1,11 +1,31 @@
-"""What a reader of any source file yields: one SourceRow a step, or a Reject that says why there is none."""
+"""What a reader of any source file is given, and yields: one SourceRow a step, or a Reject that says why there is none."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from qwenvl_agent.config import DataConfig, SourceConfig
 from qwenvl_agent.json_input import Reject
+from qwenvl_agent.picture_store import PictureFolder
 from qwenvl_agent.schema import Step, Tool
 
-__all__ = ["Reject", "SourceRow"]
+__all__ = ["Origin", "Reject", "SourceRow", "origin_of"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a reader knows besides the records; plain data, for other processes. `surveyed` is what `Reader.survey` gave."""
+
+    folder: PictureFolder
+    """Where the file lies, and pictures' names start."""
+    cfg: SourceConfig
+    data_cfg: DataConfig
+    surveyed: Any = None
+
+
+def origin_of(path: Path, cfg: SourceConfig, data_cfg: DataConfig) -> Origin:
+    """Of the records of a file."""
+    return Origin(PictureFolder(path.parent, Path(data_cfg.cache_dir) / "pictures"), cfg, data_cfg)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qwenvl_agent.config import SourceConfig
 from qwenvl_agent.coordinates import GRID, Screen
-from qwenvl_agent.data.readers.chat import read_rows
+from qwenvl_agent.data.readers import read_rows
 from qwenvl_agent.data.readers.computer import PictureFiles, RecordError, Rejected, check_size, read_box, read_records
 from qwenvl_agent.data.readers.computer import rejected as rejected_record
 from qwenvl_agent.data.source import Reject
@@ -106,7 +107,7 @@ def read_elements(folder: Path) -> tuple[list[ElementsTask], list[Rejected], dic
 def read_questions(path: Path) -> dict[str, Request]:
     """By picture file the request for its list, as training makes it of the conversation."""
     requests = {}
-    for row in read_rows(path):
+    for row in read_rows(path, SourceConfig(path=str(path), kind="chat")):
         if not isinstance(row, Reject) and is_list(row.step.turn.text):
             observation = row.step.observation
             requests[observation.pictures[0].path] = Request(row.system_prompt, row.tools, (), observation)

@@ -8,7 +8,7 @@ given as functions: which tools a row has, why a call does not fit them, which t
 import json
 import random
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from qwenvl_agent import png
-from qwenvl_agent.files import ConfinedFolder
-from qwenvl_agent.json_input import Reject, fault_of_line, read_json, read_line
+from qwenvl_agent.containers import Record
+from qwenvl_agent.json_input import Reject, fault_of_line, read_json
+from qwenvl_agent.picture_store import PictureFolder, is_embedded
 from qwenvl_agent.row_markers import check_row_markers
 from qwenvl_agent.schema import (
     Observation,
@@ -83,39 +84,27 @@ class Reading:
     max_thought_chars: int = 400
 
 
-def data_file(path: Path | str) -> Path:
-    """A folder means the dataset.jsonl in it."""
-    path = Path(path)
-    return path / "dataset.jsonl" if path.is_dir() else path
+def row_reader(folder: PictureFolder, reading: Reading) -> Callable[[Record], RecordedRow | Reject]:
+    """What makes a row of each record of a dataset, whose pictures are in `folder`."""
+    fault_of = reading.fault_of or _Checker()
 
-
-def read_rows(path: Path, reading: Reading) -> Iterator[RecordedRow | Reject]:
-    """Every line of a dataset in file order, one at a time; `path` is the file or its folder."""
-    path = data_file(path)
-    folder, fault_of = ConfinedFolder(path.parent), reading.fault_of or _Checker()
-    for source, line in lines_of(path):
+    def read(record: Record) -> RecordedRow | Reject:
         try:
-            yield _read_row(load_object(line), folder, source, reading, fault_of)
+            return _read_row(load_object(record), folder, record.source, reading, fault_of)
         except Exception as error:
-            yield Reject(source, fault_of_line(error))
+            return Reject(record.source, fault_of_line(error))
+
+    return read
 
 
-def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
-    """`file:line` and content of every line that is not blank."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f"{path}:{number}", line
-
-
-def load_object(line: bytes) -> dict:
-    values = read_line(line)
+def load_object(record: Record) -> dict:
+    values = record.value()
     if not isinstance(values, dict):
         raise ValueError(f"{type(values).__name__} instead of an object: the line is skipped; write one object a line")
     return values
 
 
-def _read_row(values: dict, folder: ConfinedFolder, source: str, reading: Reading, fault_of: Callable) -> RecordedRow:
+def _read_row(values: dict, folder: PictureFolder, source: str, reading: Reading, fault_of: Callable) -> RecordedRow:
     turn_index = values.get("turn")
     if not isinstance(turn_index, int) or isinstance(turn_index, bool) or not 0 <= turn_index <= MAX_TURN:
         raise ValueError(f"turn is {turn_index!r}: the row has no place in its episode; write its index from 0")
@@ -223,7 +212,7 @@ def _read_results(values: dict, calls: tuple[ToolCall, ...]) -> tuple[ToolResult
     return tuple(results)
 
 
-def _read_pictures(values: dict, folder: ConfinedFolder) -> tuple[Picture, ...]:
+def _read_pictures(values: dict, folder: PictureFolder) -> tuple[Picture, ...]:
     """The row's pictures with their sizes from the files' headers; no pixel is decoded."""
     if "images" in values:
         if values["images"] is None:
@@ -235,12 +224,14 @@ def _read_pictures(values: dict, folder: ConfinedFolder) -> tuple[Picture, ...]:
     return tuple(_read_picture(key, value, folder) for key, value in named)
 
 
-def _read_picture(key: str, value: object, folder: ConfinedFolder) -> Picture:
+def _read_picture(key: str, value: object, folder: PictureFolder) -> Picture:
+    if is_embedded(value):
+        return Picture.from_file(folder.path(value, key), f"{key} (embedded)")
     if isinstance(value, dict):
         value = value.get("path")
     if not isinstance(value, str) or not value:
         raise ValueError(f"{key} is {str(value)[:80]!r}: no file is named; save the picture and name its file")
-    return Picture.from_file(folder.path(value), f"{key} {value!r}")
+    return Picture.from_file(folder.path(value, key), f"{key} {value!r}")
 
 
 # writing

@@ -18,11 +18,12 @@ The environment is Gymnasium's interface over turns (`schema.Env`). Its `info`, 
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from qwenvl_agent.containers import Record
+from qwenvl_agent.picture_store import PictureFolder
 from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import Env, Observation, Policy, Tool, ToolResult, Turn
 from qwenvl_agent.statistics import Interval
@@ -92,7 +93,7 @@ class World:
     max_envs: int = 0
     """Environments that may be open at once; 0: as many as eval.batch_size."""
     recording_version: int = 1
-    """Of the rows that `read_recording` gives; part of the cache's key."""
+    """Of the rows that `recording_reader` gives; part of the cache's key."""
 
     def make_env(self) -> Env:
         """A new environment; it is reset with a seed, played to its end, and closed."""
@@ -140,9 +141,16 @@ class World:
         """What else than its oracle's episodes can be recorded, by name: task(seed, **settings)."""
         return {}
 
-    def read_recording(self, path: Path, max_thought_chars: int) -> "Iterator | None":
-        """Rows and rejects of a dataset.jsonl, of a world that reads its own; None, the default: `worlds.recording` does,
-        with the tools of the recording. Other rows of the same bytes: raise `recording_version`."""
+    def survey_recording(self, records: Iterable[Record]) -> Any:
+        """What must be known of all records of a dataset before one is read; plain data, for other processes."""
+        return None
+
+    def recording_reader(
+        self, folder: PictureFolder, max_thought_chars: int, surveyed: Any
+    ) -> Callable[[Record], Any] | None:
+        """What makes a `recording.RecordedRow` or a reject of each record, of a world that reads its own; None, the default: `worlds.recording`
+        does, with the tools of the recording. Each record is read by itself, several processes share a file. Other rows of
+        the same bytes: raise `recording_version`."""
         return None
 
     # judging, from records alone

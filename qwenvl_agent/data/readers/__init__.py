@@ -1,43 +1,59 @@
 """Kinds of source files by name. A new kind is one module, one entry here, and its name in `config.SourceConfig.kind`."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qwenvl_agent.config import DataConfig, SourceConfig
+from qwenvl_agent.containers import Record, read_records
 from qwenvl_agent.data.readers import chat, computer, recorded
-from qwenvl_agent.data.source import Reject, SourceRow
-from qwenvl_agent.worlds import make_world
+from qwenvl_agent.data.source import Origin, Reject, SourceRow, origin_of
+
+DEFAULTS = DataConfig()
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How a kind of source file becomes rows."""
+    """How the records of a kind become rows.
 
-    read: Callable[[Path, SourceConfig, DataConfig], Iterator[SourceRow | Reject]]
+    `open` gives what reads one record by itself, so that several processes share a file. What depends on other records is
+    `survey`'s, which sees all before any is read (its answer is `Origin.surveyed`), or `join`'s, which sees all that was
+    read, in the file's order, in one process. What `open`'s function gives is rows unless `join` makes them of it.
+    """
+
+    open: Callable[[Origin], Callable[[Record], Iterable[Any]]]
     version: int
     """Part of the cache's key: raise it whenever the same bytes give other rows, other rejected lines, or other notes, and
     write the new digest into tests/test_reader_versions.py, which fails until both are done. A comment, a faster way or
     another wording of a reject need no new version: a million rows would be read anew for nothing."""
+    survey: Callable[[Iterable[Record], Origin], Any] = lambda records, origin: None
+    join: Callable[[Iterable[Any], Origin], Iterable[SourceRow | Reject]] = lambda items, origin: items
     beside: Callable[[Path, SourceConfig], str] = lambda path, cfg: ""
     """What else than the file's bytes decides what its rows hold; part of the key too."""
 
 
-def _read_safari(path: Path, cfg: SourceConfig, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]:
-    rows = make_world("safari").read_recording(path, data_cfg.max_thought_chars)
-    assert rows is not None, "the safari reads its own"
-    return map(recorded.to_source_row, rows)
-
-
-def _read_recorded(path: Path, cfg: SourceConfig, data_cfg: DataConfig) -> Iterator[SourceRow | Reject]:
-    return recorded.read_rows(path, world=cfg.world, max_thought_chars=data_cfg.max_thought_chars)
+def read_rows(path: Path, cfg: SourceConfig, data_cfg: DataConfig = DEFAULTS) -> Iterator[SourceRow | Reject]:
+    """The rows and rejects of a file in its order, in this process."""
+    reader, origin = READERS[cfg.kind], origin_of(path, cfg, data_cfg)
+    origin = replace(origin, surveyed=reader.survey(read_records(path), origin))
+    read = reader.open(origin)
+    yield from reader.join((item for record in read_records(path) for item in read(record)), origin)
 
 
 READERS = {
-    "safari": Reader(_read_safari, recorded.VERSION, beside=lambda path, cfg: recorded.version_of("safari")),
-    "recorded": Reader(
-        _read_recorded, recorded.VERSION, beside=lambda path, cfg: recorded.digest_beside(path, cfg.world)
+    "safari": Reader(
+        recorded.open_reader,
+        recorded.VERSION,
+        survey=recorded.survey,
+        beside=lambda path, cfg: recorded.version_of("safari"),
     ),
-    "chat": Reader(lambda path, cfg, data_cfg: chat.read_rows(path), chat.VERSION),
-    "computer": Reader(lambda path, cfg, data_cfg: computer.read_rows(path), computer.VERSION),
+    "recorded": Reader(
+        recorded.open_reader,
+        recorded.VERSION,
+        survey=recorded.survey,
+        beside=lambda path, cfg: recorded.digest_beside(path, cfg.world),
+    ),
+    "chat": Reader(chat.open_reader, chat.VERSION),
+    "computer": Reader(computer.open_reader, computer.VERSION, join=computer.join),
 }

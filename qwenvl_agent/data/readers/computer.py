@@ -1,4 +1,4 @@
-"""Screens with an instruction and the action to take on them: one step a record, JSONL or a JSON list.
+"""Screens with an instruction and the action to take on them: one step a record.
 
 Two published forms are read, `initial_screenshot` with `next_action` and `screenshot` with `action`; positions are in
 pixels of the screenshot. What else a record may hold is listed at `Sample`. A record that cannot be learned from
@@ -10,20 +10,22 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qwenvl_agent import containers
 from qwenvl_agent.computer import KINDS, Action, build_tool, to_turn
 from qwenvl_agent.computer.context import SYSTEM_PROMPT, observation
 from qwenvl_agent.computer.dialects import read, to_seed
+from qwenvl_agent.containers import Record
 from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.data.pictures import Seen, see
-from qwenvl_agent.data.source import Reject, SourceRow
-from qwenvl_agent.files import confined_path
+from qwenvl_agent.data.source import Origin, Reject, SourceRow
 from qwenvl_agent.images import check_aspect_ratio, read_rgb
-from qwenvl_agent.json_input import fault_of_line, read_line, read_list
+from qwenvl_agent.json_input import fault_of_line
+from qwenvl_agent.picture_store import PictureFolder, is_embedded
 from qwenvl_agent.row_markers import check_row_markers
 from qwenvl_agent.schema import Picture, Step, Turn
 
@@ -125,36 +127,45 @@ class Sample:
 
 
 def read_records(path: Path) -> Iterator[tuple[str, object]]:
-    """(`file:line`, value) of a .json file's list (or object), or else of every line; a broken line's value is a
-    RecordError. A .json file is held in memory as text."""
-    if path.suffix == ".json":
-        for source, value in read_list(path):
-            yield source, RecordError("not_json", str(value)) if isinstance(value, ValueError) else value
-        return
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f"{path}:{number}", _load(line)
+    """(source, value) of every record of a file in whatever container; a broken one's value is a RecordError."""
+    return ((record.source, _value(record)) for record in containers.read_records(path))
 
 
-def _load(line: bytes) -> object:
+def _value(record: Record) -> object:
     try:
-        return read_line(line)
+        return record.value()
     except ValueError as error:
         return RecordError("not_json", str(error))
 
 
 def read_samples(path: Path) -> Iterator[Sample | Rejected]:
     """Every record of a file (or of a folder's dataset.jsonl) in order; copies of a record are rejected."""
-    path = Path(path)
-    path = path / "dataset.jsonl" if path.is_dir() else path
-    pictures, duplicates = PictureFiles(path.parent), Duplicates()
-    for source, record in read_records(path):
+    path = containers.data_file(path)
+    read = sample_reader(PictureFolder(path.parent))
+    return without_copies(map(read, containers.read_records(path)))
+
+
+def sample_reader(folder: PictureFolder) -> Callable[[Record], Sample | Rejected]:
+    """What reads a record by itself."""
+    pictures = PictureFiles(folder)
+
+    def read(record: Record) -> Sample | Rejected:
         try:
-            sample = read_sample(record, pictures, source)
-            yield duplicates.check(sample)
+            return read_sample(_value(record), pictures, record.source)
         except Exception as error:
-            yield rejected(source, error)
+            return rejected(record.source, error)
+
+    return read
+
+
+def without_copies(items: Iterable[Sample | Rejected]) -> Iterator[Sample | Rejected]:
+    """The items, with a reject for each sample that was there already."""
+    duplicates = Duplicates()
+    for item in items:
+        try:
+            yield duplicates.check(item) if isinstance(item, Sample) else item
+        except RecordError as error:
+            yield rejected(item.source, error)
 
 
 def rejected(source: str, error: Exception) -> Rejected:
@@ -162,9 +173,15 @@ def rejected(source: str, error: Exception) -> Rejected:
     return Rejected(source, fault_of_line(error), getattr(error, "reason", "bad_record"))
 
 
-def read_rows(path: Path) -> Iterator[SourceRow | Reject]:
-    """The samples as training rows; those of a test split are rejected."""
-    for item in read_samples(path):
+def open_reader(origin: Origin) -> Callable[[Record], tuple[Sample | Rejected]]:
+    """What reads a record; `join` makes rows of it."""
+    read = sample_reader(origin.folder)
+    return lambda record: (read(record),)
+
+
+def join(items: Iterable[Sample | Rejected], origin: Origin) -> Iterator[SourceRow | Reject]:
+    """The samples as training rows; copies and those of a test split are rejected."""
+    for item in without_copies(items):
         if isinstance(item, Reject):
             yield item
         elif item.split == TEST:
@@ -195,24 +212,27 @@ def to_row(sample: Sample) -> SourceRow | Reject:
 class PictureFiles:
     """Pictures below a folder, each decoded once however many records show it."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: PictureFolder | Path):
+        self.folder = folder if isinstance(folder, PictureFolder) else PictureFolder(folder)
         self._seen: dict[str, Seen] = {}
 
-    def open(self, name: object) -> tuple[Picture, Seen]:
-        if not isinstance(name, str) or not name:
-            raise RecordError(
-                "no_picture", f"screenshot is {str(name)[:80]!r}: no file is named; name the picture's file"
-            )
+    def open(self, name: Any) -> tuple[Picture, Seen]:
+        what = "screenshot (embedded)" if is_embedded(name) else f"screenshot {name!r}"
+        if not is_embedded(name):
+            name = name.get("path") if isinstance(name, dict) else name
+            if not isinstance(name, str) or not name:
+                raise RecordError(
+                    "no_picture", f"screenshot is {str(name)[:80]!r}: no file is named; name the picture's file"
+                )
         try:
-            path = confined_path(self.folder, name)
-            if str(path) not in self._seen:
-                self._seen[str(path)] = see(read_rgb(path, f"screenshot {name!r}"))
-            seen = self._seen[str(path)]
-            check_aspect_ratio(seen.width, seen.height, f"screenshot {name!r}")
+            path = self.folder.path(name, what)
+            if path not in self._seen:
+                self._seen[path] = see(read_rgb(path, what))
+            seen = self._seen[path]
+            check_aspect_ratio(seen.width, seen.height, what)
         except ValueError as error:
             raise RecordError("bad_picture", str(error)) from None
-        return Picture(seen.width, seen.height, str(path)), seen
+        return Picture(seen.width, seen.height, path), seen
 
 
 class Duplicates:

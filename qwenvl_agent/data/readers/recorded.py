@@ -6,11 +6,12 @@ that the manifest (or the source's `world`) names. A world that reads its record
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from qwenvl_agent.data.source import Reject, SourceRow
+from qwenvl_agent.containers import Record, data_file
+from qwenvl_agent.data.source import Origin, Reject, SourceRow
 from qwenvl_agent.json_input import read_json
 from qwenvl_agent.schema import Tool
 from qwenvl_agent.tool_schema import check_schema
@@ -22,16 +23,28 @@ VERSION = 1
 """Of the rows that a file gives; see `readers.Reader`. A world that reads its own states `recording_version` besides."""
 
 
-def read_rows(path: Path, *, world: str = "", max_thought_chars: int = 400) -> Iterator[SourceRow | Reject]:
-    """Every line of a dataset in file order; `world`, by name or path, has the last word on how it is read."""
-    path = recording.data_file(path)
-    items = None
-    if world:
-        items = _named_world(world, path).read_recording(path, max_thought_chars)
-    if items is None:
-        reading = Reading(tools_of=_tools_of(path, world), max_thought_chars=max_thought_chars)
-        items = recording.read_rows(path, reading)
-    yield from map(to_source_row, items)
+def open_reader(origin: Origin) -> Callable[[Record], Iterable[SourceRow | Reject]]:
+    """What reads a record; the source's `world`, by name or path, has the last word on how it is read."""
+    folder, max_thought_chars, read = origin.folder, origin.data_cfg.max_thought_chars, None
+    world = _own_world(origin)
+    if world is not None:
+        read = world.recording_reader(folder, max_thought_chars, origin.surveyed)
+    if read is None:
+        reading = Reading(tools_of=_tools_of(folder.root, origin.cfg.world), max_thought_chars=max_thought_chars)
+        read = recording.row_reader(folder, reading)
+    return lambda record: (to_source_row(read(record)),)
+
+
+def survey(records: Iterable[Record], origin: Origin) -> object:
+    """What the source's world must know of all records first."""
+    world = _own_world(origin)
+    return None if world is None else world.survey_recording(records)
+
+
+def _own_world(origin: Origin) -> World | None:
+    if origin.cfg.kind == "safari":
+        return make_world("safari")
+    return _named_world(origin.cfg.world, origin.folder.root) if origin.cfg.world else None
 
 
 def to_source_row(row: RecordedRow | Reject) -> SourceRow | Reject:
@@ -52,7 +65,7 @@ def to_source_row(row: RecordedRow | Reject) -> SourceRow | Reject:
 def digest_beside(path: Path, world: str = "") -> str:
     """Of the tools that stand beside the file or in a world's code, and of the world's version: with others its rows are
     others."""
-    tools, _ = tools_beside(recording.data_file(path), world)
+    tools, _ = tools_beside(data_file(path).parent, world)
     facts = [version_of(world) if world else "", *(tool.to_json() for tool in tools)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -61,18 +74,18 @@ def version_of(world: str) -> str:
     return f"{world} {make_world(world).recording_version}"
 
 
-def tools_beside(path: Path, world: str = "") -> tuple[tuple[Tool, ...], str]:
+def tools_beside(folder: Path, world: str = "") -> tuple[tuple[Tool, ...], str]:
     """The tools that a recording's rows have by default, and where they are from; none if nothing names any."""
     if world:
-        return _tools_of_world(_named_world(world, path)), world
+        return _tools_of_world(_named_world(world, folder)), world
     for name in ("tools.json", "manifest.json"):
-        values = _read_beside(path, name)
+        values = _read_beside(folder, name)
         found = values.get("tools") if isinstance(values, dict) else values
         if found:
-            return _checked(found, str(path.parent / name)), name
-    values = _read_beside(path, "manifest.json")
+            return _checked(found, str(folder / name)), name
+    values = _read_beside(folder, "manifest.json")
     if isinstance(values, dict) and isinstance(values.get("world"), str):
-        return _tools_of_world(_named_world(values["world"], path)), values["world"]
+        return _tools_of_world(_named_world(values["world"], folder)), values["world"]
     return (), ""
 
 
@@ -84,15 +97,15 @@ def _tools_of_world(world: World) -> tuple[Tool, ...]:
         env.close()
 
 
-def _named_world(name: str, path: Path) -> World:
+def _named_world(name: str, folder: Path) -> World:
     """The world under the rules of the manifest."""
-    values = _read_beside(path, "manifest.json")
+    values = _read_beside(folder, "manifest.json")
     rules = values.get("rules") if isinstance(values, dict) else None
     return make_world(name, rules if isinstance(rules, dict) else {})
 
 
-def _read_beside(path: Path, name: str) -> object:
-    file = path.parent / name
+def _read_beside(folder: Path, name: str) -> object:
+    file = folder / name
     if not file.is_file():
         return None
     try:
@@ -101,8 +114,8 @@ def _read_beside(path: Path, name: str) -> object:
         raise ValueError(f"{file}: {error}; the recording's tools are not known without it") from None
 
 
-def _tools_of(path: Path, world: str) -> Callable[[dict], tuple[Tool, ...]]:
-    shared, _ = tools_beside(path, world)
+def _tools_of(folder: Path, world: str) -> Callable[[dict], tuple[Tool, ...]]:
+    shared, _ = tools_beside(folder, world)
 
     @lru_cache(maxsize=256)
     def of_text(text: str) -> tuple[Tool, ...]:
@@ -113,7 +126,7 @@ def _tools_of(path: Path, world: str) -> Callable[[dict], tuple[Tool, ...]]:
         tools = of_text(json.dumps(own)) if own else shared
         if not tools:
             raise ValueError(
-                f"the row has no tools, and neither tools.json nor manifest.json beside {path.name} names any: no call could "
+                "the row has no tools, and neither tools.json nor manifest.json beside the file names any: no call could "
                 "be checked or offered; write the list of tools, in OpenAI's form, into tools.json"
             )
         return tools

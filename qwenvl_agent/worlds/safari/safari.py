@@ -5,16 +5,20 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
+from qwenvl_agent.containers import Record
+from qwenvl_agent.json_input import Reject
+from qwenvl_agent.picture_store import PictureFolder
 from qwenvl_agent.records import CallRecord, StepRecord
 from qwenvl_agent.schema import Policy, Tool, Turn
-from qwenvl_agent.worlds.safari import diagnosis, judge, records
+from qwenvl_agent.worlds.recording import RecordedRow
+from qwenvl_agent.worlds.safari import diagnosis, judge
 from qwenvl_agent.worlds.safari.baselines import NoisyOracle, RandomAgent, random_move
 from qwenvl_agent.worlds.safari.counterfactuals import ChangedNotepad, SwappedMission, corrupt
 from qwenvl_agent.worlds.safari.env import SafariEnv
 from qwenvl_agent.worlds.safari.oracle import SafariOracle
 from qwenvl_agent.worlds.safari.perception import perception_rows
+from qwenvl_agent.worlds.safari.records import episodes_that_catch, row_reader
 from qwenvl_agent.worlds.safari.thoughts import thought_form_named
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, SafariRules
 from qwenvl_agent.worlds.world import Counterfactual, Labels, RecordedTurn, SeedSets, World
@@ -80,8 +84,13 @@ class Safari(World):
         """Questions about views with exact answers, from random places of one world."""
         return perception_rows(self.settings, seed, thought_form_named(thought_form))
 
-    def read_recording(self, path: Path, max_thought_chars: int) -> Iterator:
-        return records.read_rows(path, max_thought_chars=max_thought_chars)
+    def survey_recording(self, records: Iterable[Record]) -> frozenset[str]:
+        return episodes_that_catch(records)
+
+    def recording_reader(
+        self, folder: PictureFolder, max_thought_chars: int, surveyed: frozenset[str]
+    ) -> Callable[[Record], RecordedRow | Reject]:
+        return row_reader(folder, catching=surveyed, max_thought_chars=max_thought_chars)
 
     def is_legal(self, call: CallRecord) -> bool:
         if not call.schema_ok:

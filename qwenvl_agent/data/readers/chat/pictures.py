@@ -1,17 +1,16 @@
 """The pictures of a conversation: each placeholder takes the next that is listed, and none is left over."""
 
 import re
-from pathlib import Path
 
-from qwenvl_agent.files import confined_path
+from qwenvl_agent.picture_store import PictureFolder, is_embedded
 from qwenvl_agent.schema import Picture
 
 
 class Pictures:
     """Hands out the pictures of a record: a part's own path, or else the next entry of `images`."""
 
-    def __init__(self, root: Path, listed: object):
-        self.root = root
+    def __init__(self, folder: PictureFolder, listed: object):
+        self.folder = folder
         self.listed = listed if isinstance(listed, list) else [listed]
         self.num_used = 0
 
@@ -34,14 +33,18 @@ class Pictures:
             )
 
     def _open(self, value: object, place: str) -> Picture:
+        if isinstance(value, dict) and isinstance(value.get("url"), str) and is_embedded(value["url"]):
+            value = value["url"]
+        if is_embedded(value):
+            return Picture.from_file(self.folder.path(value, place), f"{place} (embedded)")
         for key in ("path", "url"):
             if isinstance(value, dict) and key in value:
                 value = value[key]
         if not isinstance(value, str) or not value:
             raise ValueError(f"{place} is {str(value)[:80]!r}: not a file's path; save the picture and name its file")
-        if re.match(r"(https?|data):", value):
+        if re.match(r"https?:", value):
             raise ValueError(
-                f"{place} is {value[:80]!r}: nothing is downloaded or decoded here; save the picture and name its file"
+                f"{place} is {value[:80]!r}: nothing is downloaded here; save the picture and name its file"
             )
-        path = confined_path(self.root, value.removeprefix("file://"))
-        return Picture.from_file(path, f"{place} {str(path)!r}")
+        path = self.folder.path(value.removeprefix("file://"), place)
+        return Picture.from_file(path, f"{place} {path!r}")
