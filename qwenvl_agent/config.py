@@ -170,6 +170,8 @@ class DataConfig:
     """Of the split and of the order of rows."""
     max_thought_chars: Annotated[int, Range(0, 10**6, "no thought has that length")] = 400
     """A recorded thought longer than this is replaced by a derived one."""
+    max_rejected: Share = 0.1
+    """Share of a source's records that may be rejected; a training on less of it ends at its start, with counts and places."""
     check_pictures: Literal["auto", "header", "whole"] = "auto"
     """When the file is read: header (size and kind, microseconds), whole (decode each picture once; its cost is in
     docs/DATA.md), auto (whole for files of up to 2,000 lines)."""

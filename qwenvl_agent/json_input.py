@@ -16,6 +16,8 @@ class Reject:
 
     source: str
     message: str
+    is_left_out: bool = False
+    """The record says itself that it is not to be learned: no fault of it."""
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:

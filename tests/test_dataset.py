@@ -299,7 +299,7 @@ def test_files_without_rows_are_errors_with_a_remedy(tmp_path):
         f"{tmp_path}/gone.jsonl: there is no such file, so no rows to read; correct data.sources"
     )
     empty = write_lines(tmp_path / "empty.jsonl", [])
-    assert "empty.jsonl holds no rows" in str(build_rows_of(empty, tmp_path, kind="chat"))
+    assert "empty.jsonl is empty" in str(build_rows_of(empty, tmp_path, kind="chat"))
     bad = write_lines(tmp_path / "bad.jsonl", ["{broken"] * 5)
     message = str(build_rows_of(bad, tmp_path, kind="chat"))
     assert "all 5 rows are rejected" in message

@@ -11,7 +11,7 @@ import qwenvl_agent
 
 PACKAGE = Path(qwenvl_agent.__file__).parent
 LAYERS = (
-    {"png", "threads", "settings", "aliases", "near_json", "files", "html_templates"},
+    {"png", "threads", "file_signatures", "settings", "aliases", "near_json", "files", "html_templates"},
     {"images", "checksums", "settings_reference", "families"},
     {
         "config",
@@ -62,7 +62,7 @@ LIGHT_FILES = {
     "inference/endpoint.py",
     "inference/load.py",
 }
-HEAVY_FILES = {"curation/samples.py", "planning/flops.py"}
+HEAVY_FILES = {"curation/samples.py", "curation/checkup.py", "planning/flops.py"}
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft")
 
 

@@ -19,10 +19,10 @@ from qwenvl_agent.data.readers import READERS, read_rows
 from qwenvl_agent.data.source import Reject
 
 GOLDEN = {
-    "safari": ((1, 1), "6c567e239f426bfb"),
-    "recorded": ((1, 1), "e356fd450ac3ca93"),
-    "chat": ((1, 1), "51cf86c47554e99a"),
-    "computer": ((1, 1), "c3251963e7dea7b8"),
+    "safari": ((2, 1), "6c567e239f426bfb"),
+    "recorded": ((2, 1), "e356fd450ac3ca93"),
+    "chat": ((2, 1), "51cf86c47554e99a"),
+    "computer": ((2, 1), "c3251963e7dea7b8"),
 }
 """Kind of source -> (versions of the cache and of the reader, digest of the rows of the corpus below)."""
 

@@ -6,7 +6,7 @@ Each source file is read once into a cache folder that is keyed by what was read
         steps.arrow        one step a row; pictures as path, width, height, never as pixels
         prompts.arrow      the distinct (system prompt, tools), which steps name by number
         index.npy          the numbers that are wanted of every step at once: keys, length, where its history is
-        rejects.jsonl      {"source": "file:line", "message": "..."} for every line that gave no row
+        rejects.jsonl      {"source": "file:line", "message", "reason"} for every line that gave no row
         meta.json          counts, and the digests that tell whether the cache still holds
     <cache_dir>/<file>.sha256  what a source file's bytes hash to, as long as the file is the same
 
@@ -42,10 +42,11 @@ from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.containers import data_file
 from qwenvl_agent.data.readers import READERS, read_rows
 from qwenvl_agent.data.source import Reject, SourceRow
+from qwenvl_agent.file_signatures import check_is_data
 from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
 
-VERSION = 1
+VERSION = 2
 """Of what the files of a cache hold, and of what all readers share (sizes of pictures, texts made NFC, schemas): raise it
 when either changes, and every source is read anew, once. tests/test_reader_versions.py says when."""
 
@@ -114,8 +115,10 @@ class Rows:
         for source in self.report["sources"]:
             lines.append(
                 f"{source['path']}: {source['num_rows']} rows of {source['num_episodes']} episodes, "
-                f"{source['num_rejects']} rejected"
+                f"{source['num_rejects']} rejected, of {source['num_records']} records"
             )
+            if source["num_shown_only"]:
+                lines.append(f"  not learned {source['num_shown_only']} x answer of weight 0, which the history shows")
             lines += [f"  rejected {count} x {reason}" for reason, count in source["reject_reasons"].items()]
             if source["num_rejects"]:
                 lines.append(f"  each with its place: {source['rejects_path']}")
@@ -301,11 +304,20 @@ class SourceCache:
             "weight": self.cfg.weight,
             "num_rows": int(self.index["is_row"].sum()),
             "num_episodes": self.meta["num_episodes"],
+            "num_records": self.meta["num_records"],
+            "num_rejected_records": self.meta["num_rejected_records"],
+            "num_left_out": self.meta["num_left_out"],
             "num_rejects": self.meta["num_rejects"],
+            "num_shown_only": self.num_shown_only,
             "reject_reasons": self.meta["reject_reasons"],
             "rejects_path": str(self.folder / "rejects.jsonl"),
             "notes": notes,
         }
+
+    @property
+    def num_shown_only(self) -> int:
+        """Answers of weight 0: in the history of those after them, and no rows of their own."""
+        return int((_column(self.steps, "weight") == 0).sum())
 
     def _num_deeper(self, history_steps: int) -> int:
         return int((self.index["is_row"] & (self.index["turn_index"] > history_steps)).sum())
@@ -369,6 +381,12 @@ def _decode_step(record: dict) -> Step:
 
 def _open_source(cfg: SourceConfig, data_cfg: DataConfig) -> SourceCache:
     """The source's cache, written first if there is none or its pictures have changed."""
+    return SourceCache(cfg, *index_source(cfg, data_cfg))
+
+
+def index_source(cfg: SourceConfig, data_cfg: DataConfig) -> tuple[Path, Path]:
+    """The source's file and its cache's folder, written first if there is none or its pictures have changed; the folder
+    may hold no row to learn."""
     if cfg.weight <= 0:
         raise ValueError(
             f"weight of data source {cfg.path!r} is {cfg.weight}: no row would be drawn; remove the source"
@@ -376,6 +394,7 @@ def _open_source(cfg: SourceConfig, data_cfg: DataConfig) -> SourceCache:
     path = data_file(cfg.path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file, so no rows to read; correct data.sources")
+    check_is_data(path)
     content = _file_digest(path, Path(data_cfg.cache_dir))
     is_whole = data_cfg.check_pictures == "whole" or (data_cfg.check_pictures == "auto" and _is_short(path))
     reader = READERS[cfg.kind]
@@ -387,7 +406,7 @@ def _open_source(cfg: SourceConfig, data_cfg: DataConfig) -> SourceCache:
         if is_whole:
             items = _with_whole_pictures(items)
         _write_cache(_with_progress(items, path), folder)
-    return SourceCache(cfg, path, folder)
+    return path, folder
 
 
 def _file_digest(path: Path, cache_dir: Path) -> str:
@@ -506,6 +525,7 @@ def _write_cache(items: Iterable[SourceRow | Reject], folder: Path) -> None:
 def _write_files(items: Iterable[SourceRow | Reject], folder: Path) -> dict:
     """The four data files; returns what meta.json holds."""
     notes: Counter[str] = Counter()
+    records = _Places()
     rows_digest, stamps_digest = hashlib.sha256(), hashlib.sha256()
     with (
         _Table(folder / "steps.arrow", STEP_FEATURES) as steps,
@@ -513,6 +533,7 @@ def _write_files(items: Iterable[SourceRow | Reject], folder: Path) -> dict:
         _RejectLog(folder / "rejects.jsonl") as rejects,
     ):
         for item in items:
+            records.add(item.source)
             if isinstance(item, Reject):
                 rejects.add(item)
                 continue
@@ -532,6 +553,9 @@ def _write_files(items: Iterable[SourceRow | Reject], folder: Path) -> dict:
         num_episodes = _write_index(folder, rejects)
     return {
         "num_episodes": num_episodes,
+        "num_records": records.num,
+        "num_rejected_records": rejects.records.num,
+        "num_left_out": rejects.num_left_out,
         "num_rejects": rejects.num,
         "reject_reasons": dict(rejects.reasons.most_common()),
         "notes": dict(notes),
@@ -678,12 +702,25 @@ def reason_of(message: str) -> str:
     return re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "_", message)
 
 
+class _Places:
+    """Counts the records of a file: what comes of one record comes together."""
+
+    def __init__(self) -> None:
+        self.num = 0
+        self.last = ""
+
+    def add(self, source: str) -> None:
+        self.num += source != self.last
+        self.last = source
+
+
 class _RejectLog:
     """rejects.jsonl, and a count a reason: the message without the values in it."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.num = 0
+        self.num = self.num_left_out = 0
+        self.records = _Places()
         self.reasons: Counter[str] = Counter()
 
     def __enter__(self) -> "_RejectLog":
@@ -695,5 +732,8 @@ class _RejectLog:
 
     def add(self, reject: Reject) -> None:
         self.num += 1
-        self.reasons[reason_of(reject.message)] += 1
-        self.file.write(json.dumps({"source": reject.source, "message": reject.message}) + "\n")
+        self.num_left_out += reject.is_left_out
+        self.records.add(reject.source)
+        reason = reason_of(reject.message)
+        self.reasons[reason] += 1
+        self.file.write(json.dumps({"source": reject.source, "message": reject.message, "reason": reason}) + "\n")

@@ -84,7 +84,7 @@ def with_hit_boxes(item: Sample | Rejected) -> Sample | Rejected:
             read_box(box, "px", "xyxy", item.picture)
     except RecordError as error:
         message = f"details.hit_boxes: {error}; or leave it out"
-        return Rejected(item.source, message, "bad_hit_boxes")
+        return Rejected(item.source, message, reason="bad_hit_boxes")
     return item
 
 

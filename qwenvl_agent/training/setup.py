@@ -18,6 +18,7 @@ from torch import nn
 from qwenvl_agent.config import Config
 from qwenvl_agent.data.collator import Collator, build_collator
 from qwenvl_agent.data.dataset import RowDataset, Rows, build_rows
+from qwenvl_agent.data.reject_limit import check_rejected
 from qwenvl_agent.data.unusable import drop_unusable
 from qwenvl_agent.evaluation.suites import check_held_out, check_suite
 from qwenvl_agent.files import write_json
@@ -91,7 +92,9 @@ def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, acc
 def read_rows(config: Config, accelerator: Accelerator, collator: Collator) -> Rows:
     """Those that fit the budget, with what the suite needs held out."""
     with accelerator.main_process_first():  # the cache is written once
-        rows = drop_unusable(build_rows(config.data, config.prompt), collator)
+        rows = build_rows(config.data, config.prompt)
+        check_rejected(rows.report["sources"], config.data)
+        rows = drop_unusable(rows, collator)
     check_held_out(config.eval, rows.held_out)
     return rows
 

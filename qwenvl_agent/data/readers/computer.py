@@ -170,7 +170,7 @@ def without_copies(items: Iterable[Sample | Rejected]) -> Iterator[Sample | Reje
 
 def rejected(source: str, error: Exception) -> Rejected:
     """The reject of a record, whatever went wrong with it."""
-    return Rejected(source, fault_of_line(error), getattr(error, "reason", "bad_record"))
+    return Rejected(source, fault_of_line(error), reason=getattr(error, "reason", "bad_record"))
 
 
 def open_reader(origin: Origin) -> Callable[[Record], tuple[Sample | Rejected]]:
@@ -185,7 +185,9 @@ def join(items: Iterable[Sample | Rejected], origin: Origin) -> Iterator[SourceR
         if isinstance(item, Reject):
             yield item
         elif item.split == TEST:
-            yield Rejected(item.source, "split is test: trained on, it could not be measured on; leave it out", TEST)
+            yield Rejected(
+                item.source, "split is test: trained on, it could not be measured on; leave it out", True, TEST
+            )
         else:
             yield to_row(item)
 
@@ -195,7 +197,7 @@ def to_row(sample: Sample) -> SourceRow | Reject:
     try:
         turn = sample.turn
     except Exception as error:
-        return Rejected(sample.source, fault_of_line(error), "bad_text")
+        return Rejected(sample.source, fault_of_line(error), reason="bad_text")
     number = sample.source.rpartition(":")[2]
     return SourceRow(
         episode_id=sample.episode_id or f"{sample.id or sample.seen.pixels}#{number}",

@@ -1,0 +1,72 @@
+"""data.max_rejected: a run whose file is mostly rejected ends at its start, with counts that add up and places."""
+
+import dataclasses
+import json
+
+import pytest
+from PIL import Image
+
+from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
+from qwenvl_agent.data.dataset import build_rows
+from qwenvl_agent.data.reject_limit import check_rejected, rejected_share
+
+
+def screen(x: int, **more) -> dict:
+    return {"instruction": f"press {x}", "screenshot": "a.png", "action": {"type": "click", "x": x, "y": 5}, **more}
+
+
+def talk(weight: float) -> dict:
+    answers = [{"role": "assistant", "content": "One.", "weight": weight}, {"role": "assistant", "content": "Two."}]
+    asked = {"role": "user", "content": "And?"}
+    return {"messages": [asked, answers[0], asked, answers[1]]}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """The rows of these records, and the settings they were read with."""
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+
+    def build(records, kind="computer", **settings):
+        lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+        (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        source = SourceConfig(path=str(tmp_path / "data.jsonl"), kind=kind)
+        config = DataConfig(sources=(source,), cache_dir=str(tmp_path / "cache"), **settings)
+        return build_rows(config, PromptConfig()), config
+
+    return build
+
+
+def test_every_record_is_a_row_or_rejected(read):
+    rows, _ = read([screen(1), screen(2), screen(99), "{broken", screen(3)])
+    (about,) = rows.report["sources"]
+    assert (about["num_records"], about["num_rows"], about["num_rejected_records"]) == (5, 3, 2)
+    assert "3 rows of 3 episodes, 2 rejected, of 5 records" in rows.summary()
+
+
+def test_a_conversation_is_one_record_and_an_answer_of_weight_0_is_said(read):
+    rows, _ = read([talk(0), talk(1), '{"messages": []}'], kind="chat")
+    (about,) = rows.report["sources"]
+    assert (about["num_records"], about["num_rows"], about["num_rejected_records"]) == (3, 3, 1)
+    assert about["num_shown_only"] == 1 and "not learned 1 x answer of weight 0" in rows.summary()
+
+
+def test_more_than_the_share_is_an_error_with_counts_places_and_a_remedy(read):
+    rows, config = read([*map(screen, range(7)), screen(99), screen(98), "{broken"])
+    with pytest.raises(ValueError) as caught:
+        check_rejected(rows.report["sources"], config)
+    message = str(caught.value)
+    assert "3 of 10 records are rejected (30.0%), and data.max_rejected is 10.0%" in message
+    assert "data.jsonl:8: " in message and "data.jsonl:10: not JSON" in message and "  2 x, first" in message
+    assert "qwenvl-agent check-data" in message and "or raise data.max_rejected" in message
+    check_rejected(rows.report["sources"], dataclasses.replace(config, max_rejected=0.3))
+
+
+def test_one_slip_in_ten_passes(read):
+    rows, config = read([*map(screen, range(9)), "{broken"])
+    check_rejected(rows.report["sources"], config)
+
+
+def test_what_says_itself_that_it_is_not_to_be_learned_does_not_count(read):
+    rows, config = read([*map(screen, range(4)), *(screen(x, split="test") for x in range(4, 8))])
+    assert rejected_share(rows.report["sources"][0]) == 0 and rows.report["sources"][0]["num_left_out"] == 4
+    check_rejected(rows.report["sources"], config)
