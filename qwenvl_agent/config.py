@@ -139,7 +139,7 @@ def check_targets(targets: Sequence[str]) -> None:
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     path: str
-    """A dataset.jsonl of recorded turns or a chat-style JSONL; a folder means the dataset.jsonl in it."""
+    """A file of JSON lines, a JSON list or Parquet; a pattern (data/train-*.parquet) or a folder: docs/DATA.md, Files."""
     kind: Literal["safari", "recorded", "chat", "computer"] = "safari"
     """recorded: turns of any world, with the tools beside them; safari: the same, tools and missing thoughts being the
     safari's; chat: messages, images, tools; computer: screenshot and action (docs/DATA.md)."""

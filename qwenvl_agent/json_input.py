@@ -4,9 +4,7 @@ Stricter than Python's reader, which takes a key that is there twice (the last o
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -37,57 +35,23 @@ LENIENT = json.JSONDecoder(parse_int=len)
 
 def read_json(text: str) -> Any:
     """The value that is all of the text; ValueError says value, consequence and remedy."""
-    return _named_errors(DECODER.decode, text)
-
-
-def _named_errors(decode, *arguments):
     try:
-        return decode(*arguments)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg}, column {error.colno}): the line is skipped; correct it") from None
-    except RecursionError:
-        raise ValueError("JSON nested too deep: the line is skipped; flatten it") from None
-    except ValueError as error:
-        if "integer string" not in str(error):
-            raise
-        raise ValueError("a number has thousands of digits: nothing could compute with it; correct it") from None
+        return DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise json_fault(error) from None
 
 
-def read_list(path: Path) -> Iterator[tuple[str, object]]:
-    """`file:line` and value of each item of a .json file's list (or of the one object in it); a ValueError as the
-    value of an item that is refused. Brackets that do not close end the file there. Its text is held in memory."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        yield f"{path}:1", ValueError(f"byte {error.start} is not UTF-8: nothing is read; save it as UTF-8")
-        return
-    at, line = 0, 1
-    while (start := _skip(text, at)) < len(text):
-        line += text.count("\n", at, start)
-        place = f"{path}:{line}"
-        try:
-            value, at = _named_errors(DECODER.raw_decode, text, start)
-        except ValueError as error:
-            end = _end_of_json(text, start)
-            value = error if end else ValueError(f"{error}; the rest of the file is not read")
-            at = end or len(text)
-        line += text.count("\n", start, at)
-        yield place, value
-
-
-def _skip(text: str, at: int) -> int:
-    """Past white space, and past the brackets and commas of the outer list."""
-    while at < len(text) and text[at] in " \t\r\n[],":
-        at += 1
-    return at
-
-
-def _end_of_json(text: str, at: int) -> int | None:
-    """Where the value at a place ends, though it may be none that is taken; None if its brackets do not close."""
-    try:
-        return LENIENT.raw_decode(text, at)[1]
-    except (ValueError, RecursionError):
-        return None
+def json_fault(error: Exception, before: int = 0) -> ValueError:
+    """What a decoder's error says, with value, consequence and remedy. `before`: characters of the line in front of the
+    text that was decoded."""
+    if isinstance(error, json.JSONDecodeError):
+        column = error.colno + (before if error.lineno == 1 else 0)
+        return ValueError(f"not JSON ({error.msg}, column {column}): the line is skipped; correct it")
+    if isinstance(error, RecursionError):
+        return ValueError("JSON nested too deep: the line is skipped; flatten it")
+    if "integer string" in str(error):
+        return ValueError("a number has thousands of digits: nothing could compute with it; correct it")
+    return ValueError(str(error))
 
 
 def read_line(line: bytes) -> Any:

@@ -324,7 +324,7 @@ def test_hit_boxes_come_with_the_data(folder):
 
 
 def test_what_gives_no_sample_is_an_error(folder, tmp_path):
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="there is no such file"):
         read_tasks(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no sample of split test"):
         read_tasks(write(folder, row(split="train")), "test")
@@ -518,7 +518,7 @@ def test_the_page_shows_screens_with_marks_and_text_as_text(folder, tmp_path):
     ("arguments", "message"),
     [
         (["--suite", "clicks"], "no data of kind computer: give --data"),
-        (["--suite", "clicks", "--data", "nowhere"], "does not exist: there is nothing to measure on"),
+        (["--suite", "clicks", "--data", "nowhere"], "there is no such file, so no rows to read"),
         (["--suite", "safari", "--data", "x"], "it would change nothing"),
         (["--suite", "screenspot", "--data", "x"], "without --layout"),
         (["--suite", "elements"], "without --data"),

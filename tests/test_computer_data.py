@@ -568,7 +568,7 @@ def test_the_script_writes_a_folder_that_training_reads(folder, capsys):
     assert manifest == json.loads((folder / "out" / "manifest.json").read_text())
     assert (manifest["samples"], manifest["rejects"], manifest["actions"]) == (1, {"box_outside": 1}, {"left_click": 1})
     (reject,) = map(json.loads, (folder / "out" / "rejects.jsonl").read_text().splitlines())
-    assert reject["reason"] == "box_outside" and reject["source"] == f"{folder}/rows.json:1[0]"
+    assert reject["reason"] == "box_outside" and reject["source"] == f"{folder}/rows.json:1[1][0]"
     (row,) = read_rows(folder / "out", "computer")
     assert row.step.turn.tool_calls[0].arguments == {"action": "left_click", "coordinate": [750, 400]}
     assert convert_data.main(arguments) == 2 and "exists and would be lost" in capsys.readouterr().err

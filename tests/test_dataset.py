@@ -296,7 +296,7 @@ def test_dataset_hash_is_that_of_earlier_versions(build):
 
 def test_files_without_rows_are_errors_with_a_remedy(tmp_path):
     assert str(build_rows_of(tmp_path / "gone.jsonl", tmp_path)) == (
-        f"{tmp_path}/gone.jsonl: there is no such file, so no rows to read; correct data.sources"
+        f"{tmp_path}/gone.jsonl: there is no such file, so no rows to read; correct its name"
     )
     empty = write_lines(tmp_path / "empty.jsonl", [])
     assert "empty.jsonl is empty" in str(build_rows_of(empty, tmp_path, kind="chat"))

@@ -156,7 +156,7 @@ def corpus(tmp_path, monkeypatch) -> Path:
 def digest_of(kind: str) -> str:
     """Of all that a cache keeps of the rows, and of the places of the rejected lines, whatever is said about them."""
     source = SourceConfig(path=kind, kind=kind)
-    items = list(read_rows(Path(kind, "dataset.jsonl"), source, DataConfig(sources=(source,))))
+    items = list(read_rows((Path(kind, "dataset.jsonl"),), source, DataConfig(sources=(source,))))
     assert sum(isinstance(item, Reject) for item in items) >= 1 and len(items) > 1
     facts = [item.source if isinstance(item, Reject) else dataclasses.asdict(item) for item in items]
     text = json.dumps(facts, sort_keys=True, default=str).replace(str(Path.cwd()), "")

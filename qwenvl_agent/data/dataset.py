@@ -22,13 +22,15 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -36,10 +38,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
-from qwenvl_agent.containers import data_file
+from qwenvl_agent.containers import data_files, num_records
+from qwenvl_agent.containers.note import Note, ignore
 from qwenvl_agent.data.readers import READERS, read_rows
 from qwenvl_agent.data.source import Reject, SourceRow
 from qwenvl_agent.file_signatures import check_is_data
@@ -95,6 +98,8 @@ LONG_FILE = 2**24
 DECODED_AHEAD = 64
 MAX_LINES_WHOLE = 2000
 """Of a file whose pictures are decoded when it is read, unless data.check_pictures says otherwise: some seconds."""
+LOG_SECONDS = 30.0
+"""Between two lines about a long file, where no terminal shows a bar."""
 SETTLED_NS = 10 * 10**9
 
 
@@ -391,21 +396,21 @@ def index_source(cfg: SourceConfig, data_cfg: DataConfig) -> tuple[Path, Path]:
         raise ValueError(
             f"weight of data source {cfg.path!r} is {cfg.weight}: no row would be drawn; remove the source"
         )
-    path = data_file(cfg.path)
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file, so no rows to read; correct data.sources")
-    check_is_data(path)
-    content = _file_digest(path, Path(data_cfg.cache_dir))
-    is_whole = data_cfg.check_pictures == "whole" or (data_cfg.check_pictures == "auto" and _is_short(path))
+    files = data_files(cfg.path)
+    path = files[0] if len(files) == 1 else Path(cfg.path)
+    for file in files:
+        check_is_data(file)
+    digests = [_file_digest(file, Path(data_cfg.cache_dir)) for file in files]
+    content = digests[0] if len(files) == 1 else _digest([[file.name for file in files], digests])
+    is_whole = data_cfg.check_pictures == "whole" or (data_cfg.check_pictures == "auto" and _are_short(files))
     reader = READERS[cfg.kind]
-    options = [data_cfg.max_thought_chars, is_whole, VERSION, reader.version, reader.beside(path, cfg)]
+    options = [data_cfg.max_thought_chars, is_whole, VERSION, reader.version, reader.beside(files[0], cfg)]
     key = _digest([str(path), str(path.resolve()), cfg.kind, content, *options])
     folder = Path(data_cfg.cache_dir) / key
     if not _is_fresh(folder):
-        items = read_rows(path, cfg, data_cfg)
-        if is_whole:
-            items = _with_whole_pictures(items)
-        _write_cache(_with_progress(items, path), folder)
+        with _progress(path.name, sum(file.stat().st_size for file in files)) as note:
+            items = read_rows(files, cfg, data_cfg, note)
+            _write_cache(_with_whole_pictures(items) if is_whole else items, folder)
     return path, folder
 
 
@@ -455,29 +460,41 @@ def _if_pictures_are_whole(item: SourceRow | Reject) -> SourceRow | Reject:
     return item
 
 
-def _is_short(path: Path) -> bool:
-    """Of few lines; a JSON list may be one line of any length."""
-    if path.stat().st_size >= LONG_FILE:
-        return False
-    with open(path, "rb") as file:
-        return sum(1 for _ in itertools.islice(file, MAX_LINES_WHOLE + 1)) <= MAX_LINES_WHOLE
-
-
-def _with_progress(items: Iterable[SourceRow | Reject], path: Path) -> Iterator[SourceRow | Reject]:
-    """The items, with a bar in a terminal if the file is long."""
+@contextmanager
+def _progress(name: str, num_bytes: int) -> Iterator[Note]:
+    """What is told how many bytes are read: a bar in a terminal, a line now and then elsewhere, if the file is long."""
     console = Console(stderr=True)
-    if not console.is_terminal or path.stat().st_size < LONG_FILE:
-        yield from items
-        return
-    with open(path, "rb") as file:
-        num_lines = sum(chunk.count(b"\n") for chunk in iter(partial(file.read, 2**20), b""))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"indexing {path.name}", total=num_lines)
-        for number, item in enumerate(items):
-            if number % 100 == 0:
-                bar.update(task, completed=int(item.source.rpartition(":")[2]))
-            yield item
+    if num_bytes < LONG_FILE:
+        yield ignore
+    elif not console.is_terminal:
+        yield _ProgressLines(name, num_bytes)
+    else:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(f"indexing {name}", total=num_bytes)
+            yield lambda done: bar.update(task, completed=done)
+
+
+class _ProgressLines:
+    """A line on stderr every LOG_SECONDS."""
+
+    def __init__(self, name: str, num_bytes: int):
+        self.name, self.num_bytes = name, num_bytes
+        self.started = self.said = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if done and now - self.said >= LOG_SECONDS:
+            self.said = now
+            left = (now - self.started) * (self.num_bytes / done - 1)
+            print(f"indexing {self.name}: {done / self.num_bytes:.0%}, about {left:.0f} s more", file=sys.stderr)
+
+
+def _are_short(files: Sequence[Path]) -> bool:
+    """Of few records; a JSON list may be one line of any length."""
+    if any(file.suffix != ".parquet" and file.stat().st_size >= LONG_FILE for file in files):
+        return False
+    return sum(num_records(file, MAX_LINES_WHOLE) for file in files) <= MAX_LINES_WHOLE
 
 
 def _digest(value: object) -> str:

@@ -107,7 +107,7 @@ def read_elements(folder: Path) -> tuple[list[ElementsTask], list[Rejected], dic
 def read_questions(path: Path) -> dict[str, Request]:
     """By picture file the request for its list, as training makes it of the conversation."""
     requests = {}
-    for row in read_rows(path, SourceConfig(path=str(path), kind="chat")):
+    for row in read_rows((path,), SourceConfig(path=str(path), kind="chat")):
         if not isinstance(row, Reject) and is_list(row.step.turn.text):
             observation = row.step.observation
             requests[observation.pictures[0].path] = Request(row.system_prompt, row.tools, (), observation)

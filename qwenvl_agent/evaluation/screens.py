@@ -12,6 +12,7 @@ from pathlib import Path
 from qwenvl_agent.computer import Action, to_turn
 from qwenvl_agent.computer.context import screen_request
 from qwenvl_agent.computer.tool import CLICKS, NAME
+from qwenvl_agent.containers import data_files
 from qwenvl_agent.coordinates import GRID, Screen
 from qwenvl_agent.curation.convert import LAYOUTS, convert
 from qwenvl_agent.data.readers.computer import TEST, Box, RecordError, Rejected, Sample, read_box, read_samples
@@ -93,30 +94,23 @@ def read_tasks(path: Path, split: str = "") -> TaskSet:
 
     `split` is test, train or all; by default test if any sample is marked so, else all.
     """
-    path = data_file(path)
-    found = numbered(read_samples(path), path)
+    files = data_files(path)
+    found = [item for file in files for item in numbered(read_samples(file), file)]
     samples = [(case_id, item) for case_id, item in found if isinstance(item, Sample)]
     split = split or ("test" if any(sample.split == TEST for _, sample in samples) else "all")
     taken = [(case_id, s) for case_id, s in samples if split in ("all", s.split)]
     about = {
-        "data": str(path),
+        "data": str(files[0] if len(files) == 1 else path),
         "split": split,
         "left_out": len(samples) - len(taken),
-        "dataset_hash": file_hash([path]),
+        "dataset_hash": file_hash(files),
     }
     return task_set(taken, found, about)
 
 
-def data_file(path: Path) -> Path:
-    file = path / "dataset.jsonl" if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist: there is nothing to measure on; give a dataset.jsonl or its folder")
-    return file
-
-
 def read_held_out(paths: Sequence[Path], sources: Iterable[str]) -> TaskSet:
     """The samples of several files whose `file:line` is among `sources`: what a run's data holds out."""
-    files, wanted = [data_file(path) for path in paths], set(sources)
+    files, wanted = [file for path in paths for file in data_files(path)], set(sources)
     found = [item for file in files for item in numbered(read_samples(file), file) if item[1].source in wanted]
     samples = [(case_id, item) for case_id, item in found if isinstance(item, Sample)]
     about = {"data": ", ".join(map(str, files)), "split": "held_out", "left_out": 0, "dataset_hash": file_hash(files)}

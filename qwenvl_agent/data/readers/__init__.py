@@ -1,12 +1,13 @@
 """Kinds of source files by name. A new kind is one module, one entry here, and its name in `config.SourceConfig.kind`."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qwenvl_agent.config import DataConfig, SourceConfig
-from qwenvl_agent.containers import Record, read_records
+from qwenvl_agent.containers import Record, records_of
+from qwenvl_agent.containers.note import Note, ignore
 from qwenvl_agent.data.readers import chat, computer, recorded
 from qwenvl_agent.data.source import Origin, Reject, SourceRow, origin_of
 
@@ -33,12 +34,14 @@ class Reader:
     """What else than the file's bytes decides what its rows hold; part of the key too."""
 
 
-def read_rows(path: Path, cfg: SourceConfig, data_cfg: DataConfig = DEFAULTS) -> Iterator[SourceRow | Reject]:
-    """The rows and rejects of a file in its order, in this process."""
-    reader, origin = READERS[cfg.kind], origin_of(path, cfg, data_cfg)
-    origin = replace(origin, surveyed=reader.survey(read_records(path), origin))
+def read_rows(
+    files: Sequence[Path], cfg: SourceConfig, data_cfg: DataConfig = DEFAULTS, note: Note = ignore
+) -> Iterator[SourceRow | Reject]:
+    """The rows and rejects of a source's files in their order, in this process; `note` as in `containers.records_of`."""
+    reader, origin = READERS[cfg.kind], origin_of(files[0], cfg, data_cfg)
+    origin = replace(origin, surveyed=reader.survey(records_of(files), origin))
     read = reader.open(origin)
-    yield from reader.join((item for record in read_records(path) for item in read(record)), origin)
+    yield from reader.join((item for record in records_of(files, note) for item in read(record)), origin)
 
 
 READERS = {

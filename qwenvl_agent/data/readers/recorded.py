@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from qwenvl_agent.containers import Record, data_file
+from qwenvl_agent.containers import Record, data_files
 from qwenvl_agent.data.source import Origin, Reject, SourceRow
 from qwenvl_agent.json_input import read_json
 from qwenvl_agent.schema import Tool
@@ -65,7 +65,7 @@ def to_source_row(row: RecordedRow | Reject) -> SourceRow | Reject:
 def digest_beside(path: Path, world: str = "") -> str:
     """Of the tools that stand beside the file or in a world's code, and of the world's version: with others its rows are
     others."""
-    tools, _ = tools_beside(data_file(path).parent, world)
+    tools, _ = tools_beside(data_files(path)[0].parent, world)
     facts = [version_of(world) if world else "", *(tool.to_json() for tool in tools)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
