@@ -21,7 +21,7 @@ from qwenvl_agent.data.source import Reject
 GOLDEN = {
     "safari": ((2, 1), "6c567e239f426bfb"),
     "recorded": ((2, 1), "e356fd450ac3ca93"),
-    "chat": ((2, 1), "51cf86c47554e99a"),
+    "chat": ((2, 2), "2359a403aad48d41"),
     "computer": ((2, 1), "c3251963e7dea7b8"),
 }
 """Kind of source -> (versions of the cache and of the reader, digest of the rows of the corpus below)."""
@@ -73,6 +73,15 @@ CORPUS = {
             ],
         },
         {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]},
+        {
+            "tools": [LOOK],
+            "messages": [
+                {"role": "user", "content": "Look."},
+                {"role": "assistant", "content": 'Thought: I look.\nAction: look\nAction Input: {"at": "left"}'},
+                {"role": "user", "content": "Observation: 3"},
+                {"role": "assistant", "content": "Action: none, three."},
+            ],
+        },
         {"messages": [{"role": "assistant", "content": "Nobody asked."}]},
         "no JSON",
     ],

@@ -18,7 +18,7 @@ from qwenvl_agent.data.source import Origin, Reject, SourceRow
 from qwenvl_agent.json_input import fault_of_line
 from qwenvl_agent.picture_store import PictureFolder
 
-VERSION = 1
+VERSION = 2
 """Of the rows that a file gives; see `readers.Reader`."""
 
 

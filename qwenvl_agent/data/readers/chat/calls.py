@@ -5,8 +5,8 @@ from functools import lru_cache
 from typing import Any
 
 from qwenvl_agent.data.readers.chat.content import text_only
-from qwenvl_agent.families.calls import HERMES
-from qwenvl_agent.formats import FORMATS
+from qwenvl_agent.data.readers.chat.written_calls import plain_thought, read_written, refuse_calls
+from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.json_input import read_json
 from qwenvl_agent.schema import Tool, ToolCall, Turn, tool_named
 from qwenvl_agent.tool_schema import argument_error, check_schema
@@ -43,45 +43,45 @@ def _build_tool(entry: Any, place: str) -> Tool:
     return tool
 
 
-def build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str | None]]:
-    """The turn of an assistant message, and the id of each of its calls."""
+def build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str | None], tuple[str, ...]]:
+    """The turn of an assistant message, the id of each of its calls, and notes of how it was read."""
     place = message["place"]
     # An assistant's words are supervised as they stand: `<image>` in them is text, not a placeholder.
     content = message["content"]
-    text = content if isinstance(content, str) else text_only(message)
+    thinking, text = split_thinking(content if isinstance(content, str) else text_only(message))
     listed = message.get("tool_calls") or message.get("function_call") or []
     calls = [_build_call(call, f"{place} tool_calls[{i}]") for i, call in enumerate(_as_list(listed))]
-    (text, *after), written = _split_calls(text)
-    if written and calls:
-        raise ValueError(f"{place} has both tool_calls and {HERMES.open} text: the calls would double; keep one")
-    if any(piece.strip() for piece in after):
-        raise ValueError(f"{place} has text after a call: no format writes it there; move it to the front")
-    where = f"{place} {HERMES.open}"
-    calls += [_build_call(decoded(call, where), where) for call in written]
+    notes: tuple[str, ...] = ()
+    if calls:
+        refuse_calls(text, tools, place)
+        words, notes = plain_thought(text, place)
+    else:
+        words, calls, notes = read_written(text, tools, place)
     for call, _ in calls:
         _check_call(call, tools, place)
     reasoning = message.get("reasoning_content") or ""
     if not isinstance(reasoning, str):
         raise ValueError(f"{place} reasoning_content is {str(reasoning)[:80]}: it cannot be read; give text")
-    thought = "\n".join(part.strip() for part in (reasoning, text) if part.strip())
+    thought = "\n".join(part.strip() for part in (reasoning, thinking, words) if part.strip())
     if calls:
-        return Turn(thought=thought, tool_calls=tuple(call for call, _ in calls)), [call_id for _, call_id in calls]
+        ids = [call_id for _, call_id in calls]
+        return Turn(thought=thought, tool_calls=tuple(call for call, _ in calls)), ids, notes
     if not text.strip():
         raise ValueError(f"{place} says nothing: there is nothing to learn; remove the message or write the answer")
-    if reasoning:
-        raise ValueError(f"{place} has reasoning_content without a call: no format writes it; put it into content")
-    _check_is_no_call(text, tools, place)
-    return Turn(text=text), []
+    if reasoning or thinking:
+        name = "reasoning_content" if reasoning else "<think>"
+        raise ValueError(f"{place} has {name} without a call: no format writes it; put it into content")
+    return Turn(text=text), [], notes
 
 
-def _split_calls(text: str) -> tuple[list[str], list[str]]:
-    """What stands around the blocks of calls, and what in them; an open one is text."""
-    around, inside, at = [], [], 0
-    while (start := text.find(HERMES.open, at)) >= 0 and (end := text.find(HERMES.close, start)) >= 0:
-        around.append(text[at:start])
-        inside.append(text[start + len(HERMES.open) : end].strip())
-        at = end + len(HERMES.close)
-    return [*around, text[at:]], inside
+def split_thinking(text: str) -> tuple[str, str]:
+    """What a text thinks before it speaks, between a family's marks, and the rest."""
+    for family in FAMILIES.values():
+        begin, end = family.template.think_begin, family.template.think_end
+        before, mark, rest = text.partition(end)
+        if mark and before.lstrip().startswith(begin):
+            return before.strip().removeprefix(begin).strip(), rest
+    return "", text
 
 
 def _as_list(value: object) -> list:
@@ -113,14 +113,3 @@ def _check_call(call: ToolCall, tools: tuple[Tool, ...], place: str) -> None:
             f"{place} arguments of {call.name} do not fit its schema ({error}): the agent would learn calls "
             "that fail; correct them"
         )
-
-
-def _check_is_no_call(text: str, tools: tuple[Tool, ...], place: str) -> None:
-    """ValueError for words that a parser reads as a call of the row's tools: in a fence, ReAct's lines, bare JSON."""
-    for name in ("native", "plain") if tools else ():
-        for call in FORMATS[name].parse(text, tools).turn.tool_calls:
-            if tool_named(tools, call.name):
-                raise ValueError(
-                    f"{place} has a call of {call.name!r} among its words: it would be learned as words, in none of the "
-                    "formats; write it as tool_calls"
-                )

@@ -2,7 +2,7 @@
 
 import json
 
-from qwenvl_agent.data.readers.chat.calls import decoded
+from qwenvl_agent.data.readers.chat.calls import decoded, split_thinking
 from qwenvl_agent.data.readers.chat.content import text_only
 
 ROLES = {
@@ -41,8 +41,11 @@ def _normal_message(message: object, place: str) -> dict:
     if normal["role"] == "tool" and isinstance(normal["content"], dict):
         normal["content"] = json.dumps(normal["content"])
     if role == "function_call":
-        normal["tool_calls"] = decoded(normal["content"], f"{place} value")
-        normal["content"] = None
+        thinking, called = (
+            split_thinking(normal["content"]) if isinstance(normal["content"], str) else ("", normal["content"])
+        )
+        normal["tool_calls"] = decoded(called, f"{place} value")
+        normal["content"] = thinking
     if normal["content"] is not None and not isinstance(normal["content"], str | list):
         raise ValueError(f"{place} content is {normal['content']!r}: it cannot be read; give text or a list of parts")
     return normal

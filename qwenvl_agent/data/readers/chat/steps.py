@@ -6,7 +6,7 @@ from qwenvl_agent.data.readers.chat.calls import build_turn
 from qwenvl_agent.data.readers.chat.content import parts
 from qwenvl_agent.data.readers.chat.markers import weight_of
 from qwenvl_agent.data.readers.chat.pictures import Pictures
-from qwenvl_agent.data.readers.chat.results import build_results
+from qwenvl_agent.data.readers.chat.results import build_results, observed
 from qwenvl_agent.schema import Observation, Picture, Step, Tool
 
 IMAGE_FILE = re.compile(r"<img>[^<>]*</img>")
@@ -15,15 +15,20 @@ IMAGE_FILE = re.compile(r"<img>[^<>]*</img>")
 def build_steps(messages: list[dict], tools: tuple[Tool, ...], pictures: Pictures) -> list[tuple]:
     """(step, weight, notes) of each assistant message."""
     exchanges, tail = _exchanges(messages)
-    observations = [_build_observation(before, pictures) for before, _ in exchanges]
-    # What follows the last answer teaches nothing, but its placeholders still take their pictures.
-    _build_observation(tail, pictures)
+    turns = [build_turn(message, tools) for _, message in exchanges]
     following = [before for before, _ in exchanges[1:]] + [tail]
+    answered = [observed(after, turn.tool_calls) for (turn, _, _), after in zip(turns, following, strict=True)]
+    seen = [exchanges[0][0], *answered[:-1]]
+    observations = [_build_observation(before, pictures) for before in seen]
+    # What follows the last answer teaches nothing, but its placeholders still take their pictures.
+    _build_observation(answered[-1], pictures)
+    tail = answered[-1]
     steps = []
-    for (observation, notes), (_, message), after in zip(observations, exchanges, following, strict=True):
-        turn, ids = build_turn(message, tools)
+    for (observation, moved), (_, message), (turn, ids, read), after in zip(
+        observations, exchanges, turns, answered, strict=True
+    ):
         results = build_results([m for m in after if m["role"] == "tool"], turn.tool_calls, ids)
-        steps.append((Step(observation, turn, results), weight_of(message), notes))
+        steps.append((Step(observation, turn, results), weight_of(message), (*moved, *read)))
     if any(message["role"] == "user" for message in tail):
         step, weight, notes = steps[-1]
         steps[-1] = (step, weight, (*notes, "user_message_unanswered"))
