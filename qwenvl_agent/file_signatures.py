@@ -74,7 +74,7 @@ def _foreign(path: Path, head: bytes) -> tuple[str, str] | None:
             return what, remedy
     if head[TAR_AT:].startswith(TAR):
         return "a tar archive", "unpack it (tar xf {name}) and name the data file in it"
-    if b"\x00" in head:
+    if b"\x00" in head.partition(b"\n")[0]:  # a line behind it is a reject alone
         return "neither text in UTF-8 nor a known table (it holds zero bytes)", TO_UTF_8
     return _foreign_text(path, head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").lstrip())
 
