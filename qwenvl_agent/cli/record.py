@@ -8,7 +8,8 @@
 
 The world is --world, else the config's (eval.suite, if that is a world), else safari. Episode i plays the world of seed
 `seed-start + i`. With --noise p, random turns are played between the oracle's own, which alone are recorded, so the data
-holds states that the oracle would never reach. `--task` records what else a world offers: the safari's `perception` are
+holds states that the oracle would never reach. With --resets p it is put into another state before that share of its turns,
+half of them near a goal (--near), where the world offers such states. `--task` records what else a world offers: the safari's `perception` are
 questions about views, with exact answers.
 """
 
@@ -44,11 +45,13 @@ def world_of(name: str, rules: str) -> World:
     return make_world(name, json.loads(rules))
 
 
-def record(seed: int, name: str, rules: str, task: str, settings: dict, noise: float) -> Recorded:
+def record(
+    seed: int, name: str, rules: str, task: str, settings: dict, noise: float, resets: float, near: float
+) -> Recorded:
     """The rows of one seed."""
     world = world_of(name, rules)
     if task == AGENT:
-        turns, counts = record_episode(world, seed, settings, noise)
+        turns, counts = record_episode(world, seed, settings, noise, resets, near)
         return [encode(turn) for turn in turns], counts
     return [encode(turn) for turn in world.recording_tasks()[task](seed, **settings)], {}
 
@@ -72,6 +75,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--noise", type=bounded(float, 0, 1), default=0.0, help="share of random turns between the recorded ones"
     )
+    parser.add_argument(
+        "--resets",
+        type=bounded(float, 0, 1),
+        default=0.0,
+        help="share of turns in another state, which the world draws",
+    )
+    parser.add_argument("--near", type=bounded(float, 0, 1), default=0.5, help="share of these that are near a goal")
     parser.add_argument("--workers", type=bounded(int, 1), default=1, help="processes")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
     return parser.parse_args(argv)
@@ -89,9 +99,12 @@ def asked_world(args: argparse.Namespace) -> tuple[str, dict]:
     return name, values
 
 
-def check_task(world: World, name: str, task: str, settings: dict) -> None:
+def check_task(world: World, name: str, task: str, settings: dict, resets: float) -> None:
     """ValueError for what the world cannot have recorded, before anything is written."""
     tasks = world.recording_tasks()
+    if resets and (task != AGENT or type(world).draw_state is World.draw_state):
+        whose = f"task {task}" if task != AGENT else f"world {name}"
+        raise ValueError(f"--resets {resets}: {whose} draws no other states, so nothing would be reset; leave it out")
     if task == AGENT and world.make_oracle(**settings) is None:
         raise ValueError(f"world {name} has no oracle: there is no one to record; give its make_oracle")
     if task not in (AGENT, *tasks):
@@ -133,11 +146,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings: dict = {}
     for override in args.oracle:
         apply_override(settings, override)
-    check_task(world, name, args.task, settings)
+    check_task(world, name, args.task, settings, args.resets)
     seeds = range(args.seed_start, args.seed_start + args.episodes)
     about = {"world": name, "task": args.task, "rules": dict(world.rules), "seed_set": seed_set(world, seeds)}
     about |= {"oracle": settings, "noise": args.noise, "tools": [tool.to_json() for tool in tools_of(world)]}
-    of_seed = partial(record, name=name, rules=json.dumps(values), task=args.task, settings=settings, noise=args.noise)
+    if args.resets:
+        about |= {"resets": args.resets, "near": args.near}
+    of_seed = partial(
+        record,
+        name=name,
+        rules=json.dumps(values),
+        task=args.task,
+        settings=settings,
+        noise=args.noise,
+        resets=args.resets,
+        near=args.near,
+    )
     started = time.perf_counter()
     counts = write_episodes(args.out, seeds, of_seed, args.workers, quiet=args.json)
     seconds = time.perf_counter() - started

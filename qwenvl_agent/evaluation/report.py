@@ -285,8 +285,10 @@ def shown_outcomes(results: Sequence[Result]) -> dict[str, str]:
 
 
 def choose_cases(result: Result, max_cases: int) -> list[str]:
-    """Failures first, then successes, in the order of the records."""
+    """Failures first, one of each outcome before the others, then successes, in the order of the records."""
     failures = [case for case, is_success in result.successes.items() if not is_success]
+    firsts = {result.outcomes[case]: case for case in reversed(failures)}.values()
+    failures = sorted(failures, key=lambda case: case not in firsts)
     successes = [case for case, is_success in result.successes.items() if is_success]
     num_failures = max(int(max_cases * FAILURE_SHARE), max_cases - len(successes))
     failures = failures[:num_failures]

@@ -8,6 +8,7 @@ given as functions: which tools a row has, why a call does not fit them, which t
 import json
 import random
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -300,19 +301,30 @@ class RowWriter:
 # playing
 
 
-def record_episode(world: World, seed: int, oracle: dict, noise: float) -> tuple[list[RecordedTurn], dict[str, int]]:
+def record_episode(
+    world: World, seed: int, oracle: dict, noise: float, resets: float = 0.0, near: float = 0.5
+) -> tuple[list[RecordedTurn], dict[str, int]]:
     """The oracle's own turns of one episode, and what to count of it: whether it was solved, and the world's own facts.
 
-    With probability `noise` a random turn is played in place of the oracle's, and not recorded.
+    With probability `noise` a random turn is played in place of the oracle's, and not recorded. With probability
+    `resets` the oracle is first put into another state, which the world draws (`World.draw_state`), and goes on from
+    there; a turn's index is left out before it, so that no history reaches over it. `reset_KIND` counts such turns.
     """
     env, policy, rng = world.make_env(), world.make_oracle(**oracle), random.Random(f"noise {seed}")
     assert policy is not None, f"{type(world).__name__} has no oracle"
-    turns, is_over = [], False
+    state_rng, kinds = random.Random(f"state {seed}"), Counter[str]()
+    turns: list[RecordedTurn] = []
+    is_over = False
     try:
         observation, info = env.reset(seed=seed)
         mission, turn_index = info["mission"], 0
         while not is_over:
-            is_noise = rng.random() < noise
+            state = world.draw_state(env, state_rng, near) if state_rng.random() < resets else None
+            if state is not None:
+                observation, info = env.reset(seed=seed, options=state.options)
+                turn_index += bool(turns)
+                kinds.update(f"reset_{kind}" for kind in ("states", *state.kinds))
+            is_noise = state is None and rng.random() < noise
             request = Request(env.system_prompt, env.tools, (), observation)
             turn = world.noise_turn(env.tools, rng) if is_noise else policy.act([request])[0].turn
             following, _, terminated, truncated, info = env.step(turn)
@@ -325,4 +337,4 @@ def record_episode(world: World, seed: int, oracle: dict, noise: float) -> tuple
     finally:
         env.close()
     facts = {key: int(value) for key, value in info.items() if isinstance(value, bool) and key != "success"}
-    return turns, {"solved": int(info["success"]), **facts}
+    return turns, {"solved": int(info["success"]), **facts, **kinds}

@@ -137,6 +137,11 @@ class World:
         """A turn that is played between the oracle's own when it is recorded, so that it is seen in other states."""
         return random_turn(tools, rng)
 
+    def draw_state(self, env: Env, rng: random.Random, near: float) -> "DrawnState | None":
+        """Another state of the episode that `env` plays than the one it is in, for the oracle to be recorded in; None,
+        the default, of a world that offers none. `near` is the share of such states that are near a goal."""
+        return None
+
     def recording_tasks(self) -> "Mapping[str, Callable[..., Iterable[RecordedTurn]]]":
         """What else than its oracle's episodes can be recorded, by name: task(seed, **settings)."""
         return {}
@@ -212,6 +217,14 @@ class RecordedTurn:
     observation: Observation
     turn: Turn
     results: tuple[ToolResult, ...]
+
+
+@dataclass(frozen=True)
+class DrawnState:
+    """Another state of an episode: `options` for its environment's `reset` with its seed, and the state's kinds, to count."""
+
+    options: dict
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def swap_mission(observation: Observation) -> Observation:
         text = text.replace(wording, word_target(other, language_of(wording), rng, plain=True))
     if text == context.mission:
         return observation
-    parts = (text, context.step, context.max_turns, context.position, context.found, context.notepad)
+    parts = (text, context.step, context.max_turns, context.position, context.found, context.notepad, context.last)
     return replace(observation, text=context_text(*parts))
 
 

@@ -12,7 +12,8 @@ Action Space
     is found by standing on its tile; under `catch` animals block like trees and a target is found by catching it.
 
 Observation Encoding
-    One picture (the view, `render.py`) and the context text: mission, step, position, found targets, notepad.
+    One picture (the view, `render.py`) and the context text: mission, step, position, with `tell_last` what the turn
+    before did, found targets, notepad.
 
 Rewards
     1 when the mission ends in success, else 0.
@@ -26,11 +27,12 @@ Registered Configurations
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import permutations
 
 from qwenvl_agent.schema import Observation, Picture, ToolCall, ToolResult, Turn, tool_named
-from qwenvl_agent.worlds.safari.context import context_text
+from qwenvl_agent.worlds.safari.context import NOTHING_YET, context_text, last_turn
 from qwenvl_agent.worlds.safari.missions import Mission, resolve_target, write_mission
 from qwenvl_agent.worlds.safari.render import render_view, view_symbols
 from qwenvl_agent.worlds.safari.tools import MAX_ACTIONS, MAX_STEPS, TOOLS, argument_error
@@ -69,7 +71,7 @@ def system_prompt(rules: SafariRules) -> str:
 
 
 class SafariEnv:
-    """One game at a time; `reset(options={"notepad": text})` brings a notepad along from an earlier mission.
+    """One game at a time. `reset(options=...)` puts it into another state than its start (`start_elsewhere`).
 
     `info` of reset and step: results, goals, reached, harm (false declarations), invalid_calls, optimal_turns, calls (name,
     legal, effective of each call of the turn), first_view_outside, success and end_reason ("", done or max_turns).
@@ -87,7 +89,9 @@ class SafariEnv:
         ordered = rng.random() < rules.ordered
         self.mission = write_mission(targets, ordered, rng.choice(rules.languages), rng, rules.plain_missions)
         self.player = self.world.start
-        self.notepad = str((options or {}).get("notepad", ""))
+        self.notepad = ""
+        self.last: str | None = NOTHING_YET if rules.tell_last else None
+        self.unseen: frozenset[Tile] = frozenset()
         self.turn = 0
         self.found: list[Animal] = []
         self.declared: list[str] = []
@@ -99,7 +103,43 @@ class SafariEnv:
         corner = view_corner(self.player, rules.width, rules.height)
         wanted = [place for place, animal in self.world.animals.items() if animal in targets]
         self.first_view_outside = not any(in_view(place, corner) for place in wanted)
+        self.start_elsewhere(**(options or {}))
         return self.observation(), self.info((), [])
+
+    def start_elsewhere(
+        self,
+        *,
+        notepad: str = "",
+        player: Tile | None = None,
+        turn: int = 0,
+        found: Sequence[int] = (),
+        calls: Sequence[ToolCall] = (),
+        unseen: Sequence[Tile] = (),
+    ) -> None:
+        """The options of `reset`.
+
+        notepad: brought along, from an earlier mission or an earlier turn. player: place to stand on. turn: turns taken
+        before. found: indices of the mission's targets that were found; under `catch` they are off the map. calls:
+        those of the turn before, run from `player`. unseen: trees that the first picture does not show.
+        """
+        if player is not None:
+            self.player = check_standing(self.world, self.rules, player)
+        self.notepad, self.turn, self.unseen = str(notepad), turn, frozenset(unseen)
+        for target in (self.mission.targets[index] for index in found):
+            self.found.append(target)
+            self.declared.append(self.mission.wording(target))
+            if self.rules.rules == "catch":
+                self.caught.append(target)
+                del self.world.animals[next(p for p, animal in self.world.animals.items() if animal == target)]
+        if calls:
+            before = self.player
+            self.tell(before, [ToolResult(call.name, self.run_call(call)[0]) for call in calls])
+
+    def tell(self, before: Tile, results: Sequence[ToolResult]) -> None:
+        """What the turn did, for the next context."""
+        if self.rules.tell_last:
+            corner = view_corner(self.player, self.rules.width, self.rules.height)
+            self.last = last_turn(before, results, corner)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -107,7 +147,7 @@ class SafariEnv:
     def step(self, turn: Turn) -> tuple[Observation, float, bool, bool, dict]:
         if self.end_reason:
             raise ValueError(f"the episode has ended ({self.end_reason}): a step has no meaning; call reset first")
-        results, flags = [], []
+        results, flags, before = [], [], self.player
         for call in turn.tool_calls:
             if self.end_reason:
                 break
@@ -117,6 +157,8 @@ class SafariEnv:
         if not turn.tool_calls:
             results.append(ToolResult("", {"status": "no_tool_call"}))
         self.turn += 1
+        self.unseen = frozenset()
+        self.tell(before, results)
         terminated = self.end_reason == "done"
         truncated = not terminated and self.turn >= self.rules.max_turns
         if truncated:
@@ -128,12 +170,12 @@ class SafariEnv:
         picture = render_view(self.view(), self.rules.tile_px)
         step = min(self.turn + 1, self.rules.max_turns)  # after the last turn there is no further step
         found = ", ".join(self.declared)
-        text = context_text(self.mission.text, step, self.rules.max_turns, self.player, found, self.notepad)
-        return Observation(text, (Picture.from_image(picture),))
+        parts = (self.mission.text, step, self.rules.max_turns, self.player, found, self.notepad, self.last)
+        return Observation(context_text(*parts), (Picture.from_image(picture),))
 
     def view(self):
         """The (10, 10) symbols that the picture shows."""
-        return view_symbols(self.world, self.player)
+        return view_symbols(replace(self.world, trees=self.world.trees - self.unseen), self.player)
 
     def info(self, results: tuple[ToolResult, ...], flags: list[dict]) -> dict:
         return {
@@ -178,8 +220,14 @@ class SafariEnv:
                     steps += 1
             if blocked:
                 break
-        pos = {"x": self.player[0], "y": self.player[1]}
-        return {"moved": steps > 0, "actualSteps": steps, "blocked": blocked, "pos": pos}, self.player != before
+        result = {"moved": steps > 0, "actualSteps": steps, "blocked": blocked, "pos": xy(self.player)}
+        if blocked and self.rules.tell_last:
+            result["blocker"] = {**xy(ahead), "is": self.name_of(ahead)}
+        return result, self.player != before
+
+    def name_of(self, blocked: Tile) -> str:
+        """What blocks there, in a word."""
+        return "edge" if self.is_outside(blocked) else "tree" if blocked in self.world.trees else "animal"
 
     def is_blocked(self, tile: Tile) -> bool:
         if self.is_outside(tile) or tile in self.world.trees:
@@ -198,7 +246,7 @@ class SafariEnv:
             return {"success": False, "reason": "no_animal"}, False
         self.caught.append(animal)
         shown = {"emoji": SPRITES[animal.kind], "bgColor": COLOURS[animal.colour]}
-        return {"success": True, "animal": shown, "position": {"x": tile[0], "y": tile[1]}}, True
+        return {"success": True, "animal": shown, "position": xy(tile)}, True
 
     def update_notepad(self, content: str) -> tuple[dict, bool]:
         changed = content != self.notepad
@@ -226,6 +274,19 @@ class SafariEnv:
     def declare_done(self, reason: str = "") -> tuple[dict, bool]:
         self.end_reason = "done"
         return {"status": "done"}, not self.wanted()
+
+
+def xy(tile: Tile) -> dict[str, int]:
+    return {"x": tile[0], "y": tile[1]}
+
+
+def check_standing(world: World, rules: SafariRules, place: Sequence[int]) -> Tile:
+    """The place as a tile; ValueError if nobody can stand there."""
+    tile = (int(place[0]), int(place[1]))
+    inside = 0 <= tile[0] < rules.width and 0 <= tile[1] < rules.height
+    if not inside or tile in world.trees or (rules.rules == "catch" and tile in world.animals):
+        raise ValueError(f"player {tile}: outside, or something stands there, so no game can begin; use a free place")
+    return tile
 
 
 def beside(tile: Tile, direction: str) -> Tile:

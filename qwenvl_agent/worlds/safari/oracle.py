@@ -69,7 +69,8 @@ class SafariOracle:
         """The turn for a (10, 10) view and a context text."""
         scene, written = read_scene(self.rules, symbols, text)
         decision = self.decide(scene)
-        thought = write_thought(self.form, scene.corner, decision.reasons, decision.plan)
+        reasons = replace(decision.reasons, blocked=scene.context.blocked)
+        thought = write_thought(self.form, scene.corner, reasons, decision.plan)
         return Turn(thought, tuple(self.calls(scene, decision, written)))
 
     def decide(self, scene: Scene) -> Decision:

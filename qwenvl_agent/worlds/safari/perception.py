@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from qwenvl_agent.schema import Observation, Picture, ToolCall, ToolResult, Turn
-from qwenvl_agent.worlds.safari.context import context_text
+from qwenvl_agent.worlds.safari.context import NOTHING_YET, context_text
 from qwenvl_agent.worlds.safari.env import system_prompt
 from qwenvl_agent.worlds.safari.missions import with_particles, word_target
 from qwenvl_agent.worlds.safari.render import GROUND, PLAYER, TREE, render_view, symbol_animal, view_symbols
@@ -89,6 +89,7 @@ def perception_rows(rules: SafariRules, seed: int, form: ThoughtForm) -> Iterato
     world = draw_world(rules, rng)
     blocked = world.trees | set(world.animals) if rules.rules == "catch" else world.trees
     free = [(x, y) for y in range(rules.height) for x in range(rules.width) if (x, y) not in blocked]
+    last = NOTHING_YET if rules.tell_last else None
     for index in range(QUESTIONS_PER_WORLD):
         player = rng.choice(free)
         symbols = view_symbols(world, player)
@@ -101,7 +102,9 @@ def perception_rows(rules: SafariRules, seed: int, form: ThoughtForm) -> Iterato
             mission=question,
             turn_index=index,
             system_prompt=system_prompt(rules),
-            observation=Observation(context_text(question, index + 1, rules.max_turns, player, "", ""), (picture,)),
+            observation=Observation(
+                context_text(question, index + 1, rules.max_turns, player, "", "", last), (picture,)
+            ),
             turn=Turn(thought, (ToolCall("update_notepad", {"content": answer}),)),
             results=(ToolResult("update_notepad", {"status": "updated"}),),
         )

@@ -9,19 +9,20 @@ from functools import partial
 from qwenvl_agent.containers import Record
 from qwenvl_agent.json_input import Reject
 from qwenvl_agent.picture_store import PictureFolder
-from qwenvl_agent.records import CallRecord, StepRecord
-from qwenvl_agent.schema import Policy, Tool, Turn
+from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
+from qwenvl_agent.schema import Env, Policy, Tool, Turn
 from qwenvl_agent.worlds.recording import RecordedRow
-from qwenvl_agent.worlds.safari import diagnosis, judge
+from qwenvl_agent.worlds.safari import diagnosis, failures, judge
 from qwenvl_agent.worlds.safari.baselines import NoisyOracle, RandomAgent, random_move
 from qwenvl_agent.worlds.safari.counterfactuals import ChangedNotepad, SwappedMission, corrupt
 from qwenvl_agent.worlds.safari.env import SafariEnv
 from qwenvl_agent.worlds.safari.oracle import SafariOracle
 from qwenvl_agent.worlds.safari.perception import perception_rows
 from qwenvl_agent.worlds.safari.records import episodes_that_catch, row_reader
+from qwenvl_agent.worlds.safari.states import draw_state
 from qwenvl_agent.worlds.safari.thoughts import thought_form_named
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, SafariRules
-from qwenvl_agent.worlds.world import Counterfactual, Labels, RecordedTurn, SeedSets, World
+from qwenvl_agent.worlds.world import Counterfactual, DrawnState, Labels, RecordedTurn, SeedSets, World
 
 ORACLE_SETTINGS = ("max_path", "max_final_path", "thought_form")
 LABELS = Labels(
@@ -32,6 +33,7 @@ LABELS = Labels(
         "done_ok": "all found and done",
         "done_early": "declared done too early",
         "done_harm": "declared something falsely",
+        **failures.OUTCOMES,
     },
     refusals=judge.REFUSALS,
     columns={
@@ -77,6 +79,10 @@ class Safari(World):
     def noise_turn(self, tools: Sequence[Tool], rng: random.Random) -> Turn:
         return Turn(tool_calls=(random_move(rng),))
 
+    def draw_state(self, env: Env, rng: random.Random, near: float) -> DrawnState:
+        assert isinstance(env, SafariEnv), type(env)
+        return draw_state(env, rng, near)
+
     def recording_tasks(self) -> Mapping[str, Callable[..., Iterable[RecordedTurn]]]:
         return {"perception": self.record_questions}
 
@@ -108,6 +114,12 @@ class Safari(World):
 
     def explain(self, step: StepRecord, is_right: bool) -> tuple[str, str] | None:
         return diagnosis.explain(step, is_right)
+
+    def outcome(self, record: EpisodeRecord) -> str:
+        outcome = super().outcome(record)
+        if record.harm:
+            return "done_harm"
+        return failures.way_lost(record) if outcome == "max_turns" and record.steps else outcome
 
     def counterfactuals(self) -> Mapping[str, Counterfactual]:
         return {

@@ -47,7 +47,10 @@ class Scene:
 
     @cached_property
     def blocked(self) -> frozenset[Tile]:
+        """Tiles that block: those that look like it, and the one that blocked the last walk, whatever it looks like."""
         trees = {(int(column), int(row)) for row, column in np.argwhere(self.symbols == TREE)}
+        if self.context.blocked:
+            trees.add(self.context.blocked)
         return frozenset(trees | set(self.animals) if self.rules.rules == "catch" else trees)
 
     @cached_property

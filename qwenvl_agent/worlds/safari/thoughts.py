@@ -84,6 +84,8 @@ class Reasons:
     """What a thought says before its plan; tiles in view coordinates."""
 
     me: Tile
+    blocked: Tile | None = None
+    """What the context says that the last walk was blocked by."""
     targets: Sequence[tuple[str, Tile | None]] = ()
     """Name and tile, None for one out of view."""
     swept: Sequence[str] = ()
@@ -102,6 +104,8 @@ def write_thought(form: ThoughtForm, corner: Tile, reasons: Reasons, plan: Plan)
         return form.tile(tile, (tile[0] + corner[0], tile[1] + corner[1]))
 
     parts = [form.me.format(name(reasons.me))]
+    if reasons.blocked:
+        parts.append(form.blocked.format(name(reasons.blocked)))
     if reasons.targets:
         shown = (f"{target} {name(tile) if tile else form.target_absent}" for target, tile in reasons.targets)
         parts.append(form.target.format(", ".join(shown)))

@@ -83,6 +83,8 @@ class SafariRules:
     """Targets included."""
     max_turns: Annotated[int, Range(1, 10**6, "no episode has so many")] = 180
     """Then an episode is truncated."""
+    tell_last: bool = False
+    """The context says what the turn before did, and moves say what blocked them; the published recordings do not."""
     rules: Literal["reach", "catch"] = "reach"
     """reach: animals do not block, stand on the target. catch: animals block, catch the target from beside it."""
     languages: tuple[Literal["ko", "en", "zh"], ...] = ("ko", "en", "zh")

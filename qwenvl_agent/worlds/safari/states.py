@@ -1,0 +1,117 @@
+"""States that no oracle comes to by itself, for it to be recorded in: elsewhere, after a blocked walk, with other notes.
+
+Half of an imitator's mistakes are made where its teacher never was (docs/LOG.md): beside a target that it may not yet
+declare, before a tree that it took for ground, with notes that say something else than what is seen.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+
+from qwenvl_agent.schema import ToolCall
+from qwenvl_agent.worlds.safari.env import SafariEnv, beside
+from qwenvl_agent.worlds.safari.notepad import Notes, write_notes, zone_counts
+from qwenvl_agent.worlds.safari.world import DIRECTIONS, Animal, SafariRules, Tile, walk
+from qwenvl_agent.worlds.world import DrawnState
+
+NEAR = 3
+"""Tiles to a target, up to which a place counts as near."""
+OTHER_NOTES = 0.15
+"""Share of states whose notepad is not the one that was written on the way."""
+FIRST_TURN = 0.1
+"""Share of states before the first turn."""
+AFTER_BLOCK = 0.7
+"""Of the others, share in which the walk before was blocked, where something blocks."""
+UNSEEN = 0.5
+"""Share of trees that blocked and are then not shown: what is told has to be believed."""
+
+
+def draw_state(env: SafariEnv, rng: random.Random, near: float) -> DrawnState:
+    """Another state of the world and the mission that `env` is in; `near` is the share of states near a target."""
+    place, kind = draw_place(env, rng, near)
+    notepad, notes_kind = draw_notepad(env, rng)
+    options: dict = {
+        "player": place,
+        "notepad": notepad,
+        "found": [env.mission.targets.index(animal) for animal in env.found],
+    }
+    if rng.random() < FIRST_TURN and not env.found:
+        return DrawnState(options, (kind, notes_kind, "first_turn"))
+    calls, start, calls_kind = draw_calls(env, rng, place)
+    options |= {"player": start, "calls": calls, "turn": max(env.turn, 1)}
+    if calls_kind == "blocked":
+        wall = beside(place, calls[0].arguments["actions"][-1]["direction"])
+        if env.rules.tell_last and wall in env.world.trees and rng.random() < UNSEEN:
+            return DrawnState(options | {"unseen": [wall]}, (kind, notes_kind, calls_kind, "unseen_tree"))
+    return DrawnState(options, (kind, notes_kind, calls_kind))
+
+
+def draw_place(env: SafariEnv, rng: random.Random, near: float) -> tuple[Tile, str]:
+    """A place to stand on and whether it is near a target; of near ones every distance is as likely."""
+    places = [(x, y) for y in range(env.rules.height) for x in range(env.rules.width) if not env.is_blocked((x, y))]
+    if rng.random() < near:
+        goals = [place for place, animal in env.world.animals.items() if animal in current_targets(env)]
+        rings = [[p for p in places if min(walk(p, goal) for goal in goals) == d] for d in range(1, NEAR + 1)]
+        rings = [ring for ring in rings if ring]
+        if rings:
+            return rng.choice(rng.choice(rings)), "near"
+    return rng.choice(places), "anywhere"
+
+
+def current_targets(env: SafariEnv) -> Sequence[Animal]:
+    return env.wanted()[:1] if env.mission.ordered else env.wanted()
+
+
+def draw_notepad(env: SafariEnv, rng: random.Random) -> tuple[str, str]:
+    """The notepad as it is, or with nothing, another way's notes, or a target's false place in it."""
+    if rng.random() >= OTHER_NOTES:
+        return env.notepad, "own_notes"
+    kind = rng.choice(("no_notes", "stale_notes", "wrong_notes"))
+    if kind == "no_notes":
+        return "", kind
+    columns, rows = zone_counts(env.rules.width, env.rules.height)
+    zones = [(x, y) for y in range(rows) for x in range(columns)]
+    swept = frozenset(zone for zone in zones if rng.random() < 0.4)
+    seen: tuple[tuple[Animal, Tile], ...] = ()
+    if kind == "wrong_notes":
+        seen = ((rng.choice(env.wanted()), draw_tile(env.rules, rng)),)
+    left = [zone for zone in zones if zone not in swept]
+    notes = Notes(swept, go=rng.choice(left) if left else None, seen=seen)
+    return write_notes(notes, env.rules.width, env.rules.height), kind
+
+
+def draw_tile(rules: SafariRules, rng: random.Random) -> Tile:
+    return rng.randrange(rules.width), rng.randrange(rules.height)
+
+
+def draw_calls(env: SafariEnv, rng: random.Random, place: Tile) -> tuple[list[ToolCall], Tile, str]:
+    """A walk that ends on `place`, where it begins, and its kind: blocked there, or as far as it was meant to go."""
+    walls = [direction for direction in DIRECTIONS if env.is_blocked(beside(place, direction))]
+    runs = [(direction, start, steps) for direction in DIRECTIONS for start, steps in runs_to(env, place, direction)]
+    if walls and rng.random() < AFTER_BLOCK:
+        direction = rng.choice(walls)
+        before = [(start, steps) for other, start, steps in runs if other != direction and rng.random() < 0.5]
+        start, steps = rng.choice(before) if before else (place, 0)
+        return [move_to(start, place, steps, (direction, rng.randint(1, 2)))], start, "blocked"
+    if not runs:
+        return [], place, "no_calls"
+    _, start, steps = rng.choice(runs)
+    return [move_to(start, place, steps)], start, "walked"
+
+
+def runs_to(env: SafariEnv, place: Tile, direction: str) -> Iterator[tuple[Tile, int]]:
+    """Where straight walks of 1 to 3 tiles to `place` begin."""
+    dx, dy = DIRECTIONS[direction]
+    for steps in (1, 2, 3):
+        start = (place[0] - steps * dx, place[1] - steps * dy)
+        if env.is_blocked(start):
+            return
+        yield start, steps
+
+
+def move_to(start: Tile, place: Tile, steps: int, *more: tuple[str, int]) -> ToolCall:
+    """A straight walk from one place to another, and more."""
+    walked = [
+        (d, steps) for d, (dx, dy) in DIRECTIONS.items() if (start[0] + steps * dx, start[1] + steps * dy) == place
+    ]
+    actions = [*(walked if steps else []), *more]
+    return ToolCall("move", {"actions": [{"direction": direction, "steps": count} for direction, count in actions]})

@@ -1,0 +1,255 @@
+"""What the context tells of the turn before, other states for the oracle to be recorded in, and how missions are lost."""
+
+import hashlib
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from qwenvl_agent.records import EpisodeRecord, StepRecord
+from qwenvl_agent.schema import ToolCall, ToolResult, Turn
+from qwenvl_agent.worlds import make_world
+from qwenvl_agent.worlds.recording import encode, record_episode
+from qwenvl_agent.worlds.safari import SafariEnv, SafariOracle, SafariRules
+from qwenvl_agent.worlds.safari.baselines import random_move
+from qwenvl_agent.worlds.safari.context import context_text, last_turn, read_context
+from qwenvl_agent.worlds.safari.counterfactuals import swap_mission
+from qwenvl_agent.worlds.safari.missions import Mission
+from qwenvl_agent.worlds.safari.notepad import tile_name
+from qwenvl_agent.worlds.safari.render import TREE as TREE_SYMBOL
+from qwenvl_agent.worlds.safari.states import NEAR
+from qwenvl_agent.worlds.safari.world import Animal, World, view_corner, walk
+
+SMALL = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": 16}
+TELLING = {**SMALL, "tell_last": True}
+TEACHER = {"max_path": 4, "max_final_path": 1}
+RED_TIGER = Animal("red", "tiger")
+
+
+def park(**rules) -> SafariEnv:
+    """The player at (10, 10), a tree above, a red tiger two to the right."""
+    env = SafariEnv(SafariRules.from_json({**TELLING, **rules}))
+    env.reset(seed=0)
+    env.world = World(20, 20, frozenset({(10, 9)}), {(12, 10): RED_TIGER}, (10, 10))
+    env.mission = Mission("Find the red tiger.", (RED_TIGER,), ("red tiger",))
+    return env
+
+
+def move(*actions: tuple[str, int]) -> ToolCall:
+    return ToolCall("move", {"actions": [{"direction": direction, "steps": steps} for direction, steps in actions]})
+
+
+# what the context tells
+
+
+NOTED, FOUND = ToolCall("update_notepad", {"content": "x"}), ToolCall("declare_found", {"target": "red tiger"})
+
+
+@pytest.mark.parametrize(
+    ("rules", "calls", "last"),
+    [
+        ("reach", [move(("RIGHT", 1))], "moved"),
+        ("reach", [move(("UP", 2))], "blocked by tree f4"),
+        ("reach", [move(("RIGHT", 1), ("LEFT", 1), ("UP", 1))], "blocked by tree f4"),
+        ("reach", [move(("RIGHT", 2)), FOUND], "moved, declared"),
+        ("reach", [NOTED, move(("LEFT", 3), ("LEFT", 3), ("LEFT", 3), ("LEFT", 3))], "moved, noted, blocked by edge"),
+        ("reach", [move(("UP", 1)), move(("DOWN", 1))], "moved"),
+        ("catch", [move(("RIGHT", 2))], "moved, blocked by animal g5"),
+        ("catch", [ToolCall("catch", {"direction": "UP"})], "caught nothing"),
+        ("catch", [move(("RIGHT", 1)), ToolCall("catch", {"direction": "RIGHT"}), FOUND], "moved, caught, declared"),
+        ("reach", [move(("RIGHT", 9))], "call refused"),
+        ("reach", [ToolCall("jump", {})], "call refused"),
+        ("reach", [], "no call"),
+    ],
+)
+def test_the_context_tells_what_the_turn_before_did(rules, calls, last):
+    observation, _, _, _, info = (env := park(rules=rules)).step(Turn(tool_calls=calls))
+    assert f"\nPosition: {env.player}\nLast: {last}\n\nFound Targets: " in observation.text
+    assert read_context(observation.text).last == last
+    # the same from what the game answered, and nothing else
+    assert last_turn((10, 10), info["results"], view_corner(env.player, 20, 20)) == last
+
+
+def test_before_the_first_turn_nothing_is_told():
+    assert "\nLast: (none)\n" in SafariEnv(SafariRules.from_json(TELLING)).reset(seed=3)[0].text
+
+
+def test_without_the_rule_context_and_results_are_those_of_the_published_recordings():
+    env = park(tell_last=False)
+    observation, _, _, _, info = env.step(Turn(tool_calls=[move(("UP", 1))]))
+    assert observation.text.split("Position: (10, 10)")[1] == "\n\nFound Targets: (none)\n\nNotepad:\n(empty)"
+    expected = {"moved": False, "actualSteps": 0, "blocked": True, "pos": {"x": 10, "y": 10}}
+    assert info["results"] == (ToolResult("move", expected),)
+    assert read_context(observation.text).last is None
+
+
+def test_the_line_is_the_results_own_in_whole_episodes():
+    env, rng = SafariEnv(SafariRules.from_json({**TELLING, "rules": "catch"})), random.Random(0)
+    told = Counter()
+    for seed in range(3):
+        env.reset(seed=seed)
+        for _ in range(30):
+            before = env.player
+            observation, _, _, _, info = env.step(Turn(tool_calls=[random_move(rng)]))
+            context = read_context(observation.text)
+            assert context.last == last_turn(before, info["results"], view_corner(env.player, 20, 20))
+            told[context.last.split(" ")[0]] += 1
+            if context.blocked:
+                assert env.is_blocked(
+                    tuple(map(sum, zip(context.blocked, view_corner(env.player, 20, 20), strict=True)))
+                )
+    assert told["moved,"] > 20 and told["blocked"] > 5
+
+
+def test_another_mission_keeps_the_line():
+    env = park()
+    observation, *_ = env.step(Turn(tool_calls=[move(("UP", 1))]))
+    swapped = swap_mission(observation)
+    assert read_context(swapped.text).last == "blocked by tree f4" and swapped.text != observation.text
+
+
+def test_the_oracle_believes_what_blocked_it_over_what_it_sees():
+    rules = SafariRules.from_json(TELLING)
+    world = World(20, 20, frozenset({(11, 10)}), {(12, 10): RED_TIGER}, (10, 10))
+
+    def turn(last, trees):
+        env = park()
+        env.world = replace(world, trees=frozenset(trees))
+        text = context_text("Find the red tiger.", 3, 40, (10, 10), "", "", last)
+        return SafariOracle(rules, **TEACHER).turn(env.view(), text)
+
+    seen, told = turn("moved", [(11, 10)]), turn("blocked by tree g5", [])
+    assert told.thought.removeprefix("Me f5. Blocked g5. ") == seen.thought.removeprefix("Me f5. ")
+    assert told.tool_calls == seen.tool_calls
+    assert "Path g5" in turn("moved", []).thought
+
+
+# other states
+
+
+def test_recordings_without_resets_are_what_they_were():
+    """Digests of the recordings before there were resets: rows and pictures."""
+    for rules, expected in (("reach", "e1517d9aba6188af"), ("catch", "ab8f63a8c6ab2259")):
+        world, digest = make_world("safari", {**SMALL, "rules": rules}), hashlib.sha256()
+        for seed in range(4):
+            for turn in record_episode(world, seed, TEACHER, 0.2)[0]:
+                pngs, row = encode(turn)
+                digest.update(b"".join(pngs) + json.dumps(row, ensure_ascii=False).encode())
+        assert digest.hexdigest()[:16] == expected
+
+
+@pytest.mark.parametrize("rules", ["reach", "catch"])
+def test_drawn_states_are_what_their_kinds_say(rules):
+    world, kinds = make_world("safari", {**TELLING, "rules": rules, "num_targets": [1, 1, 1]}), Counter()
+    env, rng = world.make_env(), random.Random(1)
+    for seed in range(150):
+        env.reset(seed=seed)
+        env.step(Turn(tool_calls=[ToolCall("update_notepad", {"content": "Map .. ..\nGo a0"})]))
+        state = world.draw_state(env, rng, 0.5)
+        observation, _ = env.reset(seed=seed, options=state.options)
+        context, corner = read_context(observation.text), view_corner(env.player, 20, 20)
+        kinds.update(state.kinds)
+        if "near" in state.kinds:
+            wanted = env.wanted()[:1] if env.mission.ordered else env.wanted()
+            goals = [place for place, animal in env.world.animals.items() if animal in wanted]
+            assert 1 <= min(walk(env.player, goal) for goal in goals) <= NEAR
+        assert ("own_notes" in state.kinds) <= (context.notepad == "Map .. ..\nGo a0")
+        assert ("no_notes" in state.kinds) == (context.notepad == "")
+        assert ("blocked" in state.kinds) == ("blocked by" in context.last)
+        assert ("walked" in state.kinds) == (context.last == "moved")
+        assert ("first_turn" in state.kinds) == (context.step == 1 and context.last == "(none)")
+        if "unseen_tree" in state.kinds:
+            column, row = context.blocked
+            assert (column + corner[0], row + corner[1]) in env.world.trees
+            assert env.view()[row, column] != TREE_SYMBOL
+            env.step(Turn())
+            assert env.view()[row, column] == TREE_SYMBOL  # it is hidden once
+    assert set(kinds) >= {
+        "near",
+        "anywhere",
+        "own_notes",
+        "no_notes",
+        "stale_notes",
+        "wrong_notes",
+        "blocked",
+        "walked",
+    }
+    assert kinds["first_turn"] > 5 and kinds["unseen_tree"] > 5 and 50 < kinds["near"] < 100
+
+
+def test_targets_that_were_found_stay_found():
+    env = SafariEnv(SafariRules.from_json({**TELLING, "rules": "catch", "num_targets": [0, 1]}))
+    env.reset(seed=4)
+    second = env.mission.targets[1]
+    observation, info = env.reset(seed=4, options={"found": [1], "turn": 5})
+    assert info["reached"] == [second.name] and second not in env.wanted()
+    context = read_context(observation.text)
+    assert (context.found, context.step) == (env.mission.wordings[1], 6)
+
+
+def test_nobody_begins_in_a_tree():
+    env = SafariEnv(SafariRules.from_json(SMALL))
+    env.reset(seed=0)
+    tree = min(env.world.trees)
+    with pytest.raises(ValueError, match="something stands there"):
+        env.reset(seed=0, options={"player": tree})
+
+
+@pytest.mark.parametrize("rules", [{"rules": "reach"}, {"rules": "catch", "num_targets": [1, 1, 1]}])
+def test_the_oracle_wins_from_every_drawn_state(rules):
+    world, counts, turns = make_world("safari", {**TELLING, **rules}), Counter(), []
+    for seed in range(40):
+        recorded, counted = record_episode(world, seed, TEACHER, 0.2, resets=0.4)
+        counts.update(counted)
+        turns += recorded
+    assert counts["solved"] >= 39  # the episode in which it is put elsewhere may end before it is won
+    assert counts["reset_states"] == counts["reset_near"] + counts["reset_anywhere"] <= len(turns)
+    assert 0.3 < counts["reset_states"] / len(turns) < 0.5
+    for turn in turns:  # what blocks, seen or told, is never walked into
+        walks = [r.content for r in turn.results if r.name == "move"]
+        assert not any(result["blocked"] for result in walks)
+
+
+def test_no_history_reaches_over_a_reset():
+    world = make_world("safari", TELLING)
+    turns, counts = record_episode(world, 2, TEACHER, 0.0, resets=0.5)
+    gaps = sum(b.turn_index - a.turn_index - 1 for a, b in zip(turns, turns[1:], strict=False))
+    assert counts["reset_states"] - 1 <= gaps <= counts["reset_states"] and gaps > 0
+
+
+# how missions are lost
+
+
+def lost(*places: tuple[int, int], **values) -> EpisodeRecord:
+    steps = [StepRecord(context=context_text("Find it.", i + 1, 40, place, "", "")) for i, place in enumerate(places)]
+    return EpisodeRecord(seed=0, steps=steps, turns=len(steps), **{"end_reason": "max_turns", **values})
+
+
+@pytest.mark.parametrize(
+    ("record", "outcome"),
+    [
+        (lost(*[(1, 1)] * 3, *[(5, 5)] * 10), "stands_still"),
+        (lost(*[(5, 5), (6, 5)] * 6), "to_and_fro"),
+        (lost(*[(5, y % 5) for y in range(12)]), "to_and_fro"),
+        (lost(*[(5, y % 6) for y in range(12)]), "walks_about"),
+        (lost((5, 5), end_reason="done"), "done_early"),
+        (lost((5, 5), end_reason="done", harm=["red pig"]), "done_harm"),
+        (lost(*[(5, 5)] * 12, harm=["red pig"]), "done_harm"),
+        (lost((5, 5), end_reason="parse_abort"), "parse_abort"),
+        (lost((5, 5), end_reason="done", success=True), "done_ok"),
+    ],
+)
+def test_a_lost_mission_is_classed_by_its_last_turns(record, outcome):
+    world = make_world("safari", SMALL)
+    assert world.outcome(record) == outcome
+    assert outcome in world.labels.outcomes or outcome == "parse_abort"
+
+
+def test_tiles_are_named_in_the_view_that_is_shown():
+    env = park()
+    env.player = (3, 4)
+    env.world = replace(env.world, trees=frozenset({(3, 1)}))
+    observation, *_ = env.step(Turn(tool_calls=[move(("UP", 3))]))
+    assert read_context(observation.text).last == f"moved, blocked by tree {tile_name((3, 1))}"
