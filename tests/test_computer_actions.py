@@ -1,5 +1,6 @@
 """The computer_use tool: pixels -> grid -> call -> every format -> call -> pixels, and what is refused on the way."""
 
+import itertools
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from qwenvl_agent.computer import (
     dialects,
     read_call,
     read_turn,
+    synonyms,
     to_call,
     to_turn,
 )
@@ -230,6 +232,7 @@ def test_every_kind_has_its_fields():
         ("", ""),
         ("\x07", ""),
         ("ab", ""),
+        ("minus", "-"),
     ],
 )
 def test_key_names(text, name):
@@ -314,7 +317,7 @@ DIALECTS = [
     ({"action": "scroll", "direction": "down", "pixels": 300}, [Action("scroll", scroll_px=-150)], "scroll_direction"),
     ({"action": "scroll", "direction": "left"}, [Action("hscroll", scroll_px=-500)], "scroll_direction default_scroll"),
     (
-        {"action": "scroll_up", "amount": 20},
+        {"action": "scroll_up", "scroll_pixels": 20},
         [Action("scroll", scroll_px=10)],
         "renamed_action renamed_argument scroll_direction",
     ),
@@ -340,6 +343,9 @@ DIALECTS = [
     ("pyautogui.write(message='it\\'s', interval=0.1)", [Action("type", text="it's")], "python_call renamed_action"),
     ("pyautogui.scroll(-5)", [Action("scroll", scroll_px=-500)], "python_call wheel_notches"),
     ("pyautogui.scroll(clicks=-5)", [Action("scroll", scroll_px=-500)], "python_call wheel_notches"),
+    ("pyautogui.scroll(page=-0.5)", [Action("scroll", scroll_px=-250)], "python_call renamed_argument scroll_pages"),
+    ({"action": "scroll", "delta_y": 300}, [Action("scroll", scroll_px=-150)], "wheel_delta"),
+    ({"action": "wait", "time": "2 s"}, [Action("wait", seconds=2)], "time_unit"),
     ("time.sleep(3)", [Action("wait", seconds=3)], "python_call renamed_action"),
     ("computer.terminate(status='success')", [Action("terminate", status="success")], "python_call"),
     (
@@ -439,9 +445,9 @@ def test_code_is_never_run(tmp_path):
 
 
 def test_units_are_the_callers_to_say():
-    value = {"action": "left_click", "coordinate": [0.5, 0.5]}
-    places = [dialects.read(value, PAGE, unit).actions[0].point_px for unit in ("px", "fraction", "norm")]
-    assert places == [(0.5, 0.5), (500, 250), (0.5, 0.25)]
+    value = {"action": "left_click", "coordinate": [1, 1.5]}
+    places = [dialects.read(value, PAGE, unit).actions[0].point_px for unit in ("px", "percent", "norm")]
+    assert places == [(1, 1.5), (10, 7.5), (1, 0.75)]
     scroll = dialects.read({"action": "scroll", "pixels": -100}, PAGE, "px").actions[0]
     assert scroll.wheel_px == (0, 100)
 
@@ -526,8 +532,18 @@ JSON = st.recursive(
     max_leaves=8,
 )
 WORDS = st.sampled_from(
-    [*dialects.KIND_NAMES, *KINDS, *dialects.ACTION_KEYS, *dialects.POINT_KEYS, *dialects.END_KEYS, *dialects.BOX_KEYS]
-    + ["x", "y", "x1", "y1", "x2", "y2", "button", "clicks", "presses", "notches", "direction", "down", "keys", "enter"]
+    sorted({*synonyms.ACTIONS, *KINDS, *itertools.chain(*synonyms.ARGUMENTS.values()), *synonyms.CALL_KEYS})
+    + [
+        *synonyms.ACTION_KEYS,
+        *synonyms.NESTING_KEYS,
+        *synonyms.REMARKS,
+        "amount",
+        "width",
+        "down",
+        "left",
+        "2s",
+        "ctrl+a",
+    ]
 )
 LIKELY = st.dictionaries(WORDS, JSON | WORDS | st.lists(st.integers(-5, 1100), max_size=5), max_size=6)
 PIECES = st.sampled_from(

@@ -2,7 +2,7 @@
 
 | found in the text | value |
 |---|---|
-| JSON, perhaps in a ``` fence or among words | as it stands |
+| JSON, perhaps in ``` fences or among words | as it stands |
 | a Python literal, such as ShowUI's dict with single quotes | as it stands |
 | calls, such as pyautogui.click(300, 80) or UI-TARS' click(start_box='(300, 80)') | {"action": "click", ...} |
 | OS-Atlas' CLICK <point>[[300, 80]]</point>, TYPE [text], COMPLETE | {"action": "click", ...} |
@@ -13,50 +13,62 @@ import ast
 import json
 import re
 
+from qwenvl_agent.computer.actions import ActionError
+from qwenvl_agent.computer.places import NUMBER, numbers_of
+from qwenvl_agent.computer.synonyms import ACTIONS, TOOLS, plain
+
 MAX_CHARS = 20_000
 """Longer texts are not searched: no action is that long, and parsers are slow on nonsense."""
 # No two neighbours below can take the same characters: an engine that tries all the ways to share them takes for ever.
 THOUGHT = re.compile(r"(?i)\s*(?:thoughts?|reasoning)\s*:")
 ACTION_LINE = re.compile(r"(?im)^[^\S\n]*actions?\s*:")
-PREFIX = re.compile(r"(?i)^\s*(?:[-*]\s+|\d+[.)]\s+)?(?:(?:next\s+)?actions?\s*:\s*)?")
+PREFIX = re.compile(r"(?i)^\s*(?:[-*]\s+|\d+[.)]\s+)?(?:(?:(?:next\s+)?actions?|grounded\s+operation)\s*:\s*)?")
 FENCE = "```"
-LANGUAGE = re.compile(r"[a-z]*")
+LANGUAGE = re.compile(r"(?:json|python|py|tool_code|text|[a-z]*(?=\n))?")
 CALL_LINE = re.compile(r"[A-Za-z_][\w.]*\s*\(.*\)", re.DOTALL)
 POINT_TAG = re.compile(
     r"<(?:point|box)>([^<]*)</(?:point|box)>|<\|(?:point|box)_start\|>([^<]*)<\|(?:point|box)_end\|>"
 )
 OBJECT = re.compile(r"\[\s*(?=\{)|\{")
-ATLAS_NAMES = "CLICK|DOUBLE_CLICK|RIGHT_CLICK|LONG_PRESS|TYPE|SCROLL|DRAG|OPEN_APP|PRESS_[A-Z]+|ENTER|WAIT|COMPLETE"
+KEYED_OBJECT = re.compile(r"""\{\s*["'][^"'\n]{1,80}["']\s*:""")
+ATLAS_NAMES = (
+    "CLICK|DOUBLE_CLICK|RIGHT_CLICK|LONG_PRESS|TYPE|SCROLL|SWIPE|DRAG|OPEN_APP|PRESS_[A-Z]+|ENTER|WAIT|COMPLETE|DONE|FAIL"
+    "|IMPOSSIBLE"
+)
 UPPER_CALL = re.compile(rf"(?m)^[^\S\n]*({ATLAS_NAMES})\b[ \t]*(.*)$")
-NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+OTHER_ACTION = re.compile(
+    r"(?i)\b(?:scroll|drag|swip|hover|long[ _-]?press|press and hold|(?:double|triple|right|middle)[ _-]?(?:click|tap))"
+)
+"""Of words beside a position: then it is no click."""
 BETWEEN_NUMBERS = r"(?:\s*,\s*|[^\S ]* \s*)"
 NUMBERS = re.compile(rf"[(\[]\s*({NUMBER}(?:{BETWEEN_NUMBERS}{NUMBER}){{1,3}})\s*[)\]]")
 
-# The names of what stands without one, by function; the rest of a signature is of no use here.
+# The names of what stands without one, by function, plain. All others are to be named.
 POINT = ("x", "y")
 SIGNATURES = {
-    "click": (*POINT, "clicks", "interval", "button"),
-    "scroll": ("notches", *POINT),
-    "vscroll": ("notches", *POINT),
-    "hscroll": ("notches", *POINT),
-    "write": ("text", "interval"),
-    "typewrite": ("text", "interval"),
-    "type": ("text",),
+    "click": (*POINT, "clicks", "interval", "button", "duration"),
+    "doubleclick": (*POINT, "interval", "button", "duration"),
+    "tripleclick": (*POINT, "interval", "button", "duration"),
+    **dict.fromkeys(("leftclick", "rightclick", "middleclick", "tap", "hover", "mousemove"), (*POINT, "duration")),
+    "moveto": (*POINT, "duration", "tween"),
+    "dragto": (*POINT, "duration", "tween", "button"),
+    **dict.fromkeys(("swipe", "draganddrop"), ("start", "end")),
+    **dict.fromkeys(("scroll", "vscroll", "hscroll"), ("notches", *POINT)),
+    **dict.fromkeys(("write", "typewrite", "type"), ("text", "interval")),
     "press": ("keys", "presses", "interval"),
-    "sleep": ("time",),
-    "wait": ("time",),
+    **dict.fromkeys(("key", "keypress"), ("keys",)),
+    **dict.fromkeys(("sleep", "wait"), ("time",)),
     "terminate": ("status", "answer"),
-    "answer": ("text",),
-    "finished": ("text",),
+    **dict.fromkeys(("answer", "finish", "finished", "done", "respond"), ("text",)),
 }
+RELATIVE = ("move", "drag")
+"""Of pyautogui: by so many pixels, not to a place; `to` is what others mean."""
 TIMING = ("interval", "duration", "tween", "pause", "logScreenshot", "_pause")
 """Of pyautogui; how fast an action is done is no part of it here."""
-RENAMED = {"message": "text", "clicks": "notches", "secs": "time"}
-"""pyautogui's names of arguments, where they mean something else in other dialects (`clicks` of a click is a count)."""
-
-
-class NotLiteralError(Exception):
-    """Code whose arguments are not written out."""
+RENAMED = {"message": "text", "secs": "time"}
+"""pyautogui's names of arguments, where they mean something else in other dialects."""
+MAX_REPEATS = 50
+CALL_START = re.compile(r"([A-Za-z_][\w.]*)\(")
 
 
 def split_thought(text: str) -> tuple[str, str]:
@@ -71,7 +83,11 @@ def split_thought(text: str) -> tuple[str, str]:
 
 
 def values_of(text: str) -> tuple[list, str]:
-    """The values and the name of what they were written as; ([], "") if there are none. NotLiteralError: see there."""
+    """The values and the name of what they were written as; ([], "") if there are none.
+
+    ActionError: not_literal (code whose arguments are not written out), not_json (an object that breaks off),
+    no_action (positions of which it is not said which is meant, or what is done there).
+    """
     text = text.strip()
     if len(text) > MAX_CHARS:
         return [], ""
@@ -86,58 +102,79 @@ def values_of(text: str) -> tuple[list, str]:
         values = find(text)
         if values:
             return values, name
+        if name == "python_call" and KEYED_OBJECT.search(text):
+            raise ActionError("not_json", "the object breaks off or is no JSON: what it does is unknown; write it out")
     return [], ""
 
 
 def _unfenced(text: str) -> str:
-    """What stands in the first code fence, or the text."""
-    _, opening, rest = text.partition(FENCE)
-    inside, closing, _ = rest.partition(FENCE)
-    language = LANGUAGE.match(inside)
-    assert language is not None, "it matches nothing, too"
-    return inside[language.end() :].strip() if opening and closing else text
+    """What stands in the code fences, or the text."""
+    parts = text.split(FENCE)
+    if len(parts) < 3:
+        return text
+    inside = []
+    for part in parts[1::2]:
+        language = LANGUAGE.match(part)
+        assert language is not None, "it matches nothing, too"
+        inside.append(part[language.end() :].strip())
+    return "\n".join(inside)
 
 
 def _json(text: str) -> list:
-    """The list that is all of the text, or else the objects in it."""
+    """The list that is all of the text, or else the objects in it; none if one of them breaks off."""
     decoder, values, at = json.JSONDecoder(), [], 0
     try:
-        whole = json.loads(text) if text.startswith("[") else None
-        while whole is None and (start := OBJECT.search(text, at)):
-            value, at = decoder.raw_decode(text, start.start())
-            values.append(value)
+        if text.startswith("["):
+            return [value] if (value := json.loads(text)) else []
     except (ValueError, RecursionError):
-        pass  # what stands before the fault counts
-    else:
-        values = [whole] if whole else values
+        pass
+    while start := OBJECT.search(text, at):
+        try:
+            value, at = decoder.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            if KEYED_OBJECT.search(text, start.start(), start.start() + 200):
+                return []
+            at = start.end()
+            continue
+        if CALL_START.search(text, max(0, start.start() - 60), start.start()) and text[start.start() - 1] == "(":
+            return []  # the argument of a call
+        values.append(value)
     return values
 
 
 def _literal(text: str) -> list:
     start, end = text.find("{"), text.rfind("}")
-    if start < 0 or end < start:
+    if start < 0 or end < start or text[start - 1 : start] == "(" or KEYED_OBJECT.search(text, end):
         return []
     try:
         value = ast.literal_eval(text[start : end + 1])
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return []
-    return [value] if isinstance(value, dict) else []
+    values = list(value) if isinstance(value, tuple) else [value]
+    return values if all(isinstance(item, dict) for item in values) else []
 
 
 def _calls(text: str) -> list:
     """Every call of the program, or of the lines that are one."""
     tree = _parse(text)
-    if tree is None:
-        lines = (PREFIX.sub("", line, count=1).strip() for line in text.splitlines())
-        trees = [_parse(line) for line in lines if CALL_LINE.fullmatch(line)]
-        statements = [statement for tree in trees if tree for statement in tree.body]
-    else:
-        statements = tree.body
+    statements = tree.body if tree else [statement for line in text.splitlines() for statement in _line(line)]
     calls = [s.value for s in statements if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
     others = [s for s in statements if not isinstance(s, ast.Expr | ast.Import | ast.ImportFrom | ast.Pass)]
     if others and (calls or any(isinstance(node, ast.Call) for s in others for node in ast.walk(s))):
-        raise NotLiteralError(ast.unparse(others[0])[:80])
+        raise _not_literal(others[0])
     return [_call_value(call) for call in calls]
+
+
+def _line(line: str) -> list[ast.stmt]:
+    """The statements of a line that is code; ActionError for one that begins as an action and is none."""
+    line = PREFIX.sub("", line, count=1).strip()
+    tree = _parse(line) if CALL_LINE.fullmatch(line) else None
+    if tree:
+        return tree.body
+    start = CALL_START.match(line)
+    if start and plain(start.group(1).rpartition(".")[2]) in ACTIONS:
+        raise ActionError("not_literal", f"{line[:80]!r} is no whole call: no action is read; write it out")
+    return []
 
 
 def _parse(code: str) -> ast.Module | None:
@@ -147,53 +184,93 @@ def _parse(code: str) -> ast.Module | None:
         return None
 
 
+def _not_literal(node: ast.AST) -> ActionError:
+    code = " ".join(ast.unparse(node)[:80].split())
+    return ActionError("not_literal", f"{code} is code to run, which is not done: write numbers out")
+
+
+def _literal_value(node: ast.expr) -> object:
+    """A literal, or one repeated: ["backspace"] * 3."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        value, times = ast.literal_eval(node.left), ast.literal_eval(node.right)
+        if isinstance(value, list) and type(times) is int and 0 < times * len(value) <= MAX_REPEATS:
+            return value * times
+    return ast.literal_eval(node)
+
+
 def _call_value(call: ast.Call) -> dict:
-    name = ast.unparse(call.func).rpartition(".")[2]
+    module, _, name = ast.unparse(call.func).rpartition(".")
     try:
-        positional = [ast.literal_eval(argument) for argument in call.args]
-        named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+        positional = [_literal_value(argument) for argument in call.args]
+        named = {keyword.arg or "**": _literal_value(keyword.value) for keyword in call.keywords}
     except (ValueError, TypeError):
-        raise NotLiteralError(ast.unparse(call)[:80]) from None
+        raise _not_literal(call) from None
+    value = _with_names(name, positional) | named
+    if module == "pyautogui":
+        value = {key: item for key, item in value.items() if key not in TIMING}
+        name = f"{name}Rel" if name in RELATIVE else name
+    if name in TOOLS:
+        return {"name": name, "arguments": value}
+    is_scroll = "notches" in SIGNATURES.get(plain(name), ())
+    renamed = RENAMED | ({"clicks": "notches"} if is_scroll else {})
+    value = {renamed.get(key, key): item for key, item in value.items()}
+    return {"action": "key" if name == "hotkey" and positional else name} | value
+
+
+def _with_names(name: str, positional: list) -> dict:
+    """Positional arguments by the names of the function's signature; what has none stands under "positional"."""
+    if len(positional) == 1 and isinstance(positional[0], dict):
+        return positional[0]
     if name == "hotkey" and positional:
-        return {"action": "key", "keys": positional[0] if isinstance(positional[0], list) else positional}
-    if len(positional) == 1 and isinstance(positional[0], list | tuple) and name not in SIGNATURES:
-        named["coordinate"] = positional.pop()
-    names = SIGNATURES.get(name, (*POINT, "duration"))
-    is_scroll = "notches" in names
-    value = dict(zip(names, positional, strict=False)) | named
-    renamed = {RENAMED.get(key, key) if is_scroll or key != "clicks" else key: item for key, item in value.items()}
-    return {"action": name} | {key: item for key, item in renamed.items() if key not in TIMING}
+        return {"keys": positional[0] if isinstance(positional[0], list) else positional}
+    names = SIGNATURES.get(plain(name), ())
+    if positional and isinstance(positional[0], list | tuple) and (not names or names[:2] == POINT):
+        names = ("coordinate", *names[2:])
+    value = dict(zip(names, positional, strict=False))
+    return value | ({"positional": positional[len(names) :]} if len(positional) > len(names) else {})
 
 
 def _upper_case(text: str) -> list:
-    values = []
-    for name, rest in UPPER_CALL.findall(text):
-        tag = POINT_TAG.search(rest)
-        start, end = rest.find("["), rest.rfind("]")
-        inside = rest[start + 1 : end] if 0 <= start < end else None
-        if tag:
-            values.append({"action": name, "coordinate": _inside(tag)})
-        elif inside is not None and name.startswith("SCROLL"):
-            values.append({"action": name, "direction": inside})
-        elif inside is not None:
-            values.append({"action": name, "text": inside})
-        elif not rest.strip():
-            values.append({"action": name})
-    return values
+    return [value for name, rest in UPPER_CALL.findall(text) if (value := _upper_value(name, rest))]
+
+
+def _upper_value(name: str, rest: str) -> dict | None:
+    points = [_inside(tag) for tag in POINT_TAG.finditer(rest)]
+    start, end = rest.find("["), rest.rfind("]")
+    inside = rest[start + 1 : end] if 0 <= start < end else None
+    if len(points) > 1:
+        return {"action": name, "path": [numbers_of(point) for point in points]}
+    if points:
+        return {"action": name, "coordinate": points[0]}
+    if inside is not None:
+        return {"action": name, "direction" if name.startswith(("SCROLL", "SWIPE")) else "text": inside}
+    return None if rest.strip() else {"action": name}
 
 
 def _coordinates(text: str) -> list:
-    tag = POINT_TAG.search(text)
-    if tag:
-        return [numbers_of(_inside(tag))]
-    match = NUMBERS.search(text)
-    return [numbers_of(match.group(1))] if match else []
+    """The one position in a text that says nothing else of an action."""
+    tags = list(POINT_TAG.finditer(text))
+    found = [numbers_of(_inside(tag)) for tag in tags] or [numbers_of(m.group(1)) for m in NUMBERS.finditer(text)]
+    if not found:
+        return []
+    if OTHER_ACTION.search(text) or not all(_is_click(text[max(0, i - 40) : i]) for i in _parentheses(text)):
+        raise ActionError("no_action", f"{text[:60]!r} is a position and says more than a click: write the action")
+    if any(numbers != found[0] for numbers in found):
+        raise ActionError(
+            "no_action", f"{len(found)} positions without an action: which is meant is unknown; write action"
+        )
+    return found[:1]
+
+
+def _parentheses(text: str) -> list[int]:
+    return [i for i, letter in enumerate(text) if letter == "("]
+
+
+def _is_click(before: str) -> bool:
+    """Whether a parenthesis after these characters is no call, or a click's."""
+    word = re.search(r"[A-Za-z_]\w*\Z", before)
+    return word is None or ACTIONS.get(plain(word.group()), ("",))[0] == "left_click"
 
 
 def _inside(tag: re.Match) -> str:
     return tag.group(1) if tag.group(1) is not None else tag.group(2)
-
-
-def numbers_of(text: str) -> list[float]:
-    """The numbers in a text such as "(300, 80)", whole ones as int."""
-    return [float(n) if re.search(r"[.eE]", n) else int(n[:18]) for n in re.findall(NUMBER, text)]

@@ -1,11 +1,12 @@
 """Actions as people and other models write them -> actions in pixels. Nothing is guessed silently.
 
-What is the tool's own form is read without repairs; everything else is read under a name, to be counted:
+What is the tool's own form is read without repairs; everything else is read under a name, to be counted. What others
+call actions and arguments is one table, `synonyms`; a key that stands in no row of its action is an error.
 
 | repair | what was read |
 |---|---|
 | json_text, python_literal, python_call, upper_case_call, bare_coordinates | text (`dialect_text` shows each); code is never run |
-| nested_action | {"action": {...}}, {"next_action": {...}} |
+| nested_action | {"action": {...}}, {"next_action": {...}}, {"action": "click(300, 80)"} |
 | call_as_value, name_as_action | {"name": "computer_use", "arguments": {...}}; {"name": "click", "arguments": {...}} |
 | several_actions | a list of actions |
 | list_action | ["click", 300, 80] |
@@ -14,82 +15,70 @@ What is the tool's own form is read without repairs; everything else is read und
 | missing_action | a position alone: left_click |
 | renamed_argument | another name of an argument: `value` for text, `position` for coordinate ... |
 | xy_keys | x and y in place of coordinate |
-| box_centre | four numbers x1, y1, x2, y2, or x, y, width, height by name: the middle |
+| box_centre | four numbers x1, y1, x2, y2, or a box of x, y, width, height by name: the middle |
 | coordinate_text, nested_list, string_number, float_coordinate | "(300, 80)"; [[300, 80]]; "300"; 300.5 on the grid |
 | clamped | a position outside the screen, moved to its edge (only with `clamp`) |
-| key_combination | "ctrl+a", "ctrl a" for ["ctrl", "a"]; several keys pressed one after another |
-| wheel_notches, scroll_direction, default_scroll | a wheel's notches as WHEEL_NOTCH_PX each; "down"; without a length: half a screen |
-| default_time | a wait without a time: DEFAULT_WAIT_SECONDS |
+| key_combination | "ctrl+a", "ctrl a" for ["ctrl", "a"]; several keys pressed one after another (`chords`) |
+| scroll_direction, default_scroll | "down"; without a length: half a screen |
+| wheel_notches, wheel_delta, scroll_pages | a wheel's notches as WHEEL_NOTCH_PX each; a browser's event, above 0 down; shares of the screen |
+| default_time, time_unit | a wait without a time: DEFAULT_WAIT_SECONDS; in milliseconds, "2s" |
 | click_and_type, typed_enter | type with a position; type with enter or submit: the key after it |
 | drag_start | a drag with both ends: a mouse_move to the first before it |
 | number_as_text | a number to type |
 | renamed_status, default_status | "done" for success; none: success |
-| dropped_argument | what the action does not take |
+| dropped_argument | a remark, or how fast the action is done |
 
 The unit of positions and lengths (`coordinates.UNITS`) and the order of a box without names are the caller's to say.
 """
 
+import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from qwenvl_agent.computer.actions import Action, ActionError
-from qwenvl_agent.computer.dialect_text import NotLiteralError, numbers_of, split_thought, values_of
-from qwenvl_agent.computer.keys import key_name
+from qwenvl_agent.computer.chords import chords_of
+from qwenvl_agent.computer.dialect_text import split_thought, values_of
+from qwenvl_agent.computer.places import CORNERS, MAX_SCREENS, Places, are_numbers, is_number, is_pair, short
+from qwenvl_agent.computer.synonyms import (
+    ACTION_KEYS,
+    ACTIONS,
+    AMOUNTS,
+    ARGUMENTS,
+    BUTTONS,
+    CALL_KEYS,
+    CALL_TYPES,
+    CLICKED,
+    DIRECTION_WORDS,
+    DIRECTIONS,
+    NESTING_KEYS,
+    OTHER_REMARKS,
+    PLACE,
+    REMARKS,
+    SECONDS,
+    STATUSES,
+    THOUGHTS,
+    TOOLS,
+    UNCLEAR,
+    plain,
+)
 from qwenvl_agent.computer.tool import CLICKS, KINDS, NAME
-from qwenvl_agent.coordinates import BOX_ORDERS, GRID, UNITS, Screen, centre, corners
+from qwenvl_agent.coordinates import GRID, Screen
 from qwenvl_agent.schema import Turn
 
 WHEEL_NOTCH_PX = 100
 """What a browser scrolls for one notch of a wheel, about; pyautogui and recorders count notches."""
+MAX_NOTCHES = 100
+"""More are pixels, or Windows' 120 for each notch."""
 DEFAULT_WAIT_SECONDS = 1
 MAX_DEPTH = 5
 MAX_ACTIONS = 50
 """Of one value."""
-MAX_NUMBER = 1e9
-
-KIND_NAMES = {
-    **{name.replace("_", ""): name for name in KINDS},
-    **dict.fromkeys(("click", "tap", "leftsingle", "clickelement", "mouseclick", "singleclick"), "left_click"),
-    **dict.fromkeys(("dblclick", "leftdouble", "doubletap"), "double_click"),
-    **dict.fromkeys(("rightsingle", "contextclick", "contextmenu"), "right_click"),
-    **dict.fromkeys(("hover", "move", "moveto", "movemouse"), "mouse_move"),
-    **dict.fromkeys(("drag", "dragto", "draganddrop", "swipe"), "left_click_drag"),
-    **dict.fromkeys(("input", "write", "typewrite", "typetext", "inputtext", "entertext", "fill"), "type"),
-    **dict.fromkeys(("select", "selectoption"), "type"),
-    **dict.fromkeys(("press", "hotkey", "keypress", "presskey", "keyboard"), "key"),
-    **dict.fromkeys(("vscroll", "scrolldown", "scrollup", "scrollleft", "scrollright", "mousewheel"), "scroll"),
-    "sleep": "wait",
-    **dict.fromkeys(("finish", "finished", "done", "stop", "complete", "completed", "exit"), "terminate"),
-    **dict.fromkeys(("respond", "say"), "answer"),
-    **dict.fromkeys(("pressenter", "enter"), "key"),
-}
-"""Names without case, underscores, hyphens and spaces. A list is chosen from by clicking it and typing the option."""
-ACTION_KEYS = ("action", "action_type", "actionType", "type", "operation", "op", "name", "function")
-POINT_KEYS = (
-    *("coordinate", "coordinates", "position", "point", "point_2d", "location", "pos", "xy", "center", "centre"),
-    *("start_box", "start_point", "start_coordinate", "from", "start"),
-)
-START_KEYS = ("start_coordinate", "start_box", "start_point", "from", "start", "from_coord")
-END_KEYS = ("coordinate2", "end_coordinate", "end_box", "end_point", "to", "end", "to_coord")
-BOX_KEYS = ("box", "bbox", "bbox_2d", "bounding_box", "rect")
-CORNER_KEYS = ("x1", "y1", "x2", "y2")
-VALUE_KEYS = {
-    "text": ("text", "content", "value", "input", "message", "answer", "string"),
-    "keys": ("keys", "key", "hotkey", "key_comb", "value", "text"),
-    "pixels": ("pixels", "amount", "distance", "delta", "scroll_amount"),
-    "time": ("time", "seconds", "duration", "value"),
-    "status": ("status", "result", "goal_status"),
-}
-"""For each argument of the tool its names elsewhere, its own first."""
-THOUGHT_KEYS = ("reasoning", "thought", "thoughts", "rationale")
-REMARK_KEYS = ("target", "element", "description", "confidence", "label", "id", "step")
-"""What annotators write beside an action; it is no argument of it."""
-STATUS_NAMES = {
-    **dict.fromkeys(("success", "successful", "done", "complete", "completed", "ok", "finished", "true"), "success"),
-    **dict.fromkeys(("failure", "fail", "failed", "infeasible", "impossible", "error", "false"), "failure"),
-}
-DIRECTIONS = {"up": ("scroll", 1), "down": ("scroll", -1), "left": ("hscroll", -1), "right": ("hscroll", 1)}
+BOX_SLACK_PX = 1.0
+TIME = re.compile(r"([0-9]+(?:\.[0-9]*)?)\s*([a-z]*)")
+NAMES = {argument: tuple(plain(name) for name in names) for argument, names in ARGUMENTS.items()}
+REMARK_NAMES = {plain(name) for name in REMARKS}
+OTHER_REMARK_NAMES = {plain(name) for name in OTHER_REMARKS}
+OWN_CLICK = {kind: click for click, kind in CLICKED.items()}
 
 
 @dataclass(frozen=True)
@@ -112,20 +101,21 @@ def read(value: object, screen: Screen, unit: str = "norm", *, clamp: bool = Fal
     """Actions of any value: an object, a list, a text. Never raises on what people or models write.
 
     Errors are those of `actions`, and no_action, too_many_actions, not_literal (code with variables or expressions),
-    outside_screen, empty_box (one whose second corner lies before its first).
+    outside_screen, empty_box (one whose second corner lies before its first), unknown_unit (numbers of a unit or sign that
+    is not said).
     """
     reader = _Reader(screen, unit, clamp, box_order)
     try:
         actions = tuple(reader.read(value, 0))
     except ActionError as error:
-        written = tuple(reader.written)
+        written = tuple(reader.places.written)
         return Reading(repairs=tuple(reader.repairs), error=error.name, message=str(error), written=written)
     except RecursionError:
         return Reading(error="no_action", message="nested too deep: no action is read; write one object")
     if len(actions) > MAX_ACTIONS:
         message = f"{len(actions)} actions are no decision of one step: none is taken; give at most {MAX_ACTIONS}"
         return Reading(error="too_many_actions", message=message)
-    return Reading(actions, reader.thought, tuple(reader.repairs), written=tuple(reader.written))
+    return Reading(actions, reader.thought, tuple(reader.repairs), written=tuple(reader.places.written))
 
 
 def read_turn(turn: Turn, screen: Screen) -> Reading:
@@ -156,20 +146,45 @@ def to_seed(action: Action, screen: Screen, thought: str = "") -> dict:
     return value | ({"reasoning": thought} if thought else {})
 
 
+class Fields:
+    """The keys of one object, compared by `plain`. What is read is taken out: what is left was not understood."""
+
+    def __init__(self, value: dict):
+        self.values: dict[str, object] = {}
+        self.written: dict[str, str] = {}
+        for key, item in value.items():
+            name = plain(str(key))
+            if item is None:
+                continue
+            if name in self.values:
+                raise ActionError("extra_argument", f"{short(key)} is there twice: which holds is unknown; keep one")
+            self.values[name], self.written[name] = item, str(key)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def has(self, argument: str) -> bool:
+        return any(name in self.values for name in NAMES[argument])
+
+    def take(self, argument: str) -> tuple[object, str]:
+        """(value, name as written) of an argument by the first of its names that is there; (None, "") if none is."""
+        name = next((name for name in NAMES[argument] if name in self.values), None)
+        return (None, "") if name is None else (self.values.pop(name), self.written[name])
+
+
 class _Reader:
     """Reads one value; collects the names of repairs on the way."""
 
     def __init__(self, screen: Screen, unit: str, clamp: bool, box_order: str):
-        assert unit in UNITS and box_order in BOX_ORDERS, (unit, box_order)
-        self.screen, self.unit, self.clamp, self.box_order = screen, unit, clamp, box_order
-        self.is_grid = UNITS[unit] == GRID.cells
+        self.places = Places(screen, unit, clamp, box_order, self.note)
         self.repairs: list[str] = []
-        self.written: list[tuple[float, ...]] = []
         self.thought = ""
 
     def note(self, name: str) -> None:
         if name not in self.repairs:
             self.repairs.append(name)
+
+    # values, down to one object
 
     def read(self, value: object, depth: int) -> list[Action]:
         if depth > MAX_DEPTH:
@@ -180,341 +195,446 @@ class _Reader:
             return self._read_object(value, depth)
         if isinstance(value, list | tuple) and value:
             return self._read_list(list(value), depth)
-        raise ActionError("no_action", f"{_short(value)} is no action: give an object with action and coordinate")
+        raise ActionError("no_action", f"{short(value)} is no action: give an object with action and coordinate")
 
     def _read_text(self, text: str, depth: int) -> list[Action]:
-        self.thought, rest = split_thought(text)
-        try:
-            values, name = values_of(rest)
-        except NotLiteralError as error:
-            code = " ".join(str(error).split())
-            raise ActionError("not_literal", f"{code} is code to run, which is not done: write numbers out") from None
+        thought, rest = split_thought(text)
+        self.thought = thought or self.thought
+        values, name = values_of(rest)
         if not values:
-            raise ActionError("no_action", f"{_short(text)} holds no action: write one")
+            raise ActionError("no_action", f"{short(text)} holds no action: write one")
         self.note(name)
         return [action for value in values for action in self.read(value, depth + 1)]
 
     def _read_list(self, values: list, depth: int) -> list[Action]:
-        if all(_is_number(v) for v in values) or (len(values) == 1 and _is_numbers(values[0])):
-            self.note("missing_action")
-            return [Action("left_click", **self._point(values))]
-        if isinstance(values[0], str) and _plain(values[0]) in KIND_NAMES:
+        if all(is_number(v) for v in values) or (len(values) == 1 and are_numbers(values[0])):
+            self._note_missing_action()
+            return [Action("left_click", **self.places.point(values))]
+        if isinstance(values[0], str) and plain(values[0]) in ACTIONS:
             self.note("list_action")
-            return self._read_object(_named(values), depth)
+            return self._read_object(named(values), depth)
         self.note("several_actions")
         return [action for value in values for action in self.read(value, depth + 1)]
 
+    def _note_missing_action(self) -> None:
+        if "missing_action" in self.repairs:
+            raise ActionError(
+                "no_action", "several positions without an action: which is meant is unknown; write action"
+            )
+        self.note("missing_action")
+
     def _read_object(self, value: dict, depth: int) -> list[Action]:
-        fields = {str(key): item for key, item in value.items() if item is not None}
-        self.thought = next((str(fields[key]) for key in THOUGHT_KEYS if fields.get(key)), self.thought)
-        for key in ("next_action", "action", "function"):
-            if isinstance(fields.get(key), dict | list):
+        fields = Fields(value)
+        self._take_thought(fields)
+        for key in NESTING_KEYS:
+            if isinstance(nested := fields.values.get(plain(key)), dict | list):
                 self.note("nested_action")
-                return self.read(fields[key], depth + 1)
-        arguments = next(
-            (fields[k] for k in ("arguments", "args", "parameters") if isinstance(fields.get(k), dict)), None
-        )
-        if arguments is not None:
-            return self._read_call(fields, arguments, depth)
-        kind, name = self._kind(fields)
-        actions = self._build(kind, name, fields)
-        if any(key not in (*THOUGHT_KEYS, *REMARK_KEYS) for key in fields):
-            self.note("dropped_argument")
+                return self._read_nested(fields, plain(key), nested, depth)
+        for key in CALL_KEYS:
+            if (arguments := arguments_of(fields.values.get(plain(key)))) is not None:
+                del fields.values[plain(key)]
+                return self._read_call(fields, arguments, depth)
+        written = fields.values.get("action")
+        if isinstance(written, str) and "(" in written:
+            self.note("nested_action")
+            return self._read_nested(fields, "action", written, depth)
+        kind, name, implied = self._kind(fields)
+        actions = self._build(kind, name, implied, fields)
+        self._check_rest(kind, fields)
         return actions
 
-    def _read_call(self, fields: dict, arguments: dict, depth: int) -> list[Action]:
-        name = fields.get("name", fields.get("action"))
-        if name == NAME:
+    def _take_thought(self, fields: Fields) -> None:
+        thoughts = [fields.values.pop(plain(key)) for key in THOUGHTS if plain(key) in fields]
+        self.thought = next((str(thought) for thought in thoughts if thought), self.thought)
+
+    def _read_nested(self, fields: Fields, key: str, nested: object, depth: int) -> list[Action]:
+        del fields.values[key]
+        self._check_rest("an object with an action in it", fields)
+        return self.read(nested, depth + 1)
+
+    def _read_call(self, fields: Fields, arguments: dict, depth: int) -> list[Action]:
+        names = [key for key in ("name", *ACTION_KEYS) if isinstance(fields.values.get(plain(key)), str)]
+        names = [key for key in names if fields.values[plain(key)] not in CALL_TYPES] or names
+        if not names:
+            raise ActionError("no_action", f"{short(arguments)} are arguments of no action: write name")
+        name = str(fields.values.pop(plain(names[0])))
+        self._check_rest(short(name), fields)
+        if name in TOOLS:
             self.note("call_as_value")
             return self._read_object(arguments, depth + 1)
         self.note("name_as_action")
+        if arguments.get("action", name) != name:
+            raise ActionError(
+                "extra_argument", f"{name[:60]!r} has an action of its own: which holds is unknown; keep one"
+            )
         return self._read_object({**arguments, "action": name}, depth + 1)
 
-    def _kind(self, fields: dict) -> tuple[str, str]:
-        """The action's kind, and its name as it was written, plain."""
-        key = next((key for key in ACTION_KEYS if isinstance(fields.get(key), str)), None)
+    def _kind(self, fields: Fields) -> tuple[str, str, dict]:
+        """The action's kind, its name as it was written, plain, and what that name implies."""
+        key = next((key for key in ACTION_KEYS if isinstance(fields.values.get(plain(key)), str)), None)
         if key is None:
-            if not any(k in fields for k in (*POINT_KEYS, *BOX_KEYS, "x")):
-                raise ActionError("no_action", f"{_short(fields)} names no action: write action")
-            self.note("missing_action")
-            return "left_click", "click"
-        written = fields.pop(key)
-        kind = written if written in KINDS else KIND_NAMES.get(_plain(written), "")
+            if not any(fields.has(argument) for argument in (*PLACE, "start")):
+                raise ActionError("no_action", f"{short(fields.values)} names no action: write action")
+            self._note_missing_action()
+            return "left_click", "click", {}
+        written = str(fields.values.pop(plain(key)))
+        kind, implied = ACTIONS.get(plain(written), ("", {}))
         if not kind:
-            message = f"action is {_short(written)}, which does not exist: use one of {', '.join(KINDS)}"
+            message = f"action is {short(written)}, which does not exist: use one of {', '.join(KINDS)}"
             raise ActionError("unknown_action", message)
         if key != "action":
             self.note("renamed_action_key")
         if written != kind:
             self.note("renamed_action")
-        return kind, _plain(written)
+        return kind, plain(written), implied
 
-    def _build(self, kind: str, name: str, fields: dict) -> list[Action]:
+    def _check_rest(self, kind: str, fields: Fields) -> None:
+        """ActionError for a key that was not read and is no remark: whatever it says would be lost."""
+        for name, item in fields.values.items():
+            is_scalar = isinstance(item, str | int | float)
+            is_empty = item is False or (isinstance(item, str | list | tuple | dict) and not item)
+            if is_empty or (name in REMARK_NAMES and is_scalar):
+                continue
+            if name in ("type", "status") and isinstance(item, str) and item in CALL_TYPES:
+                continue
+            if not is_scalar or name not in OTHER_REMARK_NAMES:
+                raise self._unread(kind, fields.written[name], name, item)
+            self.note("dropped_argument")
+
+    def _unread(self, kind: str, written: str, name: str, item: object) -> ActionError:
+        hint = UNCLEAR.get(kind, {}).get(name)
+        if hint:
+            return ActionError("unknown_unit", f"{written} {short(item)} of {kind}: {hint}")
+        return ActionError(
+            "extra_argument", f"{kind} takes no {written[:60]!r} ({short(item)}): it would be lost; leave it out"
+        )
+
+    # one action
+
+    def _build(self, kind: str, name: str, implied: dict, fields: Fields) -> list[Action]:
         """The actions of one object; takes what it uses out of `fields`."""
         if kind in CLICKS:
             return self._clicks(kind, fields)
         if kind == "left_click_drag":
             return self._drag(fields)
         if kind == "mouse_move":
-            return [Action(kind, **self._place(kind, fields))]
+            place = self._place(kind, fields)
+            self._drop(fields, "speed")
+            return [Action(kind, **place)]
         if kind == "type":
             return self._type(fields)
         if kind == "key":
-            return self._press(name, fields)
+            return self._press(name, implied, fields)
         if kind in ("scroll", "hscroll"):
-            return [self._scroll(kind, name, fields)]
+            return [self._scroll(kind, implied, fields)]
         if kind == "wait":
             return [self._wait(fields)]
         if kind == "terminate":
-            return self._terminate(fields)
+            return self._terminate(implied, fields)
         return [Action(kind, text=self._text(kind, fields))]
 
-    def _wait(self, fields: dict) -> Action:
-        seconds = self._take(fields, "time")
-        if seconds is None:
-            self.note("default_time")
-            seconds = DEFAULT_WAIT_SECONDS
-        return Action("wait", seconds=self._number(seconds))
+    def _take(self, fields: Fields, argument: str) -> object:
+        """An argument by any of its names, taken out; None if there is none."""
+        value, written = fields.take(argument)
+        if written and written != ARGUMENTS[argument][0]:
+            self.note("renamed_argument")
+        return value
 
-    def _clicks(self, kind: str, fields: dict) -> list[Action]:
-        button, count = str(fields.pop("button", "left")).lower(), fields.pop("clicks", 1)
-        if kind == "left_click" and (button, count) != ("left", 1):
-            known = {("left", "2"): "double_click", ("left", "3"): "triple_click", ("right", "1"): "right_click"}
-            kind = (known | {("middle", "1"): "middle_click"}).get((button, str(count)), "")
-            if not kind:
-                raise ActionError(
-                    "unknown_action", f"{_short(count)} clicks of button {button[:20]!r}: no action does that"
-                )
+    def _drop(self, fields: Fields, argument: str) -> None:
+        if fields.take(argument)[1]:
+            self.note("dropped_argument")
+
+    def _clicks(self, kind: str, fields: Fields) -> list[Action]:
+        button, count = self._take(fields, "button"), self._take(fields, "clicks")
+        own_button, own_count = OWN_CLICK[kind]
+        made = (
+            own_button if button is None else BUTTONS.get(plain(str(button)), str(button)),
+            own_count if count is None else str(count),
+        )
+        clicked = CLICKED.get(made, "")
+        if not clicked or (kind != "left_click" and clicked != kind):
+            raise ActionError(
+                "unknown_action", f"{kind} of button {made[0][:20]!r}, {made[1][:20]} times: no action does that"
+            )
+        if clicked != kind:
             self.note("renamed_action")
-        return [Action(kind, **self._place(kind, fields))]
+        return [Action(clicked, **self._place(kind, fields))]
 
-    def _drag(self, fields: dict) -> list[Action]:
+    def _drag(self, fields: Fields) -> list[Action]:
         """A start becomes a move of the pointer, as the tool drags from where that is."""
-        fields.pop("button", None)
-        if all(key in fields for key in CORNER_KEYS):
-            start, end = ([fields.pop(f"{axis}{i}") for axis in "xy"] for i in (1, 2))
-        else:
-            start, end = self._first(fields, START_KEYS), self._first(fields, END_KEYS)
-            start = self._first(fields, POINT_KEYS) if start is None and end is not None else start
-        place = self._place("left_click_drag", fields) if end is None else self._point(end)
+        button = self._take(fields, "button")
+        if button is not None and BUTTONS.get(plain(str(button))) != "left":
+            raise ActionError("unknown_action", f"a drag with button {short(button)}: no action does that")
+        self._drop(fields, "speed")
+        start, end = self._ends(fields)
+        place = self._place("left_click_drag", fields) if end is None else self.places.point(end)
         if start is None:
             return [Action("left_click_drag", **place)]
         self.note("drag_start")
-        return [Action("mouse_move", **self._point(start)), Action("left_click_drag", **place)]
+        return [Action("mouse_move", **self.places.point(start)), Action("left_click_drag", **place)]
 
-    def _type(self, fields: dict) -> list[Action]:
+    def _ends(self, fields: Fields) -> tuple[object, object]:
+        """(start, end) of a drag, None for what is not given by a name that only it can have."""
+        if all(name in fields for name in CORNERS):
+            x1, y1, x2, y2 = (fields.values.pop(name) for name in CORNERS)
+            return [x1, y1], [x2, y2]
+        path = self._take(fields, "path")
+        if path is not None:
+            if not isinstance(path, list | tuple) or len(path) != 2:
+                raise ActionError(
+                    "bad_argument", f"path is {short(path)}: a drag goes straight; give its first and its last point"
+                )
+            return path[0], path[1]
+        start, end = self._end(fields, "start"), self._end(fields, "end")
+        if start is None and end is not None:
+            return self._point_value(fields), end
+        value = fields.values.get("coordinate", fields.values.get("position"))
+        if start is None and isinstance(value, list | tuple) and len(value) == 2 and not are_numbers(value):
+            return tuple(self._take(fields, "coordinate"))  # type: ignore[arg-type, return-value]
+        return start, end
+
+    def _end(self, fields: Fields, which: str) -> object:
+        names = (f"x_{which}", f"y_{which}")
+        if all(fields.has(name) for name in names):
+            self.note("xy_keys")
+            return [fields.take(name)[0] for name in names]
+        return self._take(fields, which)
+
+    def _type(self, fields: Fields) -> list[Action]:
+        submits = self._take(fields, "submit")
+        if submits not in (None, True, False) or isinstance(submits, int) and not isinstance(submits, bool):
+            raise ActionError("bad_argument", f"enter is {short(submits)}: give true or false")
         place = self._place("type", fields, is_needed=False)
-        submits = [fields.pop(key, False) for key in ("enter", "submit", "press_enter")]
         actions = [Action("type", text=self._text("type", fields))]
         if place:
             self.note("click_and_type")
             actions.insert(0, Action("left_click", **place))
-        if True in submits:
+        if submits:
             self.note("typed_enter")
             actions.append(Action("key", keys=("enter",)))
         return actions
 
-    def _press(self, name: str, fields: dict) -> list[Action]:
-        keys = ["enter"] if name in ("pressenter", "enter") else self._take(fields, "keys")
-        presses = fields.pop("presses", 1)
+    def _press(self, name: str, implied: dict, fields: Fields) -> list[Action]:
+        keys = implied.get("keys") or self._take(fields, "keys")
+        presses, held = self._take(fields, "presses"), self._take(fields, "modifiers")
         if keys is None:
             raise ActionError("missing_argument", "key lacks keys: nothing is pressed; give it")
         if isinstance(keys, str):
             self.note("key_combination")
-            keys = [keys] if key_name(keys) else re.split(r"(?<=.)\s*[+\s]\s*", keys)
-        if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
-            raise ActionError("bad_argument", f"keys is {_short(keys)}: give a list of names")
-        if len(keys) == 1 and not key_name(keys[0]) and len(parts := re.split(r"(?<=.)\+", keys[0])) > 1:
+        chords = chords_of(keys, name)
+        if held:
+            if len(chords) > 1:
+                raise ActionError("bad_argument", f"keys {short(keys)} with {short(held)} held: write each combination")
             self.note("key_combination")
-            keys = parts
-        if name == "press" and (len(keys) > 1 or presses != 1):  # pyautogui presses them one after another
+            chords = [(*chord, *chords[0]) for chord in chords_of(held, "hotkey")]
+        if presses is None:
+            presses = 1
+        if type(presses) is not int or not 1 <= presses <= MAX_ACTIONS:
+            raise ActionError("bad_argument", f"presses is {short(presses)}: give 1 to {MAX_ACTIONS}")
+        if len(chords) > 1 or presses > 1 or (isinstance(keys, list) and len(keys) != len(chords[0])):
             self.note("key_combination")
-            if not isinstance(presses, int) or not 1 <= presses <= MAX_ACTIONS:
-                raise ActionError("bad_argument", f"presses is {_short(presses)}: give 1 to {MAX_ACTIONS}")
-            return [Action("key", keys=(key,)) for _ in range(presses) for key in keys]
-        return [Action("key", keys=tuple(keys))]
+        return [Action("key", keys=chord) for _ in range(presses) for chord in chords]
 
-    def _scroll(self, kind: str, name: str, fields: dict) -> Action:
+    def _scroll(self, kind: str, implied: dict, fields: Fields) -> Action:
         place = self._place(kind, fields, is_needed=False)
-        notches = fields.pop("notches", None)
-        if notches is not None:
-            self.note("wheel_notches")
-            return Action(kind, scroll_px=self._number(notches) * WHEEL_NOTCH_PX, **place)
-        direction = str(fields.pop("direction", name.removeprefix("scroll"))).lower().strip()
-        pixels = self._take(fields, "pixels")
-        if direction not in DIRECTIONS:
-            if pixels is None:
+        direction = self._direction(implied, fields)
+        amount = self._amount(fields)
+        unclear = next((name for name in UNCLEAR[kind] if name in fields), None)
+        if unclear:
+            raise self._unread(kind, fields.written[unclear], unclear, fields.values[unclear])
+        if direction:
+            self.note("scroll_direction")
+            kind = self._turned(kind, direction)
+        if amount is None:
+            if not direction:
                 raise ActionError("missing_argument", f"{kind} lacks pixels: nothing is done; give it")
-            return Action(kind, scroll_px=self._length(self._number(pixels), kind), **place)
-        self.note("scroll_direction")
-        kind, sign = DIRECTIONS[direction]
-        if pixels is None:
             self.note("default_scroll")
-            return Action(kind, scroll_px=sign * GRID.decode_length(GRID.cells / 2, self._side(kind)), **place)
-        return Action(kind, scroll_px=sign * abs(self._length(self._number(pixels), kind)), **place)
+            length = GRID.decode_length(GRID.cells / 2, self.places.side(kind))
+            return Action(kind, scroll_px=DIRECTIONS[direction][1] * length, **place)
+        kind, length = self._scrolled(kind, *amount, direction)
+        return Action(kind, scroll_px=length, **place)
 
-    def _terminate(self, fields: dict) -> list[Action]:
-        status = self._take(fields, "status")
-        text = next((fields.pop(key) for key in ("text", "content", "answer") if fields.get(key)), None)
-        known = STATUS_NAMES.get(str(status).lower()) if status is not None else "success"
+    def _direction(self, implied: dict, fields: Fields) -> str:
+        """up, down, left or right; "" if none is given. A number in such a place is no direction."""
+        given = [implied["direction"]] if implied else []
+        for name in NAMES["direction"]:
+            if isinstance(fields.values.get(name), str):
+                word = DIRECTION_WORDS.get(plain(str(fields.values[name])))
+                if word is None:
+                    raise ActionError(
+                        "bad_argument", f"direction is {short(fields.values[name])}: use one of {', '.join(DIRECTIONS)}"
+                    )
+                del fields.values[name]
+                given.append(word)
+        if len(set(given)) > 1:
+            raise ActionError("bad_argument", f"a scroll {' and '.join(given)}: which holds is unknown; keep one")
+        return given[0] if given else ""
+
+    def _turned(self, kind: str, direction: str) -> str:
+        turned = DIRECTIONS[direction][0]
+        if kind == "hscroll" != turned:
+            raise ActionError("bad_argument", f"hscroll {direction}: it goes left or right; write scroll")
+        return turned
+
+    def _amount(self, fields: Fields) -> tuple[str, object] | None:
+        """(argument, value) of how far a scroll goes; of a wheel event's two sides the one that turns."""
+        given = {argument: self._take(fields, argument) for argument in AMOUNTS if fields.has(argument)}
+        if set(given) == {"wheel_x", "wheel_y"}:
+            still = next((name for name in ("wheel_x", "wheel_y") if given[name] == 0), "")
+            given.pop(still, None)
+        if len(given) > 1:
+            raise ActionError("bad_argument", f"a scroll by {' and '.join(given)}: one goes one way; give one of them")
+        return next(iter(given.items()), None)
+
+    def _scrolled(self, kind: str, argument: str, value: object, direction: str) -> tuple[str, float]:
+        """(kind, length in pixels, above 0 up or right)."""
+        length = self._signed(kind, argument, value)
+        if argument == "steps" and not direction:
+            raise ActionError(
+                "unknown_unit", f"a scroll of {short(value)} steps: up or down is not said; give direction"
+            )
+        if argument.startswith("wheel"):
+            self.note("wheel_delta")
+            turned = "hscroll" if argument == "wheel_x" else "scroll"
+            if turned != kind and (direction or kind == "hscroll"):
+                raise ActionError("bad_argument", f"{kind} by {argument}: which way it goes is unknown; correct one")
+            kind, length = turned, length if turned == "hscroll" else -length
+        if not direction:
+            return kind, length
+        sign = DIRECTIONS[direction][1]
+        if length * sign < 0 and (length < 0 or argument.startswith("wheel")):
+            raise ActionError(
+                "bad_argument",
+                f"a scroll {direction} by {short(value)}, which goes the other way: correct one of the two",
+            )
+        return kind, sign * abs(length)
+
+    def _signed(self, kind: str, argument: str, value: object) -> float:
+        if argument in ("pixels", "wheel_x", "wheel_y"):
+            side = {"wheel_x": "hscroll", "wheel_y": "scroll"}.get(argument, kind)
+            return self.places.length(value, side)
+        number = self.places.number(value)
+        if argument == "pages":
+            self.note("scroll_pages")
+            if abs(number) > MAX_SCREENS:
+                raise ActionError("unknown_unit", f"a scroll of {number} pages: no page is so long; correct its unit")
+            return number * self.places.side(kind)
+        self.note("wheel_notches")
+        if number != int(number) or abs(number) > MAX_NOTCHES:
+            raise ActionError(
+                "unknown_unit", f"{number} notches of a wheel: no wheel is turned so; if these are others, write pixels"
+            )
+        return number * WHEEL_NOTCH_PX
+
+    def _wait(self, fields: Fields) -> Action:
+        unit, value = "s", self._take(fields, "time")
+        if value is None and fields.has("milliseconds"):
+            unit, value = "ms", fields.take("milliseconds")[0]
+        if value is None:
+            self.note("default_time")
+            return Action("wait", seconds=DEFAULT_WAIT_SECONDS)
+        return Action("wait", seconds=self._seconds(value, unit))
+
+    def _seconds(self, value: object, unit: str) -> float:
+        timed = TIME.fullmatch(value[:40].lower().strip()) if isinstance(value, str) else None
+        if timed and timed[2]:
+            self.note("time_unit")
+            return float(timed[1]) * self._unit(timed[2])
+        if unit != "s":
+            self.note("time_unit")
+            return self.places.number(value) * self._unit(unit)
+        return self.places.number(value)
+
+    def _unit(self, unit: str) -> float:
+        if unit not in SECONDS:
+            raise ActionError("bad_argument", f"time in {unit[:20]!r}: give seconds")
+        return SECONDS[unit]
+
+    def _terminate(self, implied: dict, fields: Fields) -> list[Action]:
+        status = implied.get("status", self._take(fields, "status"))
+        text = self._take(fields, "text")
+        known = STATUSES.get(str(status).lower()) if status is not None else "success"
         if known is None:
-            raise ActionError("bad_argument", f"status is {_short(status)}: use success or failure")
+            raise ActionError("bad_argument", f"status is {short(status)}: use success or failure")
         if known != status:
             self.note("default_status" if status is None else "renamed_status")
-        answer = [Action("answer", text=str(text))] if text is not None else []
-        return [*answer, Action("terminate", status=known)]
+        if text is not None and not isinstance(text, str):
+            raise ActionError("bad_argument", f"text is {short(text)}: give a text")
+        return [*([Action("answer", text=text)] if text else []), Action("terminate", status=known)]
 
-    def _text(self, kind: str, fields: dict) -> str:
+    def _text(self, kind: str, fields: Fields) -> str:
         text = self._take(fields, "text")
-        if _is_number(text):
+        if text is None:
+            raise ActionError("missing_argument", f"{kind} lacks text: nothing is done; give it")
+        if is_number(text):
             self.note("number_as_text")
             text = str(text)
         if not isinstance(text, str):
-            raise ActionError("missing_argument", f"{kind} lacks text: nothing is done; give it")
+            raise ActionError("bad_argument", f"text is {short(text)}: give a text")
         return text
 
-    def _take(self, fields: dict, argument: str) -> object:
-        """An argument by any of its names, taken out; None if there is none."""
-        return self._first(fields, VALUE_KEYS[argument])
-
-    def _first(self, fields: dict, names: Sequence[str]) -> object:
-        name = next((name for name in names if name in fields), None)
-        if name is None:
-            return None
-        if name != names[0]:
-            self.note("renamed_argument")
-        return fields.pop(name)
-
-    def _place(self, kind: str, fields: dict, is_needed: bool = True) -> dict:
+    def _place(self, kind: str, fields: Fields, is_needed: bool = True) -> dict:
         """{"x_px": ..., "y_px": ...} of an object's position, {} if it has none."""
-        box = next((fields.pop(key) for key in BOX_KEYS if key in fields), None)
-        if not any(fields.get(key) is None for key in CORNER_KEYS):
-            box = {key: fields.pop(key) for key in CORNER_KEYS}
-        value = self._first(fields, POINT_KEYS)
-        if value is None and "x" in fields and "y" in fields:
-            self.note("xy_keys")
-            value = {key: fields.pop(key) for key in ("x", "y", "width", "height") if key in fields}
-        value = box if value is None else value
+        box = fields.take("box")[0]
+        if all(name in fields for name in CORNERS):
+            box = {name: fields.values.pop(name) for name in CORNERS}
+        value = self._point_value(fields)
         if value is not None:
-            return self._point(value)
+            place = self.places.point(value)
+            if box is not None:
+                self._check_inside(place, box)
+            return place
+        if box is not None:
+            return self.places.point(box, is_box=True)
         if is_needed:
             raise ActionError("missing_argument", f"{kind} lacks coordinate: nothing is done; give it")
         return {}
 
-    def _point(self, value: object) -> dict:
-        """{"x_px": ..., "y_px": ...} of a position in any spelling; ActionError if it is none or not on the screen."""
-        numbers = self._numbers(value)
-        if len(numbers) == 4:
-            numbers = self._centre(value, numbers)
-        elif len(numbers) == 2:
-            self.written.append(tuple(numbers))
-        else:
-            raise ActionError("bad_argument", f"position {_short(value)} has {len(numbers)} numbers: give [x, y]")
-        if self.is_grid and any(isinstance(n, float) and not n.is_integer() for n in numbers):
-            self.note("float_coordinate")
-        x_px, y_px = self._to_px(*numbers)
-        if self.screen.contains(x_px, y_px):
-            return {"x_px": x_px, "y_px": y_px}
-        if not self.clamp:
-            raise ActionError(
-                "outside_screen",
-                f"position {_short(value)} ({self.unit}) is outside the screen of {self.screen.width_px}x"
-                f"{self.screen.height_px} px: nothing is there; correct it",
-            )
-        self.note("clamped")
-        x_px, y_px = self.screen.to_px(*self.screen.to_norm(x_px, y_px))
-        return {"x_px": x_px, "y_px": y_px}
-
-    def _centre(self, value: object, numbers: list[float]) -> list[float]:
-        """Of a box in the declared order, or of one whose own form says which number is what."""
-        self.note("box_centre")
-        has_names = isinstance(value, dict) or (isinstance(value, list | tuple) and len(value) == 2)
-        box = corners(numbers, "xyxy" if has_names else self.box_order)
-        self.written.append(centre(box) if has_names else tuple(numbers))
-        if box[2] < box[0] or box[3] < box[1]:
-            order = "x1, y1, x2, y2" if has_names else self.box_order
-            raise ActionError(
-                "empty_box", f"box {_short(value)} ({order}) is turned inside out: it has no middle; correct it"
-            )
-        return list(centre(box))
-
-    def _to_px(self, x: float, y: float) -> tuple[float, float]:
-        if self.is_grid and 0 <= x <= GRID.cells and 0 <= y <= GRID.cells:
-            return self.screen.to_px(x, y)  # the grid's own end reads as its last line
-        return self.screen.from_unit(x, y, self.unit)
-
-    def _numbers(self, value: object) -> list[float]:
-        if isinstance(value, str):
-            self.note("coordinate_text")
-            return [self._number(number) for number in numbers_of(value[:200])]
-        if isinstance(value, dict):
-            return self._numbers_by_name(value)
-        if isinstance(value, list | tuple):
-            if len(value) == 1 and isinstance(value[0], list | tuple):
-                self.note("nested_list")
-                return self._numbers(value[0])
-            if len(value) == 2 and all(_is_numbers(v) and len(v) == 2 for v in value):  # two corners of a box
-                value = [*value[0], *value[1]]
-            return [self._number(number) for number in value]
-        raise ActionError("bad_argument", f"position {_short(value)} is none: give [x, y]")
-
-    def _numbers_by_name(self, value: dict) -> list[float]:
-        for names in (CORNER_KEYS, ("left", "top", "right", "bottom")):
-            if all(name in value for name in names):
-                return [self._number(value[name]) for name in names]
-        try:
-            x, y = self._number(value["x"]), self._number(value["y"])
-            if "width" in value and "height" in value:
-                return [x, y, x + self._number(value["width"]), y + self._number(value["height"])]
-        except KeyError:
-            raise ActionError("bad_argument", f"position {_short(value)} has no x and y: give [x, y]") from None
-        self.note("xy_keys")
-        return [x, y]
-
-    def _number(self, value: object) -> float:
-        if isinstance(value, str):
-            try:
-                number = float(value)
-            except ValueError:
-                raise ActionError("bad_argument", f"{_short(value)} is no number: give one") from None
-            self.note("string_number")
-            value = number
-        if not _is_number(value) or not abs(value) <= MAX_NUMBER:
-            raise ActionError("bad_argument", f"{_short(value)} is no number that could be used: give a finite one")
+    def _point_value(self, fields: Fields) -> object:
+        value = self._take(fields, "coordinate")
+        if value is None and fields.has("start"):
+            self.note("renamed_argument")
+            value = fields.take("start")[0]
+        if value is None and "x" in fields and "y" in fields:
+            self.note("xy_keys")
+            value = {axis: fields.values.pop(axis) for axis in "xy"}
         return value
 
-    def _side(self, kind: str) -> int:
-        return self.screen.width_px if kind == "hscroll" else self.screen.height_px
-
-    def _length(self, length: float, kind: str) -> float:
-        whole = UNITS[self.unit]
-        return length / whole * self._side(kind) if whole else length
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_numbers(value: object) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(_is_number(item) for item in value)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name).lower()
+    def _check_inside(self, place: dict, box: object) -> None:
+        """ActionError if an action lies outside of its own box: then one of the two has another unit or order."""
+        repairs, written = list(self.repairs), list(self.places.written)
+        numbers = self.places.box_px(box)
+        self.repairs[:], self.places.written[:] = repairs, written
+        if numbers is None:
+            return
+        x1, y1, x2, y2 = numbers
+        if not (x1 - BOX_SLACK_PX <= place["x_px"] <= x2 + BOX_SLACK_PX) or not (
+            y1 - BOX_SLACK_PX <= place["y_px"] <= y2 + BOX_SLACK_PX
+        ):
+            raise ActionError(
+                "bad_argument", f"the position lies outside of its box {short(box)}: correct one of the two"
+            )
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def arguments_of(value: object) -> dict | None:
+    """The object that holds a call's arguments, perhaps as JSON text; None if this is none."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, dict) else None
 
 
-def _named(values: list) -> dict:
-    """["click", 300, 80], ["click", [300, 80]] or ["type", "text"] as an object."""
+def named(values: list) -> dict:
+    """["click", 300, 80], ["click", [300, 80]], ["drag", [1, 2], [3, 4]] or ["type", "text"] as an object."""
     name, *rest = values
-    kind = KIND_NAMES[_plain(name)]
-    numbers = rest if rest and all(_is_number(v) for v in rest) else rest[0] if rest else None
-    if numbers is None:
+    kind = ACTIONS[plain(name)][0]
+    argument = next(iter(KINDS[kind].needs))
+    if not rest:
         return {"action": name}
-    if KINDS[kind].needs != ("coordinate",):
-        numbers = rest[0] if len(rest) == 1 else rest
-    return {"action": name, KINDS[kind].needs[0]: numbers}
+    if kind == "left_click_drag" and len(rest) == 2 and is_pair(rest[0]) and is_pair(rest[1]):
+        return {"action": name, "path": rest}
+    if len(rest) > 1 and not (argument in ("coordinate", "keys") and len({type(v) is str for v in rest}) == 1):
+        raise ActionError("bad_argument", f"{name} with {short(rest)}: which is which is unknown; write an object")
+    return {"action": name, argument: rest[0] if len(rest) == 1 else rest}
