@@ -4,11 +4,14 @@
         --out generated/screenspot_v2
     qwenvl-agent convert --layout os_atlas --data web.json --pictures web_images --out generated/web \
         --keep-apart screenspot_v2 screenspot_desktop_v2.json screenspotv2_image
+    qwenvl-agent convert --layout my_layout.json --data mine.jsonl --pictures . --out generated/mine
     qwenvl-agent convert --layouts
+    qwenvl-agent convert --layout-keys
 
-Where a layout finds what, and in which unit, is declared in qwenvl_agent/curation/convert.py. Rows that do not fit are counted
-by reason and written to rejects.jsonl with their place. A training picture that shows the same as one of --keep-apart,
-scaled or compressed though it be, is rejected.
+A layout says where a data set keeps what, and in which unit: a shipped one's name, or a file of your own
+(--layout-keys lists what stands in it). Rows that do not fit are counted by reason and written to rejects.jsonl with
+their place; if the places of many do not, the layout is not the file's, and that is an error. A training picture that
+shows the same as one of --keep-apart, scaled or compressed though it be, is rejected.
 """
 
 import argparse
@@ -19,27 +22,50 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from qwenvl_agent.cli.dataset import refuse_to_lose, write_manifest
 from qwenvl_agent.command import bounded, command, run_command
-from qwenvl_agent.curation.convert import LAYOUTS, convert, known_pictures
+from qwenvl_agent.curation.convert import (
+    LAYOUTS,
+    MISPLACED,
+    annotation_files,
+    convert,
+    known_pictures,
+    picture_files,
+    remedy_for,
+)
+from qwenvl_agent.curation.layout import Layout
 from qwenvl_agent.data.readers.computer import Sample, SampleWriter, summary
+from qwenvl_agent.settings import list_settings, type_name
+
+MIN_MISPLACED = 3
+"""Fewer may be any file's."""
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layouts", action="store_true", help="list the layouts and what they declare")
-    parser.add_argument("--layout", help="form of the file; see --layouts")
-    parser.add_argument("--data", type=Path, help="a .jsonl, .json or .parquet file")
+    parser.add_argument("--layout-keys", action="store_true", help="list what stands in a layout file")
+    parser.add_argument("--layout", help="form of the file: a name of --layouts, or a layout file (.json)")
+    parser.add_argument("--data", type=Path, help="a .jsonl, .json or .parquet file, or a folder of them")
     parser.add_argument("--pictures", type=Path, help="folder of its pictures (for .parquet: where they are saved)")
     parser.add_argument("--out", type=Path, help="folder to write")
     parser.add_argument("--limit", type=bounded(int, 1), help="stop after this many samples and rejects")
+    parser.add_argument("--split", choices=("train", "test"), help="of all rows; by default what the layout says")
+    parser.add_argument("--test-ids", type=Path, help="JSON file with the ids of test rows, in place of the layout's")
+    parser.add_argument(
+        "--max-misplaced",
+        type=bounded(float, 0, 1),
+        default=0.25,
+        metavar="SHARE",
+        help="of rows whose places are not on their pictures; more of them are an error (default: %(default)s)",
+    )
     parser.add_argument("--keep-apart", nargs=3, metavar=("LAYOUT", "DATA", "PICTURES"), help="an evaluation set")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder's dataset.jsonl")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     args = parser.parse_args(argv)
-    if not args.layouts and not all((args.layout, args.data, args.pictures, args.out)):
+    if not (args.layouts or args.layout_keys) and not all((args.layout, args.data, args.pictures, args.out)):
         parser.error("--layout, --data, --pictures and --out are needed")
     return args
 
@@ -51,24 +77,44 @@ def write_dataset(args: argparse.Namespace) -> dict:
         if args.keep_apart
         else None
     )
-    items = itertools.islice(convert(args.data, args.layout, args.pictures, known=known), args.limit)
-    counts = {"samples": 0, "rejects": Counter(), "notes": Counter(), "actions": Counter()}
+    rows = convert(args.data, args.layout, args.pictures, known=known, split=args.split or "", test_ids=args.test_ids)
+    items = itertools.islice(rows, args.limit)
+    counts = {"samples": 0, "rejects": Counter(), "notes": Counter(), "actions": Counter(), "splits": Counter()}
     with SampleWriter(args.out) as writer, open(args.out / "rejects.jsonl", "w", encoding="utf-8") as rejects:
         for item in track(items, description=str(args.data), disable=args.json, console=Console(stderr=True)):
             if isinstance(item, Sample):
                 writer.write(item)
                 counts["samples"] += 1
                 counts["notes"].update(item.notes)
+                counts["splits"][item.split] += 1
                 counts["actions"].update(action.kind for action in item.actions)
             else:
                 counts["rejects"][item.reason] += 1
                 row = {"source": item.source, "reason": item.reason, "message": item.message}
                 rejects.write(json.dumps(row, ensure_ascii=False) + "\n")
+    check_places(args, counts["samples"], counts["rejects"])
     return write_manifest(args.out, {"layout": args.layout, "data": args.data.name, **counts})
 
 
+def check_places(args: argparse.Namespace, num_samples: int, rejects: Counter) -> None:
+    """ValueError if the places of so many rows are not on their pictures that those of the others cannot be trusted."""
+    misplaced = {reason: rejects[reason] for reason in MISPLACED if rejects[reason]}
+    total = sum(misplaced.values())
+    if total < MIN_MISPLACED or total <= args.max_misplaced * (num_samples + total):
+        return
+    named = ", ".join(f"{reason} {count}" for reason, count in misplaced.items())
+    remedy = remedy_for(annotation_files(args.data)[0], picture_files(args.pictures))
+    raise ValueError(
+        f"{args.data}: {total} of {num_samples + total} places are not on their pictures ({named}): layout {args.layout} "
+        f"declares another unit, order or size than the file has, and the rest would be wrong, too; {remedy}, or raise "
+        "--max-misplaced"
+    )
+
+
 def layout_table() -> Table:
-    table = Table("layout", "box", "point", "action", "split", "licence")
+    table = Table(
+        Column("layout", no_wrap=True), "box", "point", "action", "split", "licence", "tried on", "facts from"
+    )
     for name, layout in LAYOUTS.items():
         box = f"{layout.box_order}, {layout.box_unit}" if layout.box else ""
         table.add_row(
@@ -78,7 +124,16 @@ def layout_table() -> Table:
             layout.action_unit if layout.action else "click",
             layout.split,
             layout.licence or "not stated",
+            layout.tried,
+            layout.source,
         )
+    return table
+
+
+def key_table() -> Table:
+    table = Table("key", "type", "meaning", show_lines=True)
+    for setting in list_settings(Layout):
+        table.add_row(setting.path, type_name(setting.hint), setting.meaning)
     return table
 
 
@@ -87,6 +142,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.layouts:
         Console().print(layout_table())
+        return 0
+    if args.layout_keys:
+        Console().print(key_table())
         return 0
     refuse_to_lose(args.out, args.overwrite)
     manifest = write_dataset(args)
