@@ -86,7 +86,7 @@ def _converted(file: Path, converter: "Converter") -> Iterator[Sample | Rejected
     """The samples of one file; ValueError once its first rows are seen to be of another form."""
     num_rows, num_lacking = 0, 0
     lacks: tuple[str, ...] = ()
-    for source, row in _rows(_records(file), converter.layout):
+    for source, row in _rows(read_records(file), converter.layout):
         if num_rows == num_lacking < NUM_LOOKED_AT:  # none has had them yet
             lacks = missing_fields(row, converter.layout)
             num_lacking += bool(lacks)
@@ -99,11 +99,6 @@ def _converted(file: Path, converter: "Converter") -> Iterator[Sample | Rejected
             f"{file}: all of the first {num_rows} rows lack {' and '.join(lacks)}, which layout {converter.name} reads: no row "
             f"would be right; {remedy_for(file, converter.pictures)}"
         )
-
-
-def _records(file: Path) -> Iterator[tuple[str, object]]:
-    """(`file:line`, value) of a file; a broken one's value is a RecordError."""
-    return _read_parquet(file) if file.suffix == ".parquet" else read_records(file)
 
 
 def _rows(records: Iterable[tuple[str, object]], layout: Layout) -> Iterator[tuple[str, object]]:
@@ -177,7 +172,7 @@ def _layouts_that_read(file: Path, pictures: PictureFiles) -> dict[str, int]:
 
 def _first_rows(file: Path) -> Iterator[tuple[str, list[tuple[str, object]]]]:
     """Each shipped layout with a file's first rows as it finds them."""
-    records = list(itertools.islice(_records(file), NUM_TRIED))
+    records = list(itertools.islice(read_records(file), NUM_TRIED))
     for name, layout in LAYOUTS.items():
         yield name, list(itertools.islice(_rows(records, layout), NUM_TRIED))
 
@@ -210,16 +205,3 @@ def _test_ids(file: Path, layout: Layout, given: Path | None) -> frozenset[str]:
     if not isinstance(ids, list) or not ids or not all(isinstance(item, str | int) for item in ids):
         raise ValueError(f"{path} holds no list of ids (or an object with `test`): no test row is known; correct it")
     return frozenset(str(item).removesuffix(".json") for item in ids)
-
-
-# Tables
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, object]]:
-    import pyarrow.parquet
-
-    number = 0
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=16):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}:{number}", row
