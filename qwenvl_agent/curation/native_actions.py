@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwenvl_agent.computer import Action
-from qwenvl_agent.computer.dialects import Reading, numbers_of, read
+from qwenvl_agent.computer.dialects import Reading, read
+from qwenvl_agent.computer.places import numbers_of
 from qwenvl_agent.coordinates import Screen, centre
 from qwenvl_agent.curation.gestures import GESTURES
 from qwenvl_agent.curation.layout import ANY, OF_BOX, REFUSE, Layout
