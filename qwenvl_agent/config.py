@@ -146,6 +146,13 @@ class SourceConfig:
     world: str = ""
     """Of kind recorded: the world, by name or as path/to/file.py:make_world, whose tools these are and who reads them if
     it has a reader; empty: the tools stand beside the file."""
+    unit: Literal["", "px", "fraction", "percent", "thousand"] = ""
+    """Of kind computer: what its places are in; empty: px, as long as nothing in the file speaks against it. fraction: 0 to
+    1 across the picture; thousand: the model's own 0 to 1000."""
+    box_unit: Literal["", "px", "fraction", "percent", "thousand"] = ""
+    """Of kind computer: what its boxes are in; empty: in `unit`."""
+    box_order: Literal["", "xyxy", "xywh"] = ""
+    """Of kind computer: whether the numbers of a box are two corners (xyxy; so if empty) or one and the size (xywh)."""
     weight: Annotated[float, Range(1e-6, 1e6, "rows are drawn by it; a source that is not wanted is left out")] = 1.0
     """Share of rows drawn from this source, relative to the other sources' weights."""
 
@@ -156,6 +163,12 @@ class SourceConfig:
                 f"data.sources[].world is {self.world!r} and kind {self.kind}: no world is asked about it; leave it out, or "
                 "use kind recorded"
             )
+        for name in ("unit", "box_unit", "box_order"):
+            if getattr(self, name) and self.kind != "computer":
+                raise ValueError(
+                    f"data.sources[].{name} is {getattr(self, name)!r} and kind {self.kind}: only places of kind computer are "
+                    "read by it; leave it out, or use kind computer"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.containers import data_files, num_records
 from qwenvl_agent.containers.note import Note, ignore
 from qwenvl_agent.data.readers import READERS, read_rows
-from qwenvl_agent.data.source import Reject, SourceRow
+from qwenvl_agent.data.source import FileNote, Item, Reject, SourceRow
 from qwenvl_agent.file_signatures import check_is_data
 from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
@@ -443,7 +443,7 @@ def _stamp(path: Path) -> dict[str, int]:
     return {name: getattr(stat, f"st_{name}") for name in names}
 
 
-def _with_whole_pictures(items: Iterable[SourceRow | Reject]) -> Iterator[SourceRow | Reject]:
+def _with_whole_pictures(items: Iterable[Item]) -> Iterator[Item]:
     """The items, with a reject for each row that has a picture which cannot be decoded."""
     items = iter(items)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -451,7 +451,7 @@ def _with_whole_pictures(items: Iterable[SourceRow | Reject]) -> Iterator[Source
             yield from pool.map(_if_pictures_are_whole, some)
 
 
-def _if_pictures_are_whole(item: SourceRow | Reject) -> SourceRow | Reject:
+def _if_pictures_are_whole(item: Item) -> Item:
     for picture in item.step.observation.pictures if isinstance(item, SourceRow) else ():
         try:
             picture.open()
@@ -524,7 +524,7 @@ def _file_stamps(paths: list[str]) -> bytes:
     return np.fromiter(numbers, dtype="<i8", count=2 * len(paths)).tobytes()
 
 
-def _write_cache(items: Iterable[SourceRow | Reject], folder: Path) -> None:
+def _write_cache(items: Iterable[Item], folder: Path) -> None:
     """Write everything under a temporary name, then rename: another process sees the whole cache or none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
@@ -539,7 +539,7 @@ def _write_cache(items: Iterable[SourceRow | Reject], folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_files(items: Iterable[SourceRow | Reject], folder: Path) -> dict:
+def _write_files(items: Iterable[Item], folder: Path) -> dict:
     """The four data files; returns what meta.json holds."""
     notes: Counter[str] = Counter()
     records = _Places()
@@ -550,6 +550,9 @@ def _write_files(items: Iterable[SourceRow | Reject], folder: Path) -> dict:
         _RejectLog(folder / "rejects.jsonl") as rejects,
     ):
         for item in items:
+            if isinstance(item, FileNote):
+                notes[item.name] += item.count
+                continue
             records.add(item.source)
             if isinstance(item, Reject):
                 rejects.add(item)

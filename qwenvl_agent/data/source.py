@@ -1,4 +1,6 @@
-"""What a reader of any source file is given, and yields: one SourceRow a step, or a Reject that says why there is none."""
+"""What a reader of any source file is given, and yields: one SourceRow a step, or a Reject that says why there is none;
+what is to be said of the file as a whole is a FileNote.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from qwenvl_agent.json_input import Reject
 from qwenvl_agent.picture_store import PictureFolder
 from qwenvl_agent.schema import Step, Tool
 
-__all__ = ["Origin", "Reject", "SourceRow", "origin_of"]
+__all__ = ["FileNote", "Item", "Origin", "Reject", "SourceRow", "origin_of"]
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,15 @@ class SourceRow:
     source: str
     weight: float = 1.0
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileNote:
+    """What a reader has to say of a file, counted in the report as the notes of rows are; `source` is its last `file:line`."""
+
+    source: str
+    name: str
+    count: int
+
+
+Item = SourceRow | Reject | FileNote

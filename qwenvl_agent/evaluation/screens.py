@@ -15,7 +15,7 @@ from qwenvl_agent.computer.tool import CLICKS, NAME
 from qwenvl_agent.containers import data_files
 from qwenvl_agent.coordinates import GRID, Screen
 from qwenvl_agent.curation.convert import LAYOUTS, convert
-from qwenvl_agent.data.readers.computer import TEST, Box, RecordError, Rejected, Sample, read_box, read_samples
+from qwenvl_agent.data.readers.computer import TEST, Box, Rejected, Sample, read_samples
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.schema import Answer, Picture, Policy, Request, ToolCall, Turn
 
@@ -71,22 +71,6 @@ def to_task(sample: Sample, case_id: str) -> ScreenTask:
         hit_boxes_px=sample.details.get("hit_boxes"),
         details={key: value for key, value in sample.details.items() if key != "hit_boxes"},
     )
-
-
-def with_hit_boxes(item: Sample | Rejected) -> Sample | Rejected:
-    """Rejected if its `details.hit_boxes`, the boxes in whose union a click reaches the element, are no boxes."""
-    if isinstance(item, Rejected) or item.details.get("hit_boxes") is None:
-        return item
-    boxes = item.details["hit_boxes"]
-    try:
-        if not isinstance(boxes, list) or not boxes:
-            raise RecordError("bad_box", f"{str(boxes)[:80]}: no list of boxes")
-        for box in boxes:
-            read_box(box, "px", "xyxy", item.picture)
-    except RecordError as error:
-        message = f"details.hit_boxes: {error}; or leave it out"
-        return Rejected(item.source, message, reason="bad_hit_boxes")
-    return item
 
 
 def read_tasks(path: Path, split: str = "") -> TaskSet:
@@ -178,7 +162,7 @@ def with_platform(sample: Sample) -> Sample:
 
 def numbered(items: Iterator[Sample | Rejected], file: Path) -> list[tuple[str, Sample | Rejected]]:
     """Items with names by which two results find the same one: file and position, which a line need not tell."""
-    return [(f"{file.stem}#{number}", with_hit_boxes(item)) for number, item in enumerate(items, 1)]
+    return [(f"{file.stem}#{number}", item) for number, item in enumerate(items, 1)]
 
 
 def task_set(samples: list[tuple[str, Sample]], found: list, about: dict) -> TaskSet:

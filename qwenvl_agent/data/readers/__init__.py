@@ -9,7 +9,7 @@ from qwenvl_agent.config import DataConfig, SourceConfig
 from qwenvl_agent.containers import Record, records_of
 from qwenvl_agent.containers.note import Note, ignore
 from qwenvl_agent.data.readers import chat, computer, recorded
-from qwenvl_agent.data.source import Origin, Reject, SourceRow, origin_of
+from qwenvl_agent.data.source import Item, Origin, origin_of
 
 DEFAULTS = DataConfig()
 
@@ -29,14 +29,14 @@ class Reader:
     write the new digest into tests/test_reader_versions.py, which fails until both are done. A comment, a faster way or
     another wording of a reject need no new version: a million rows would be read anew for nothing."""
     survey: Callable[[Iterable[Record], Origin], Any] = lambda records, origin: None
-    join: Callable[[Iterable[Any], Origin], Iterable[SourceRow | Reject]] = lambda items, origin: items
+    join: Callable[[Iterable[Any], Origin], Iterable[Item]] = lambda items, origin: items
     beside: Callable[[Path, SourceConfig], str] = lambda path, cfg: ""
     """What else than the file's bytes decides what its rows hold; part of the key too."""
 
 
 def read_rows(
     files: Sequence[Path], cfg: SourceConfig, data_cfg: DataConfig = DEFAULTS, note: Note = ignore
-) -> Iterator[SourceRow | Reject]:
+) -> Iterator[Item]:
     """The rows and rejects of a source's files in their order, in this process; `note` as in `containers.records_of`."""
     reader, origin = READERS[cfg.kind], origin_of(files[0], cfg, data_cfg)
     origin = replace(origin, surveyed=reader.survey(records_of(files), origin))
@@ -58,5 +58,5 @@ READERS = {
         beside=lambda path, cfg: recorded.digest_beside(path, cfg.world),
     ),
     "chat": Reader(chat.open_reader, chat.VERSION),
-    "computer": Reader(computer.open_reader, computer.VERSION, join=computer.join),
+    "computer": Reader(computer.open_reader, computer.VERSION, join=computer.join, beside=computer.declared_beside),
 }

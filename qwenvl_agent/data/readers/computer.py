@@ -1,8 +1,8 @@
 """Screens with an instruction and the action to take on them: one step a record.
 
-Two published forms are read, `initial_screenshot` with `next_action` and `screenshot` with `action`; positions are in
-pixels of the screenshot. What else a record may hold is listed at `Sample`. A record that cannot be learned from
-becomes a `Reject` that says why; every other record stands.
+Two published forms are read, `initial_screenshot` with `next_action` and `screenshot` with `action`; all positions are in
+the unit that is declared for the file (`units`). What else a record may hold is listed at `Sample`. A record that cannot
+be learned from becomes a `Reject` that says why; every other record stands.
 """
 
 import hashlib
@@ -18,11 +18,16 @@ from typing import Any
 from qwenvl_agent import containers
 from qwenvl_agent.computer import KINDS, Action, build_tool, to_turn
 from qwenvl_agent.computer.context import SYSTEM_PROMPT, observation
-from qwenvl_agent.computer.dialects import read, to_seed
+from qwenvl_agent.computer.dialect_units import OWN_FORM, thousandths_form
+from qwenvl_agent.computer.dialects import Reading, read, to_seed
+from qwenvl_agent.computer.synonyms import ARGUMENTS, THOUGHTS
+from qwenvl_agent.config import SourceConfig
 from qwenvl_agent.containers import Record
-from qwenvl_agent.coordinates import Screen
+from qwenvl_agent.coordinates import Screen, corners
 from qwenvl_agent.data.pictures import Seen, see
-from qwenvl_agent.data.source import Origin, Reject, SourceRow
+from qwenvl_agent.data.readers import units
+from qwenvl_agent.data.readers.units import BELOW_ONE, OUTSIDE_BOX, UNDECLARED, Declared, Evidence, Way
+from qwenvl_agent.data.source import FileNote, Item, Origin, Reject, SourceRow
 from qwenvl_agent.images import check_aspect_ratio, read_rgb
 from qwenvl_agent.json_input import fault_of_line
 from qwenvl_agent.picture_store import PictureFolder, is_embedded
@@ -31,32 +36,34 @@ from qwenvl_agent.schema import Picture, Step, Turn
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the picture."""
-BOX_SLACK_PX = 1.0
-"""A box may reach this far over the picture's edge (annotators round); it is cut back, and counted."""
 MAX_STEP = 10**9
 OWN_NAMES = (*KINDS, "click")
 OWN_SPELLINGS = {"renamed_action", "renamed_action_key", "xy_keys", "several_actions"}
 """What `dialects` calls repairs and these two forms have by design."""
+OF_PLACES = ("outside_screen", "unknown_unit", "below_one", "box_outside", "empty_box", "click_outside_box")
+"""Reasons that another unit or order may be behind."""
 TRAIN, TEST = "train", "test"
 
 
-VERSION = 1
+VERSION = 2
 """Of the rows that a file gives; see `readers.Reader`."""
 
 
 class RecordError(ValueError):
     """Why a record gives no sample; `reason` is short and stable, for counting."""
 
-    def __init__(self, reason: str, message: str):
+    def __init__(self, reason: str, message: str, evidence: Evidence | None = None):
         super().__init__(message)
         self.reason = reason
+        self.evidence = evidence
 
 
 @dataclass(frozen=True)
 class Rejected(Reject):
-    """A `Reject` with its reason's name."""
+    """A `Reject` with its reason's name, and what its places say of the file's unit."""
 
     reason: str = ""
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ class Sample:
     licence: str = ""
     details: dict = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
+    """What its places say of the file's unit, as they were written."""
 
     @property
     def screen(self) -> Screen:
@@ -138,20 +147,38 @@ def _value(record: Record) -> object:
         return RecordError("not_json", str(error))
 
 
-def read_samples(path: Path) -> Iterator[Sample | Rejected]:
-    """Every record of a file (or of a folder's dataset.jsonl) in order; copies of a record are rejected."""
+def read_samples(
+    path: Path, declared: Declared = UNDECLARED, notes: Counter[str] | None = None
+) -> Iterator[Sample | Rejected]:
+    """Every record of a file (or of a folder's dataset.jsonl) in order; copies of a record are rejected.
+
+    ValueError at the end if the file's places cannot be as they are `declared`; what is only suspicious of them is added
+    to `notes`.
+    """
     path = containers.data_file(path)
-    read = sample_reader(PictureFolder(path.parent))
-    return without_copies(map(read, containers.read_records(path)))
+    read = sample_reader(PictureFolder(path.parent), declared)
+    found: Counter[Evidence] = Counter()
+    yield from without_copies(_weighed(map(read, containers.read_records(path)), found))
+    suspicions = units.judge(found, declared, str(path))
+    if notes is not None:
+        notes.update(suspicions)
 
 
-def sample_reader(folder: PictureFolder) -> Callable[[Record], Sample | Rejected]:
+def _weighed(items: Iterable[Sample | Rejected], found: Counter[Evidence]) -> Iterator[Sample | Rejected]:
+    """The items; what they say of the file's unit is counted."""
+    for item in items:
+        if item.evidence is not None:
+            found[item.evidence] += 1
+        yield item
+
+
+def sample_reader(folder: PictureFolder, declared: Declared) -> Callable[[Record], Sample | Rejected]:
     """What reads a record by itself."""
     pictures = PictureFiles(folder)
 
     def read(record: Record) -> Sample | Rejected:
         try:
-            return read_sample(_value(record), pictures, record.source)
+            return read_sample(_value(record), pictures, record.source, declared)
         except Exception as error:
             return rejected(record.source, error)
 
@@ -170,18 +197,27 @@ def without_copies(items: Iterable[Sample | Rejected]) -> Iterator[Sample | Reje
 
 def rejected(source: str, error: Exception) -> Rejected:
     """The reject of a record, whatever went wrong with it."""
-    return Rejected(source, fault_of_line(error), reason=getattr(error, "reason", "bad_record"))
+    reason, evidence = getattr(error, "reason", "bad_record"), getattr(error, "evidence", None)
+    return Rejected(source, fault_of_line(error), reason=reason, evidence=evidence)
+
+
+def declared_beside(path: Path, cfg: SourceConfig) -> str:
+    """For the cache's key."""
+    return f"{cfg.unit} {cfg.box_unit} {cfg.box_order}".strip()
 
 
 def open_reader(origin: Origin) -> Callable[[Record], tuple[Sample | Rejected]]:
     """What reads a record; `join` makes rows of it."""
-    read = sample_reader(origin.folder)
+    read = sample_reader(origin.folder, Declared.of(origin.cfg))
     return lambda record: (read(record),)
 
 
-def join(items: Iterable[Sample | Rejected], origin: Origin) -> Iterator[SourceRow | Reject]:
-    """The samples as training rows; copies and those of a test split are rejected."""
-    for item in without_copies(items):
+def join(items: Iterable[Sample | Rejected], origin: Origin) -> Iterator[Item]:
+    """The samples as training rows; copies and those of a test split are rejected. ValueError as of `read_samples`."""
+    found: Counter[Evidence] = Counter()
+    source = origin.cfg.path
+    for item in without_copies(_weighed(items, found)):
+        source = item.source
         if isinstance(item, Reject):
             yield item
         elif item.split == TEST:
@@ -190,6 +226,8 @@ def join(items: Iterable[Sample | Rejected], origin: Origin) -> Iterator[SourceR
             )
         else:
             yield to_row(item)
+    for name, count in units.judge(found, Declared.of(origin.cfg), origin.cfg.path).items():
+        yield FileNote(source, name, count)
 
 
 def to_row(sample: Sample) -> SourceRow | Reject:
@@ -260,7 +298,7 @@ class Duplicates:
         )
 
 
-def read_sample(record: object, pictures: PictureFiles, source: str) -> Sample:
+def read_sample(record: object, pictures: PictureFiles, source: str, declared: Declared = UNDECLARED) -> Sample:
     """The sample of one record in either form; ValueError says what is wrong with it."""
     if isinstance(record, RecordError):
         raise record
@@ -271,27 +309,58 @@ def read_sample(record: object, pictures: PictureFiles, source: str) -> Sample:
     check_row_markers(record, "take the row out")
     picture, seen = pictures.open(_one_of(record, "screenshot", "initial_screenshot"))
     check_size(record.get("image_size"), picture)
-    actions, thought, notes = _read_actions(record, Screen.of(picture))
-    target = _target(record)
-    if not thought and target:
-        thought, notes = f"The target is {target}.", (*notes, "thought_from_target")
-    box, cut = read_box(record.get("box"), "px", "xyxy", picture)
-    return Sample(
-        source=source,
-        instruction=read_text(record, "instruction"),
-        picture=picture,
-        seen=seen,
-        actions=actions,
-        thought=thought,
-        box_px=box,
-        id=str(record.get("id") or ""),
-        **_read_place(record),
-        kinds=_read_kinds(record, actions),
-        origin=str(record.get("origin") or ""),
-        licence=str(record.get("licence") or ""),
-        details=_details(record),
-        notes=notes + cut,
-    )
+    value, screen, way = _one_of(record, "action", "next_action"), Screen.of(picture), declared.way
+    reading = read(value, screen, way.unit, box_order=way.box_order)
+    name, box = _box_of(record)
+    form = thousandths_form(value)
+    evidence = units.weigh(reading.written, box if _are_numbers(box, 4) else None, screen, form, way)
+    try:
+        _check_places(reading, evidence, declared)
+        box_px, cut = read_box(box, way.box_unit, way.box_order, picture)
+        if evidence is not None and evidence.fault == BELOW_ONE:
+            raise RecordError(
+                "below_one",
+                f"{name} {list(box)} ({way.box_unit}) is all below 1: no click could hit it; correct its unit",
+            )
+        if evidence is not None and evidence.fault == OUTSIDE_BOX:
+            raise RecordError(
+                "click_outside_box",
+                f"position {list(reading.written[0])} ({way.unit}) lies more than {units.SLACK_PX:g} px outside its own "
+                f"{name} {list(box)} ({way.box_order}, {way.box_unit}): which of the two is meant is unknown; correct it",
+            )
+        thought, notes = _read_thought(record, value, reading)
+        return Sample(
+            source=source,
+            instruction=read_text(record, "instruction"),
+            picture=picture,
+            seen=seen,
+            actions=reading.actions,
+            thought=thought,
+            box_px=box_px,
+            id=_label(record, "id"),
+            **_read_place(record),
+            kinds=_read_kinds(record, reading.actions),
+            origin=_label(record, "origin"),
+            licence=_label(record, "licence"),
+            details=_details(record, way, picture),
+            notes=notes + cut + (() if name in ("", "box") else ("renamed_box",)),
+            evidence=evidence,
+        )
+    except RecordError as error:
+        hint = units.hint(evidence, declared) if error.reason in OF_PLACES else ""
+        raise RecordError(error.reason, f"{error}{hint}", evidence) from None
+
+
+def _check_places(reading: Reading, evidence: Evidence | None, declared: Declared) -> None:
+    """RecordError for an action that was not read, or whose form states another unit than the one it is read by."""
+    if reading.error:
+        raise RecordError(reading.error, reading.message)
+    if evidence is not None and evidence.form not in ("", OWN_FORM) and not declared.unit:
+        raise RecordError(
+            "unit_not_declared",
+            f"the action is written as {evidence.form}, whose places are 0 to 1000 where it comes from: taken as pixels it "
+            'would be elsewhere; declare "unit": "thousand" with the source, or "unit": "px" if they are pixels',
+        )
 
 
 def _one_of(record: dict, *names: str) -> object:
@@ -328,18 +397,39 @@ def _are_numbers(value: Any, length: int) -> bool:
     return is_list and all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in value)
 
 
-def _read_actions(record: dict, screen: Screen) -> tuple[tuple[Action, ...], str, tuple[str, ...]]:
-    """(actions, thought, notes)."""
-    value = _one_of(record, "action", "next_action")
-    reading = read(value, screen, "px")
-    if reading.error:
-        raise RecordError(reading.error, reading.message)
-    is_own = all(_is_own_form(item) for item in (value if isinstance(value, list) else [value]))
+def _read_thought(record: dict, value: Any, reading: Reading) -> tuple[str, tuple[str, ...]]:
+    """(thought, notes) of a record and its action."""
+    items = value if isinstance(value, list) else [value]
+    is_own = all(_is_own_form(item) for item in items)
     notes = tuple(name for name in reading.repairs if not (is_own and name in OWN_SPELLINGS))
-    thought = reading.thought or record.get("reasoning") or record.get("thought") or ""
-    if not isinstance(thought, str):
-        raise RecordError("bad_text", f"reasoning is {str(thought)[:80]!r}: not text; write text or leave it out")
-    return reading.actions, thought.strip(), notes
+    given = [(name, record.get(name)) for name in ("reasoning", "thought")]
+    given += [(name, item.get(name)) for item in items if isinstance(item, dict) for name in THOUGHTS]
+    for name, text in given:
+        if not isinstance(text, str | None):
+            raise RecordError("bad_text", f"{name} is {str(text)[:80]!r}: not text; write text or leave it out")
+    thought = (reading.thought or record.get("reasoning") or record.get("thought") or "").strip()
+    target = _target(record)
+    if not thought and target:
+        return f"The target is {target}.", (*notes, "thought_from_target")
+    return thought, notes
+
+
+def _box_of(record: dict) -> tuple[str, Any]:
+    """The name and the value of the record's box; ("", None) if it has none."""
+    given = [name for name in ARGUMENTS["box"] if record.get(name) is not None]
+    if len(given) > 1:
+        raise RecordError("bad_box", f"{' and '.join(given)} are both given: which holds is unknown; keep one")
+    return (given[0], record[given[0]]) if given else ("", None)
+
+
+def _label(record: dict, name: str) -> str:
+    """A name or a number as text; "" if none is given."""
+    value = record.get(name)
+    if not isinstance(value, str | int | None) or isinstance(value, bool):
+        raise RecordError(
+            "bad_record", f"{name} is {str(value)[:80]}: no name; write text or a number, or leave it out"
+        )
+    return "" if value is None else str(value)
 
 
 def _is_own_form(value: object) -> bool:
@@ -360,14 +450,13 @@ def read_box(value: Any, unit: str, order: str, picture: Picture) -> tuple[Box |
         raise RecordError("bad_box", f"box is {str(value)[:80]}: not four numbers; write them")
     screen = Screen.of(picture)
     first, second = screen.from_unit(value[0], value[1], unit), screen.from_unit(value[2], value[3], unit)
-    x1, y1 = first
-    x2, y2 = (x1 + second[0], y1 + second[1]) if order == "xywh" else second
+    x1, y1, x2, y2 = corners((*first, *second), order)
     what = f"box {list(value)} ({order}, {unit})"
     if not (x2 > x1 and y2 > y1):
         raise RecordError(
             "empty_box", f"{what} has no inside: no click could hit it; correct it, or its declared order"
         )
-    if min(x1, y1) < -BOX_SLACK_PX or x2 > picture.width + BOX_SLACK_PX or y2 > picture.height + BOX_SLACK_PX:
+    if min(x1, y1) < -units.SLACK_PX or x2 > picture.width + units.SLACK_PX or y2 > picture.height + units.SLACK_PX:
         raise RecordError(
             "box_outside",
             f"{what} leaves the picture of {picture.width}x{picture.height} px: it was drawn on another, or its unit is "
@@ -381,28 +470,38 @@ def read_box(value: Any, unit: str, order: str, picture: Picture) -> tuple[Box |
 
 def _read_place(record: dict) -> dict:
     """Episode, step, history, group and split of a record."""
-    episode, step = record.get("episode_id"), record.get("step", 0)
+    episode, step = _label(record, "episode_id"), record.get("step")
+    step = 0 if step is None else step
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= MAX_STEP:
         raise RecordError("bad_record", f"step is {step!r}: it has no place in its episode; write its index from 0")
-    past = record.get("history") or []
-    if not isinstance(past, list) or not all(isinstance(line, str) for line in past):
-        raise RecordError("bad_record", f"history is {str(past)[:80]}: not the steps before; write a list of texts")
-    split = record.get("split", TRAIN)
+    past = _listed(record, "history", "the steps before")
+    split = TRAIN if record.get("split") is None else record["split"]
     if split not in (TRAIN, TEST):
         raise RecordError("bad_record", f"split is {split!r}: which side it is on is unknown; write train or test")
     return {
-        "episode_id": str(episode) if episode is not None else "",
-        "step": step if episode is not None else 0,
+        "episode_id": episode,
+        "step": step if episode else 0,
         "past": tuple(past),
-        "group": str(record.get("group") or ""),
+        "group": _label(record, "group"),
         "split": split,
     }
 
 
+def _listed(record: dict, name: str, what: str) -> list[str]:
+    """A list of texts; empty if none is given."""
+    value = record.get(name)
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        raise RecordError("bad_record", f"{name} is {str(value)[:80]}: not {what}; write a list of texts")
+    return value
+
+
 def _read_kinds(record: dict, actions: Sequence[Action]) -> tuple[str, ...]:
     """The actions that the tool offers: `actions` of the record, or all."""
-    kinds = record.get("actions") or list(KINDS)
-    if not isinstance(kinds, list) or not all(isinstance(kind, str) and kind in KINDS for kind in kinds):
+    kinds = _listed(record, "actions", "actions of the tool") or list(KINDS)
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
         raise RecordError(
             "bad_record", f"actions is {str(kinds)[:80]}: not actions of the tool; use {', '.join(KINDS)}"
         )
@@ -414,11 +513,30 @@ def _read_kinds(record: dict, actions: Sequence[Action]) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def _details(record: dict) -> dict:
-    details = record.get("details") or {}
+def _details(record: dict, way: Way, picture: Picture) -> dict:
+    """`hit_boxes` among them in pixels."""
+    details = record.get("details")
+    if details is None or details in ("", []):
+        return {}
     if not isinstance(details, dict):
         raise RecordError("bad_record", f"details is {str(details)[:80]}: not an object; write one or leave it out")
-    return details
+    boxes = details.get("hit_boxes")
+    return details if boxes is None else details | {"hit_boxes": _hit_boxes(boxes, way, picture)}
+
+
+def _hit_boxes(boxes: Any, way: Way, picture: Picture) -> list[list[float]]:
+    """The boxes in whose union a click reaches the element."""
+    if not isinstance(boxes, list) or not boxes:
+        raise RecordError(
+            "bad_hit_boxes", f"details.hit_boxes is {str(boxes)[:80]}: no list of boxes; write one, or leave it out"
+        )
+    try:
+        found = [read_box(box or [], way.box_unit, way.box_order, picture)[0] for box in boxes]
+    except RecordError as error:
+        raise RecordError("bad_hit_boxes", f"details.hit_boxes: {error}; or leave it out") from None
+    if (way.box_unit, way.box_order) == ("px", "xyxy"):
+        return boxes
+    return [list(box) for box in found if box]
 
 
 class SampleWriter:
