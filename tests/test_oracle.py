@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from qwenvl_agent.worlds.safari.judge import agrees
 from qwenvl_agent.worlds.safari.notepad import Notes, read_notes, write_notes
 from qwenvl_agent.worlds.safari.paths import actions_of, first_part, last_run, shortest_way
 from qwenvl_agent.worlds.safari.render import animal_symbol, read_view, view_symbols
+from qwenvl_agent.worlds.safari.scene import read_scene
+from qwenvl_agent.worlds.safari.sweep import zone_place
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, Animal, World, in_view, view_corner
 
 SMALL = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": 16}
@@ -53,7 +56,7 @@ def lost(world: dict, seeds, **settings) -> list[int]:
 
 
 @pytest.mark.parametrize("rules", ["reach", "catch"])
-@pytest.mark.parametrize("settings", [{}, TINY])
+@pytest.mark.parametrize("settings", [{}, TINY, {**TINY, "waypoints": "borders"}])
 def test_the_oracle_wins_every_small_world(rules, settings):
     assert lost({**SMALL, **HARD, "rules": rules}, REPORT_SEEDS[:25], **settings) == []
 
@@ -161,6 +164,35 @@ def test_a_target_out_of_view_is_searched_zone_by_zone():
     thought, calls = decide({}, player=(5, 5), notepad="Map .. ..\nGo a0", **TINY)
     assert thought == "Me f5. Target red tiger none. Done a0. Zone b0, go j5. Path g5 h5 i5 j5. Plan RIGHT 3 RIGHT 1."
     assert calls["update_notepad"] == {"content": "Map V. ..\nGo b0"}
+
+
+@pytest.mark.parametrize(
+    ("player", "zone", "said"),
+    [
+        ((10, 10), "a0", "Me f5. Target red tiger none. Zone a0, go a0."),
+        ((8, 14), "a0", "Me f5. Target red tiger none. Zone a0, go a0."),
+        ((4, 14), "a0", "Me e5. Target red tiger none. Zone a0, go e0."),
+        ((5, 4), "a0", "Me f4. Target red tiger none. Zone a0, go a4."),
+        ((15, 16), "b1", "Me f6. Target red tiger none. Zone b1, go j6."),
+        ((4, 4), "a0", "Me e4. Target red tiger none. Done a0. Zone b0, go j4."),
+        ((16, 16), "b1", "Me g6. Target red tiger none. Done b1. Zone b0, go g0."),
+    ],
+)
+def test_towards_borders_the_players_tile_alone_says_where_to_go(player, zone, said):
+    notepad = f"Map .. ..\nGo {zone}"
+    thought, _ = decide({}, player=player, notepad=notepad, waypoints="borders", max_path=4)
+    assert thought.split(" Path")[0] == said
+
+
+def test_zones_inside_of_a_large_world_are_looked_at_from_their_centres():
+    rules = SafariRules.from_json({**FULL, "num_trees": 0, "num_animals": 1})
+    scene, _ = read_scene(
+        rules,
+        view_symbols(World(50, 50, frozenset(), {}, (25, 25)), (25, 25)),
+        context_text("Find the red tiger.", 2, 40, (25, 25), "", "Map ..... ..... ..... ..... .....\nGo b4"),
+    )
+    assert zone_place(replace(scene, waypoints="borders")) == (15, 49)
+    assert zone_place(scene) == (15, 45)
 
 
 def test_the_zone_to_go_to_is_kept_without_writing():
@@ -331,6 +363,8 @@ def test_settings_that_no_turn_could_follow_are_refused():
         SafariOracle(SafariRules(), max_path=13)
     with pytest.raises(ValueError, match="thought form 'prose' does not exist"):
         SafariOracle(SafariRules(), thought_form="prose")
+    with pytest.raises(ValueError, match="use centres or borders"):
+        SafariOracle(SafariRules(), waypoints="edges")
 
 
 def generate(folder: Path, *args: str) -> subprocess.CompletedProcess:

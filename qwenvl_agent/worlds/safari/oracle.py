@@ -40,11 +40,18 @@ class SafariOracle:
     """Decides from (picture, context) alone; `rules` tells it the world's size and whether animals block.
 
     max_path: tiles walked in a turn. max_final_path: tiles to the target in the turn that declares it; up to 3 they
-    must be one straight run, which is easier to imitate.
+    must be one straight run, which is easier to imitate. waypoints: where zones are looked at from, `centres`, or
+    `borders`, which takes no sums of coordinates (`sweep.py`).
     """
 
     def __init__(
-        self, rules: SafariRules, *, max_path: int = 12, max_final_path: int = 12, thought_form: str = "tiles"
+        self,
+        rules: SafariRules,
+        *,
+        max_path: int = 12,
+        max_final_path: int = 12,
+        thought_form: str = "tiles",
+        waypoints: str = "centres",
     ):
         most = MAX_ACTIONS * MAX_STEPS
         if not (1 <= max_path <= most and 1 <= max_final_path <= most):
@@ -52,7 +59,10 @@ class SafariOracle:
                 f"max_path {max_path} and max_final_path {max_final_path}: one move walks 1 to {most} tiles, so no "
                 "turn could do that; choose from that range"
             )
+        if waypoints not in ("centres", "borders"):
+            raise ValueError(f"waypoints {waypoints!r}: no zone could be walked to; use centres or borders")
         self.rules = rules
+        self.waypoints = waypoints
         self.size = (rules.width, rules.height)
         self.max_path = max_path
         self.max_final_path = max_final_path
@@ -68,6 +78,7 @@ class SafariOracle:
     def turn(self, symbols: np.ndarray, text: str) -> Turn:
         """The turn for a (10, 10) view and a context text."""
         scene, written = read_scene(self.rules, symbols, text)
+        scene = replace(scene, waypoints=self.waypoints)
         decision = self.decide(scene)
         reasons = replace(decision.reasons, blocked=scene.context.blocked)
         thought = write_thought(self.form, scene.corner, reasons, decision.plan)

@@ -24,7 +24,7 @@ from qwenvl_agent.worlds.safari.thoughts import thought_form_named
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, SafariRules
 from qwenvl_agent.worlds.world import Counterfactual, DrawnState, Labels, RecordedTurn, SeedSets, World
 
-ORACLE_SETTINGS = ("max_path", "max_final_path", "thought_form")
+ORACLE_SETTINGS = ("max_path", "max_final_path", "thought_form", "waypoints")
 LABELS = Labels(
     goals="targets found",
     success="declare_done called, every target found, nothing declared falsely",

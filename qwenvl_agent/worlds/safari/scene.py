@@ -24,6 +24,8 @@ class Scene:
     context: Context
     mission: Mission
     notes: Notes
+    waypoints: str = "centres"
+    """Where zones are looked at from: `sweep.py`."""
 
     @cached_property
     def me(self) -> Tile:

@@ -1,4 +1,10 @@
-"""Sweeping the zones of a world: which is next, where to stand to see it, and when it counts as seen."""
+"""Sweeping the zones of a world: which is next, where to stand to see it, and when it counts as seen.
+
+Two ways to say where to stand. `centres`: in the middle of the zone, which is the shortest way, and takes sums of world
+coordinates to know. `borders`: towards the world's border until the player's tile leaves the middle of the view, which
+then shows the border's zones whole: whoever sees his own tile knows where to go and when he is there. Zones that touch no
+border have their centres either way.
+"""
 
 from dataclasses import replace
 
@@ -31,10 +37,32 @@ def waypoint(zone: Tile, sweep: int, rules: SafariRules) -> Tile:
     return min(centre[0] + dx, rules.width - 1), min(centre[1] + dy, rules.height - 1)
 
 
+def zone_place(scene: Scene) -> Tile:
+    """Where to stand to see the zone to go to."""
+    assert scene.notes.go is not None
+    centre = waypoint(scene.notes.go, scene.notes.sweep, scene.rules)
+    if scene.waypoints == "centres":
+        return centre
+    size = (scene.rules.width, scene.rules.height)
+    (x, y), (columns, rows) = scene.context.position, zone_counts(*size)
+    return (
+        _towards_border(scene.notes.go[0], columns, x, size[0], centre[0]),
+        _towards_border(scene.notes.go[1], rows, y, size[1], centre[1]),
+    )
+
+
+def _towards_border(zone: int, num_zones: int, here: int, size: int, centre: int) -> int:
+    """Along one axis: here if the player's tile is off the view's middle on the zone's side, else the border there."""
+    if zone == 0:
+        return here if here < VIEW // 2 else 0
+    if zone == num_zones - 1:
+        return here if here > size - VIEW // 2 else size - 1
+    return centre
+
+
 def waypoint_goals(scene: Scene) -> list[Tile]:
     """The waypoint of the zone to go to; if something stands on it the places around it, best those with its view."""
-    assert scene.notes.go is not None
-    place = waypoint(scene.notes.go, scene.notes.sweep, scene.rules)
+    place = zone_place(scene)
     if scene.is_standing_room(place):
         return [place]
     around = [(place[0] + dx, place[1] + dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
@@ -44,9 +72,11 @@ def waypoint_goals(scene: Scene) -> list[Tile]:
 
 def is_swept(scene: Scene) -> bool:
     """Whether the zone to go to fills the view, or the player stands where its waypoint allows."""
-    assert scene.notes.go is not None
-    place = waypoint(scene.notes.go, scene.notes.sweep, scene.rules)
-    return scene.corner == _corner(scene, place) or scene.context.position in waypoint_goals(scene)
+    place = zone_place(scene)
+    if scene.waypoints == "borders" and place == scene.context.position:
+        return True
+    is_seen = scene.corner == _corner(scene, place) and scene.waypoints == "centres"
+    return is_seen or scene.context.position in waypoint_goals(scene)
 
 
 def _corner(scene: Scene, place: Tile) -> Tile:
