@@ -27,6 +27,8 @@ SIGNATURES: Sequence[tuple[bytes, str, str]] = (
     (b"GIF8", *A_PICTURE),
     (b"RIFF", *A_PICTURE),
     (b"BM", *A_PICTURE),
+    (b"II*\x00", *A_PICTURE),
+    (b"MM\x00*", *A_PICTURE),
     (b"%PDF", "a PDF file", "give the data as JSON lines"),
     (b"ARROW1", "an Arrow table", 'write it as Parquet (datasets.load_from_disk(FOLDER).to_parquet("data.parquet"))'),
     (

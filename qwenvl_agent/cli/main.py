@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("train", "train a model, in one process (several: accelerate launch -m qwenvl_agent.cli.train)"),
     "evaluate": ("evaluate", "evaluate a run, a model or a baseline; compare results (eval.py of the repository)"),
     "predict": ("predict", "one picture and one instruction to one action, as JSON"),
+    "check-data": ("check_data", "what is in a file of your own, can it be trained on, and with which settings"),
     "check-world": ("check_world", "does a world of your own keep the contract? what is found, and what to do"),
     "record": ("record", "record an oracle's episodes as training data"),
     "record-clicks": ("record_clicks", "record a person in a browser as training data"),
