@@ -126,7 +126,7 @@ CHAT = {
     "negative weight": (chat(turn={"weight": -1}), "a loss cannot be scaled by it"),
     "weight that is no number": (raw(json.dumps(chat(turn={"weight": float("nan")}))), "a loss cannot be scaled by it"),
     "half a character quoted": (chat(turn={"weight": "\ud800\x1b[2J"}), "weight is \\ud800\\x1b[2J: a loss"),
-    "weight as text": (chat(turn={"weight": "1"}), "a loss cannot be scaled by it"),
+    "weight as words": (chat(turn={"weight": "heavy"}), "a loss cannot be scaled by it"),
     "deep line": (b"[" * 100_000, "nested too deep"),
     "deep arguments": (chat(arguments={"x": nested(DEEP // 4)}), "lists and objects in one another"),
     "deep schema": (chat(parameters=nested(DEEP // 4)), "lists and objects in one another"),

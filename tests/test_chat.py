@@ -180,8 +180,7 @@ def test_every_marker_of_what_not_to_learn_is_honoured(read, marker, weight):
         ({"loss_scale": "ignore"}, "loss_scale of the row is ignore"),
         ({"score": -1}, "score of the row is -1: a bad answer would be learned"),
         ({"reward": float("nan")}, "reward of the row is nan"),
-        ({"chosen": {"from": "gpt", "value": "x"}}, "chosen is given beside the conversation"),
-        ({"objects": {"ref": ["x"], "bbox": [[1, 2]]}}, "objects is given: its places would not be filled in"),
+        ({"chosen": {"from": "gpt", "value": "x"}}, "chosen is given beside a conversation that ends in an answer"),
     ],
 )
 def test_a_row_with_such_a_marker_is_rejected(read, fields, expected):
@@ -213,9 +212,15 @@ def test_a_call_without_arguments(read, arguments):
     assert row.step.turn.tool_calls == (ToolCall("noop", {}),)
 
 
-def test_a_picture_named_in_the_text_is_not_lost(read):
-    for content in ("Picture 1: <img>a.png</img> What?", [{"type": "text", "text": "<img>a.png</img>"}]):
-        assert "it would not be seen" in reject_of(read(messages({"role": "user", "content": content}, HELLO)))
+def test_a_picture_named_in_the_text_is_shown(read):
+    for content in ("Picture 1: <img>a.png</img>\nWhat?", [{"type": "text", "text": "<img>a.png</img>What?"}]):
+        (row,) = read(messages({"role": "user", "content": content}, HELLO))
+        assert row.step.observation.text == "What?" and [p.width for p in row.step.observation.pictures] == [40]
+    gone = messages({"role": "user", "content": "<img>gone.png</img>"}, HELLO)
+    assert "gone.png' does not exist" in reject_of(read(gone))
+    assert "nothing is downloaded" in reject_of(
+        read(messages({**USER, "content": "<img>http://a.b/c.png</img>"}, HELLO))
+    )
 
 
 def test_a_json_list_of_conversations(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 
+from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.picture_store import PictureFolder, is_embedded
 from qwenvl_agent.schema import Picture
 
@@ -12,9 +13,11 @@ class Pictures:
     def __init__(self, folder: PictureFolder, listed: object):
         self.folder = folder
         self.listed = listed if isinstance(listed, list) else [listed]
-        self.num_used = 0
+        self.num_used = self.num_shown = 0
+        self._opened: dict[int, Picture] = {}
 
     def take(self, own: object, place: str) -> Picture:
+        self.num_shown += 1
         if own is not None:
             return self._open(own, place)
         if self.num_used == len(self.listed):
@@ -23,7 +26,21 @@ class Pictures:
                 "give one image for each placeholder"
             )
         self.num_used += 1
-        return self._open(self.listed[self.num_used - 1], f"images[{self.num_used - 1}]")
+        return self._listed(self.num_used - 1)
+
+    def screen(self, index: int) -> Screen:
+        """The size of a listed picture, for places in it."""
+        if index >= len(self.listed):
+            raise ValueError(
+                f"objects.image_id is {index} for {len(self.listed)} images: the size of its picture is unknown; list the "
+                "pictures in images"
+            )
+        return Screen.of(self._listed(index))
+
+    def _listed(self, index: int) -> Picture:
+        if index not in self._opened:
+            self._opened[index] = self._open(self.listed[index], f"images[{index}]")
+        return self._opened[index]
 
     def check_all_used(self) -> None:
         if self.num_used != len(self.listed):
