@@ -61,6 +61,8 @@ def test_the_oracle_of_a_world_in_a_file_is_recorded_and_read_without_it(tmp_pat
         (("--world", "nowhere"), "world 'nowhere' does not exist"),
         (("--world", WORLD, "--task", "perception"), "has no task 'perception': nothing would be recorded; use agent"),
         (("--world", WORLD, "--oracle", "speed=3"), "has no setting speed"),
+        (("--world", WORLD, "--resets", "0.5"), f"--resets 0.5: world {WORLD} draws no other states"),
+        (("--task", "perception", "--resets", "1"), "--resets 1.0: task perception draws no other states"),
         (("--world", WORLD, "--seed-start", "999999", "--episodes", "2"), "not all of one seed set"),
     ],
 )

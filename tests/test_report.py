@@ -13,6 +13,7 @@ from qwenvl_agent.evaluation.report import (
     compare,
     comparison_table,
     metrics_table,
+    read_results,
     write_report,
 )
 from qwenvl_agent.evaluation.step_metrics import RowRecord
@@ -90,6 +91,20 @@ def test_results_of_two_suites_have_nothing_in_common(tmp_path, results):
     )
     with pytest.raises(ValueError, match="suites safari, steps"):
         compare([results[0], rows])
+
+
+def test_one_failure_of_each_kind_is_shown_before_more_of_a_kind(tmp_path):
+    def lost(seed, *places):
+        steps = [StepRecord(context=f"Position: ({x}, 5)\n") for x in places]
+        return EpisodeRecord(seed=seed, goals=["red tiger"], turns=10, end_reason="max_turns", steps=steps)
+
+    still, about = [5] * 10, range(10)
+    records = [lost(1, *still), lost(2, *still), won(3, True), lost(4, *about), lost(5, *still), lost(6, *[1, 2] * 5)]
+    write(tmp_path, "lost", records)
+    (result,) = read_results([tmp_path / "lost"])
+    assert choose_cases(result, 4) == ["1", "4", "6", "3"]
+    assert choose_cases(result, 9) == ["1", "4", "6", "2", "5", "3"]
+    assert result.metrics["end_reasons"] == {"stands_still": 3, "done_ok": 1, "walks_about": 1, "to_and_fro": 1}
 
 
 def test_page_is_one_file_with_its_pictures(tmp_path, results):

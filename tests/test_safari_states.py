@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from qwenvl_agent.cli import record
 from qwenvl_agent.records import EpisodeRecord, StepRecord
 from qwenvl_agent.schema import ToolCall, ToolResult, Turn
 from qwenvl_agent.worlds import make_world
@@ -253,3 +254,12 @@ def test_tiles_are_named_in_the_view_that_is_shown():
     env.world = replace(env.world, trees=frozenset({(3, 1)}))
     observation, *_ = env.step(Turn(tool_calls=[move(("UP", 3))]))
     assert read_context(observation.text).last == f"moved, blocked by tree {tile_name((3, 1))}"
+
+
+def test_the_command_counts_the_kinds_of_states(tmp_path):
+    options = ["--episodes", "3", "--noise", "0.2", "--resets", "0.5", "--near", "1", "--json"]
+    rules = ["--rules", json.dumps(TELLING), "--oracle", "max_path=4", "--oracle", "waypoints=borders"]
+    assert record.main(["--out", str(tmp_path / "data"), *options, *rules]) == 0
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert (manifest["resets"], manifest["near"]) == (0.5, 1.0)
+    assert 0 < manifest["reset_states"] == manifest["reset_near"] and "reset_anywhere" not in manifest

@@ -72,10 +72,7 @@ def waypoint_goals(scene: Scene) -> list[Tile]:
 
 def is_swept(scene: Scene) -> bool:
     """Whether the zone to go to fills the view, or the player stands where its waypoint allows."""
-    place = zone_place(scene)
-    if scene.waypoints == "borders" and place == scene.context.position:
-        return True
-    is_seen = scene.corner == _corner(scene, place) and scene.waypoints == "centres"
+    is_seen = scene.waypoints == "centres" and scene.corner == _corner(scene, zone_place(scene))
     return is_seen or scene.context.position in waypoint_goals(scene)
 
 
