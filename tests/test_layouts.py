@@ -283,7 +283,7 @@ def change(layout: str, **fields):
     """A layout's row with some of its fields, or of its only element's, changed."""
     row = json.loads(json.dumps(ROWS[layout]))
     inner = row
-    while layout in IN_FILE and isinstance(inner, dict | list) and not {"goal", "image"} & set(inner):
+    while layout in IN_FILE and not (isinstance(inner, dict) and {"goal", "image"} & set(inner)):
         inner = next(iter(inner.values())) if isinstance(inner, dict) else inner[0]
     items = LAYOUTS[layout].items if layout not in IN_FILE else ""
     if items and not set(fields) <= set(row) and layout not in ("aguvis", "os_atlas_sft"):
@@ -434,3 +434,423 @@ def test_what_no_file_can_hold_costs_its_row(folder, tmp_path, capsys):
         "Out of range float values are not JSON compliant",
     ]
     assert len((out / "dataset.jsonl").read_text().splitlines()) == 2
+
+
+# What each set has that others have not
+
+
+def left_click(x: float, y: float) -> tuple:
+    return ("left_click", pytest.approx((x, y)))
+
+
+def drag(x1: float, y1: float, x2: float, y2: float) -> list[tuple]:
+    return [("mouse_move", pytest.approx((x1, y1))), ("left_click_drag", pytest.approx((x2, y2)))]
+
+
+def done(sample: Sample) -> list[tuple]:
+    """Each action with what it does it with."""
+    return [
+        (a.kind, a.point_px or a.text or a.keys or a.status or a.seconds or (a.wheel_px if a.scroll_px else None))
+        for a in sample.actions
+    ]
+
+
+AITW_SWIPE = {"action_type_text": "scroll down", "touch": [0.5, 0.8], "lift": [0.5, 0.2]}
+MOBILE = "mobile.swipe(from_coord=[0.5, 0.8], to_coord=[0.5, 0.2])"
+
+
+def says(code: str) -> dict:
+    return {"conversations": [{"from": "human", "value": "open it"}, {"from": "gpt", "recipient": "os", "value": code}]}
+
+
+@pytest.mark.parametrize(
+    ("layout", "fields", "expected"),
+    [
+        ("aitw", AITW_SWIPE, drag(200, 160, 200, 40)),
+        ("aitw", {"touch": [0.75, 0.4], "lift": [0.76, 0.42]}, [left_click(300, 80)]),
+        ("aitw", {"action_type_text": "type", "type_text": "cats"}, [("type", "cats")]),
+        ("aitw", {"action_type_text": "press enter"}, [("key", ("enter",))]),
+        ("aitw", {"action_type_text": "press back"}, "no_press_back"),
+        ("aitw", {"action_type_text": None, "action_type_id": 6}, "no_6"),
+        ("aitw", {"action_type_text": "status task complete"}, [("terminate", "success")]),
+        ("aitw", {"lift": None}, "bad_argument"),
+        ("aitw_steps", {"results/yx_touch": [0.8, 0.5], "results/yx_lift": [0.2, 0.5]}, drag(200, 160, 200, 40)),
+        ("aitw_steps", {"results/action_type": 11}, [("terminate", "failure")]),
+        ("gui_odyssey", {"info": [[750, 400]], "action": "LONG_PRESS"}, "no_long_press"),
+        ("gui_odyssey", {"info": "KEY_BACK"}, "no_click_key_back"),
+        (
+            "gui_odyssey",
+            {"action": "SCROLL", "info": [[500, 800], [500, 200]], "sam2_bbox": []},
+            drag(200, 160, 200, 40),
+        ),
+        ("gui_odyssey", {"action": "TEXT", "info": "CLICK", "sam2_bbox": []}, [("type", "CLICK")]),
+        ("gui_odyssey", {"action": "INCOMPLETE", "info": "", "sam2_bbox": []}, [("terminate", "failure")]),
+        ("gui_odyssey", {"sam2_bbox": [0, 0, 100, 100]}, "outside_box"),
+        ("miniwob_demos", {"action_type": "type", "typed_text": "cats", "bbox": None}, [("type", "cats")]),
+        ("miniwob_demos", {"bbox": None}, "not_drawn"),
+        ("guiact", {"actions_label": {"name": "go_back"}}, "no_go_back"),
+        ("guiact", {"actions_label": {"name": "hover", "element": GUIACT_BOX}}, [("mouse_move", (300, 80))]),
+        (
+            "guiact",
+            {"actions_label": [{"name": "click", "element": GUIACT_BOX}, {"name": "input", "text": "cats"}]},
+            [left_click(300, 80), ("type", "cats")],
+        ),
+        (
+            "guiact",
+            {"actions_label": {"name": "scroll", "scroll": {"related": {"down": "0.5", "right": "0.0"}}}},
+            [("scroll", (0, 100))],
+        ),
+        (
+            "guiact",
+            {"actions_label": {"name": "scroll", "scroll": {"related": {"down": "0.0", "right": "0.25"}}}},
+            [("hscroll", (100, 0))],
+        ),
+        (
+            "guiact",
+            {
+                "actions_label": {
+                    "name": "swipe",
+                    "dual_point": {"related": {"from": "<point>0.5, 0.8</point>", "to": "<point>0.5, 0.2</point>"}},
+                }
+            },
+            drag(200, 160, 200, 40),
+        ),
+        ("guiact", {"actions_label": {"name": "tap", "point": {"related": "<point>0.75, 0.4</point>"}}}, CLICK),
+        ("aguvis", says("pyautogui.scroll(page=-0.5)"), [("scroll", (0, 100))]),
+        ("aguvis", says("pyautogui.scroll(page=0.25)"), [("scroll", (0, -50))]),
+        ("aguvis", says(MOBILE), drag(200, 160, 200, 40)),
+        ("aguvis", says("mobile.home()"), "no_home"),
+        ("aguvis", says("mobile.open_app(app_name='Maps')"), "no_open_app"),
+        ("aguvis", says("mobile.wait(seconds=3)"), [("wait", 3)]),
+        ("aguvis", says("answer('42')"), [("answer", "42")]),
+        ("aguvis", says("browser.select_option(x=0.75, y=0.4, value='L')"), [left_click(300, 80), ("type", "L")]),
+        ("aguvis", {"image": ["a.png"]}, CLICK),
+        ("aguvis", {"image": ["a.png", "b.jpg"]}, "no_picture"),
+        ("mind2web", {"operation": {"op": "CLICK", "original_op": "HOVER"}}, [("mouse_move", (300, 80))]),
+        ("mind2web", {"operation": {"op": "CLICK", "original_op": "ENTER"}}, [("key", ("enter",))]),
+        (
+            "mind2web",
+            {"operation": {"op": "SELECT", "original_op": "SELECT", "value": "L"}},
+            [left_click(300, 80), ("type", "L")],
+        ),
+        ("mind2web", {"operation": {"op": "TYPE", "value": "L"}, "bbox": None}, "not_drawn"),
+        ("mind2web", {"operation": {"op": "SELECT", "value": "L"}, "bbox": {}}, "not_drawn"),
+        ("mind2web", {"bbox": {"x": 10, "y": 4000, "width": 20, "height": 20}}, "below_fold"),
+        ("mind2web", {"bbox": {"x": 10, "y": 190, "width": 20, "height": 20}}, "below_fold"),
+        ("mind2web", {"bbox": {"x": 10, "y": 20, "width": 20}}, "bad_box"),
+        (
+            "multimodal_mind2web",
+            {"operation": json.dumps({"op": "TYPE", "value": "L"}), "pos_candidates": [json.dumps(UNDRAWN)]},
+            "not_drawn",
+        ),
+        (
+            "os_atlas_sft",
+            {"conversations": [{"from": "gpt", "value": "<ref>open it</ref><point>[[750,400]]</point>"}]},
+            CLICK,
+        ),
+        ("omniact", {"task": "gone.txt"}, "no_file"),
+        ("omniact", {"task": "a.png"}, "bad_record"),
+        ("omniact", {"task": "../a"}, "bad_record"),
+    ],
+)
+def test_an_action_of_each_set_is_read_or_refused_by_name(converted, layout, fields, expected):
+    (item,) = converted(layout, change(layout, **fields))
+    if isinstance(expected, str):
+        assert not isinstance(item, Sample) and item.reason == expected, item
+    else:
+        expected = [("left_click", action.point_px) for action in expected] if expected == CLICK else expected
+        assert isinstance(item, Sample) and done(item) == expected, item
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        ({"action_type": "input_text", "text": "cats"}, [("type", "cats")]),
+        (
+            {"action_type": "type", "x": 300, "y": 80, "text": "cats"},
+            [left_click(300, 80), ("type", "cats"), ("key", ("enter",))],
+        ),
+        ({"action_type": "scroll", "direction": "down"}, [("scroll", (0, 100))]),
+        ({"action_type": "scroll", "direction": "left"}, [("hscroll", (-200, 0))]),
+        ({"action_type": "wait"}, [("wait", 1)]),
+        ({"action_type": "open_app", "app_name": "Maps"}, "no_open_app"),
+        ({"action_type": "navigate_back"}, "no_navigate_back"),
+        ({"action_type": "long_press", "x": 1, "y": 2}, "no_long_press"),
+        ({"action_type": "click", "x": 300}, "bad_argument"),
+        ({"action_type": "click", "x": 400, "y": 80}, "outside_screen"),
+    ],
+)
+def test_an_action_of_android_control(converted, action, expected):
+    (item,) = converted("android_control", change("android_control", actions=[json.dumps(action)]))
+    if isinstance(expected, str):
+        assert not isinstance(item, Sample) and item.reason == expected, item
+    else:
+        assert isinstance(item, Sample) and done(item) == expected, item
+
+
+def test_a_refused_step_is_in_the_history_of_the_next(converted):
+    actions = [{"action_type": "open_app", "app_name": "Maps"}, {"action_type": "click", "x": 300, "y": 80}]
+    row = {**ROWS["android_control"], "actions": actions, "step_instructions": ["Open Maps.", "Click."]}
+    row |= {"screenshots": ["a.png", "b.jpg", "a.png"], "screenshot_widths": [400] * 3, "screenshot_heights": [200] * 3}
+    refused, click = converted("android_control", row)
+    assert refused.reason == "no_open_app" and click.past == ("Open Maps.",) and click.step == 1
+    assert click.picture.path.endswith("b.jpg")
+
+
+def test_what_its_authors_found_wrong_is_history_and_not_learned(converted):
+    def step(x: float, **judged):
+        return {"image": "a.png", "value": {"code": f"pyautogui.click({x}, 0.4)", "action": f"Click {x}.", **judged}}
+
+    traj = [
+        step(0.1, last_step_correct=True, last_step_redundant=False),
+        step(0.2, last_step_correct=False),
+        step(0.3, last_step_correct=True, last_step_redundant=True),
+        step(0.4, last_step_correct="maybe"),
+        step(0.5),
+    ]
+    row = {**ROWS["agentnet"], "traj": traj, "task_completed": True}
+    right, wrong, needless, unclear, last = converted("agentnet", row)
+    assert [wrong.reason, needless.reason, unclear.reason] == ["wrong_step", "redundant_step", "bad_record"]
+    assert isinstance(right, Sample) and last.past == ("Click 0.1.", "Click 0.2.", "Click 0.3.", "Click 0.4.")
+    failed = converted("agentnet", {**row, "task_completed": False})
+    assert [item.reason for item in failed[:3]] == ["task_failed"] * 3
+
+
+def test_steps_with_other_right_answers_are_not_measured_by_one(converted):
+    other = [[{"type": "click", "params": {"position": {"x": 0.1, "y": 0.1}}, "metadata": {}}]]
+    (reject,) = converted("agentnet_bench", change("agentnet_bench", alternative_options=other))
+    assert reject.reason == "other_right_answers"
+    (same,) = converted("agentnet_bench", change("agentnet_bench", alternative_options=[]))
+    assert isinstance(same, Sample)
+
+
+def test_all_boxes_of_an_action_are_kept_and_those_of_other_actions_are_not(converted):
+    def truth(*actions):
+        (item,) = converted("agentnet_bench", change("agentnet_bench", ground_truth_actions=list(actions)))
+        return item
+
+    def click(kind: str, x: float, y: float, *boxes: list):
+        metadata = {"bboxes": [{"rel_bbox": box} for box in boxes]}
+        return {"type": kind, "params": {"position": {"x": x, "y": y}}, "metadata": metadata}
+
+    menu, page = [0.7, 0.35, 0.1, 0.1], [0, 0, 1, 1]
+    both = truth(click("click", 0.75, 0.4, menu, page))
+    assert both.box_px is None and both.details["hit_boxes"] == [pytest.approx(list(BOX)), [0, 0, 400, 200]]
+    assert both.notes[-1] == "several_boxes"
+    assert truth(click("moveTo", 0.1, 0.1), click("dragTo", 0.75, 0.4, menu)).box_px is None
+    moved = truth(click("moveTo", 0.75, 0.4, menu), click("dragTo", 0.1, 0.1, [0, 0, 0.2, 0.2]))
+    assert moved.box_px == pytest.approx(BOX)
+    assert truth(click("click", 0.1, 0.1, menu)).reason == "outside_box"
+
+
+def test_test_rows_stay_test_rows(converted, folder):
+    def splits(layout: str, *rows, name: str = "rows.json", **options):
+        (folder / name).write_text(json.dumps(list(rows)))
+        return [item.split for item in convert(folder / name, layout, folder, **options)]
+
+    row = ROWS["mind2web"]
+    assert splits("mind2web", row) == ["train"]
+    assert splits("mind2web", row, name="mind2web_data_test_task.json") == ["test"]
+    assert splits("mind2web", row, name="latest.json") == ["train"]
+    assert splits("mind2web", {**row, "split": "test_website"}) == ["test"]
+    assert splits("screenspot", ROWS["screenspot"]) == ["test"]
+    episodes = ROWS["android_control"], {**ROWS["android_control"], "episode_id": 99, "goal": "other"}
+    assert splits("android_control", *episodes) == ["train", "test"]
+    (folder / "mine.json").write_text("[7]")
+    assert splits("android_control", *episodes, test_ids=folder / "mine.json") == ["test", "train"]
+    assert splits("android_control", *episodes, split="train") == ["train", "train"]
+    odyssey = ROWS["gui_odyssey"], {**ROWS["gui_odyssey"], "episode_id": "99", "task_info": {"task": "other"}}
+    assert splits("gui_odyssey", *odyssey) == ["train", "test"]
+    (folder / "splits.json").unlink()
+    with pytest.raises(
+        ValueError, match="splits.json does not exist: .* they would be trained on; give --test-ids FILE"
+    ):
+        splits("android_control", *episodes)
+
+
+def test_a_folder_of_files_is_read_in_order(folder):
+    episodes = folder / "annotations"
+    episodes.mkdir()
+    for name, row in (("b.json", ROWS["gui_odyssey"]), ("a.json", change("gui_odyssey", info=[[760, 400]]))):
+        (episodes / name).write_text(json.dumps(row))
+    items = list(convert(episodes, "gui_odyssey", folder, split="train"))
+    assert [item.source for item in items] == [f"{episodes}/a.json:1[0]", f"{episodes}/b.json:1[0]"]
+    with pytest.raises(ValueError, match="has no .*json.* there is nothing to read"):
+        list(convert(folder.parent / "splits" / "..", "gui_odyssey", folder, split="train"))
+
+
+@pytest.mark.parametrize("layout", sorted(IN_FILE))
+def test_rows_deeper_in_a_file_are_named_by_the_keys_on_the_way(folder, layout):
+    (folder / "rows.json").write_text(json.dumps(ROWS[layout]))
+    (sample,) = convert(folder / "rows.json", layout, folder)
+    place = {"aitw": "[general][0][0]", "miniwob_demos": "[click-button][0][0]", "omniact": "[0]"}[layout]
+    assert sample.source == f"{folder}/rows.json:1{place}"
+
+
+# Which layout
+
+
+def test_a_file_of_another_form_is_refused_with_the_layouts_that_read_it(converted, folder):
+    with pytest.raises(
+        ValueError, match="all of the first 1 rows lack file_name, which layout screenspot_hf reads"
+    ) as one:
+        converted("screenspot_hf", ROWS["screenspot"])
+    assert "screenspot (1), screenspot_v2 (1)" in str(one.value)
+    nested = ROWS["os_atlas"]
+    with pytest.raises(ValueError, match=r"all of the first 100 rows lack instruction and bbox.* os_atlas \(20\)"):
+        converted(
+            "os_atlas_flat",
+            *[{**nested, "url": str(i), "elements": [{**ELEMENT, "instruction": f"{i}"}]} for i in range(300)],
+        )
+    with pytest.raises(ValueError, match="no layout here has its fields; write one"):
+        converted("showui", {"a": 1})
+    items = converted("screenspot_hf", {}, ROWS["screenspot_hf"])
+    assert items[0].reason == "no_picture" and isinstance(items[1], Sample)
+
+
+@pytest.mark.parametrize(
+    ("layout", "bbox"),
+    [
+        ("screenspot_hf", [280, 70, 320, 90]),  # pixels where fractions are declared
+        ("screenspot", [200, 100, 320, 190]),  # corners where a size is declared
+        ("os_atlas_flat", [28, 7, 40, 20]),  # percent
+    ],
+)
+def test_a_unit_or_order_that_does_not_fit_ends_in_an_error(folder, capsys, layout, bbox):
+    rows = [{**ROWS[layout], "bbox": bbox, "instruction": f"{i}"} for i in range(4)]
+    (folder / "rows.json").write_text(json.dumps([*rows, ROWS[layout]]))
+    words = ["--layout", layout, "--data", folder / "rows.json", "--pictures", folder, "--out", folder / "out"]
+    assert convert_data.main([str(word) for word in words]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert (
+        "4 of 5 places are not on their pictures (box_outside 4)" in error
+        and not (folder / "out/manifest.json").exists()
+    )
+    assert convert_data.main([*map(str, words), "--overwrite", "--max-misplaced", "0.9"]) == 0
+
+
+MINE = {
+    "picture": "item.shot",
+    "instruction": ["goal"],
+    "items": "steps",
+    "is_episode": True,
+    "action": "item.step",
+    "action_unit": "px",
+    "action_name": ["kind"],
+    "actions": {"tap": {"action": "left_click", "coordinate": "{at}"}, "back": {"refuse": "no key of a computer"}},
+}
+
+
+def test_a_layout_of_ones_own_is_a_file(folder, capsys):
+    (folder / "mine.json").write_text(json.dumps(MINE))
+    steps = [{"shot": "a.png", "step": {"kind": "tap", "at": [300, 80]}}, {"shot": "a.png", "step": {"kind": "back"}}]
+    (folder / "rows.jsonl").write_text(json.dumps({"goal": "open it", "steps": steps}))
+    words = ["--layout", folder / "mine.json", "--data", folder / "rows.jsonl", "--pictures", folder]
+    assert convert_data.main([*map(str, words), "--out", str(folder / "out"), "--json"]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert (manifest["samples"], manifest["rejects"], manifest["splits"]) == (1, {"no_back": 1}, {"train": 1})
+    assert convert_data.main(["--layout-keys"]) == 0 and "action_unit" in capsys.readouterr().out
+
+
+def without(*keys: str) -> dict:
+    return {key: value for key, value in MINE.items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (without("picture"), "'picture' is missing and has no default"),
+        (without("action", "actions", "action_name"), "box, point and action are empty: no sample says where to act"),
+        ({**MINE, "unit": "px"}, "unknown key 'unit': it would have no effect"),
+        (
+            {**MINE, "action_unit": "pixels"},
+            "action_unit is 'pixels', which means nothing here; use one of px, fraction",
+        ),
+        ({**MINE, "box": ["a", "b"]}, "box has 2 paths: which number is which is not said; give 1 or 4"),
+        ({**MINE, "instruction": 3}, "instruction is 3, which is not of type tuple"),
+        ({**MINE, "actions": {"tap": {"action": "fly"}}}, "actions.tap.action is 'fly', which does not exist"),
+        (
+            {**MINE, "actions": {"tap": {"coordinate": "{at}"}}},
+            "actions.tap is {'coordinate': '{at}'}: no action is named",
+        ),
+        ({**MINE, "actions": {"tap": 3}}, "actions.tap is 3: no action is named"),
+        ({**MINE, "actions": {"tap": {"refuse": ""}}}, "why it is refused is not said"),
+        ({**MINE, "actions": {"tap": {"action": "click", "coordinate": "{box}"}}}, "uses {box}, but box is empty"),
+        (without("action_name"), "actions is a table, but action or action_name is empty"),
+        ({**MINE, "transform": "magic"}, "transform is 'magic', which means nothing here"),
+        ({**MINE, "files": {"task": "xml"}}, "files.task is 'xml', which means nothing here; use one of text, json"),
+        ({**MINE, "extract": [{"text": "a", "pattern": "(x)"}]}, r"extract[0].pattern has no named group"),
+        ({**MINE, "extract": [{"text": "a", "pattern": "(?P<b>x)(?=y)"}]}, "is none of RE2"),
+        (
+            {**MINE, "leave_out": [{"where": "a", "when": "odd", "reason": "r", "because": "b"}]},
+            "leave_out[0].when is 'odd'",
+        ),
+        ([MINE], "holds list, not an object with settings"),
+    ],
+)
+def test_a_wrong_layout_file_is_refused_with_file_and_key(folder, layout, message):
+    (folder / "mine.json").write_text(json.dumps(layout))
+    with pytest.raises(ValueError) as error:
+        list(convert(folder / "rows.jsonl", str(folder / "mine.json"), folder))
+    assert message in str(error.value) and str(error.value).startswith(f"{folder}/mine.json")
+
+
+def test_every_shipped_layout_says_where_its_facts_stand():
+    assert all(layout.source and layout.tried != "own" for layout in LAYOUTS.values())
+
+
+# Bad input
+
+WRONG = (None, True, 0, -7, 1e300, float("nan"), "", "x", "{", [], {}, [1], [None], {"a": 1}, [[]], ["x", {}])
+
+
+def places(value: object, path: tuple = ()) -> list[tuple]:
+    """The paths of everything in a value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in inner for place in places(item, (*path, key)))]
+
+
+def value_in(value: object, path: tuple) -> object:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def replaced(value: object, path: tuple, new: object) -> object:
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_wrong_value_anywhere_gives_a_reject_or_a_right_row(converted, layout):
+    """A sample that comes all the same has the right place, and takes at most a text from the wrong value."""
+    right = converted(layout, ROWS[layout])
+    rights = [(item.actions, item.box_px) for item in right]
+    bare = [(actions, None) for actions, _ in rights]
+    for path in places(ROWS[layout]):
+        for wrong in WRONG:
+            if is_number(wrong) and is_number(value_in(ROWS[layout], path)):
+                continue  # no wrong type
+            row = replaced(ROWS[layout], path, wrong)
+            try:
+                items = converted(layout, row, is_list=True)
+            except ValueError as error:
+                assert "rows lack" in str(error) and "Traceback" not in str(error), (path, wrong)
+                continue
+            for item in items:
+                if isinstance(item, Sample):
+                    assert (item.actions, item.box_px) in rights + bare, (path, wrong, item)
+                    assert item.instruction == "open it" or item.instruction in ("x", "{", "open"), (path, wrong, item)
+                else:
+                    assert item.reason and "Error (" not in item.message and "rows.json:" in item.source, (
+                        path,
+                        wrong,
+                        item,
+                    )

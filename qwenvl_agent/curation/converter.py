@@ -194,7 +194,11 @@ def _history(step: Step, layout: Layout) -> tuple[str, ...]:
 
 
 def _details(step: Step, layout: Layout) -> dict:
-    return {path.rpartition(".")[2]: v for path in layout.details if (v := step.at(path)) is not None}
+    return {_last_name(path): v for path in layout.details if (v := step.at(path)) is not None}
+
+
+def _last_name(path: str) -> str:
+    return [part for part in path.split(".") if not part.isdecimal()][-1]
 
 
 def _check_writable(sample: Sample) -> None:
