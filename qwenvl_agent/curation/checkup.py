@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from qwenvl_agent.config import Config, PromptConfig, SourceConfig, VisionConfig
-from qwenvl_agent.data.dataset import CHARS_PER_TOKEN, SourceCache, index_source
+from qwenvl_agent.data.cache_files import CHARS_PER_TOKEN
+from qwenvl_agent.data.dataset import SourceCache, index_source
 from qwenvl_agent.data.processor import Processor
 from qwenvl_agent.families import DEFAULT as FAMILY
 from qwenvl_agent.formats import Format, Span, formats_of

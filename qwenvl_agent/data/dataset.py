@@ -20,31 +20,28 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import shutil
 import sys
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
 import datasets
 import numpy as np
-import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.containers import data_files, num_records
 from qwenvl_agent.containers.note import Note, ignore
+from qwenvl_agent.data.cache_files import column_of, file_stamps, write_files
 from qwenvl_agent.data.readers import READERS, read_rows
-from qwenvl_agent.data.source import FileNote, Item, Reject, SourceRow
+from qwenvl_agent.data.source import Item, Reject, SourceRow
 from qwenvl_agent.file_signatures import check_is_data
 from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
@@ -53,46 +50,8 @@ VERSION = 2
 """Of what the files of a cache hold, and of what all readers share (sizes of pictures, texts made NFC, schemas): raise it
 when either changes, and every source is read anew, once. tests/test_reader_versions.py says when."""
 
-STEP_FEATURES = datasets.Features(
-    {
-        "episode_id": datasets.Value("string"),
-        "episode_key": datasets.Value("int64"),
-        "split_key": datasets.Value("int64"),
-        "turn_index": datasets.Value("int64"),
-        "source": datasets.Value("string"),
-        "weight": datasets.Value("float64"),
-        "prompt": datasets.Value("int64"),
-        "text": datasets.Value("string"),
-        "pictures": datasets.List(
-            {"path": datasets.Value("string"), "width": datasets.Value("int64"), "height": datasets.Value("int64")}
-        ),
-        "turn": datasets.Value("string"),
-        "results": datasets.Value("string"),
-        "length": datasets.Value("float64"),
-    }
-)
 READ_COLUMNS = ("episode_id", "turn_index", "source", "weight", "prompt", "text", "pictures", "turn", "results")
-PROMPT_FEATURES = datasets.Features(
-    {"system_prompt": datasets.Value("string"), "tools": datasets.Value("string"), "length": datasets.Value("float64")}
-)
-INDEX_DTYPE = np.dtype(
-    [
-        ("split_key", np.uint64),
-        ("length", np.float64),
-        ("prompt", np.int32),
-        ("turn_index", np.int32),
-        ("previous", np.int32),
-        ("is_row", np.bool_),
-    ],
-    align=True,
-)
-"""`previous` is the position of the step before in its episode, or -1; `is_row` whether the step is one to learn."""
-# Only to tell long rows from short ones before any tokenizer is at hand.
-CHARS_PER_TOKEN = 3.0
-PIXELS_PER_TOKEN = 32 * 32
 MAX_DECODED_PROMPTS = 1024
-ROWS_A_BATCH = 10_000
-"""Of an Arrow file: each batch costs some 8 KB of memory when it is opened."""
 LONG_FILE = 2**24
 """Bytes from which indexing takes some seconds."""
 DECODED_AHEAD = 64
@@ -101,9 +60,6 @@ MAX_LINES_WHOLE = 2000
 LOG_SECONDS = 30.0
 """Between two lines about a long file, where no terminal shows a bar."""
 SETTLED_NS = 10 * 10**9
-
-
-_to_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each row
 
 
 @dataclass(frozen=True)
@@ -276,7 +232,7 @@ class SourceCache:
         """Estimated tokens of every step's row."""
         return (
             self.with_history(self.index["length"], history_steps)
-            + _column(self.prompts, "length")[self.index["prompt"]]
+            + column_of(self.prompts, "length")[self.index["prompt"]]
         )
 
     def with_history(self, values: np.ndarray, history_steps: int) -> np.ndarray:
@@ -290,7 +246,7 @@ class SourceCache:
 
     def refuse_weights(self) -> None:
         """ValueError for an answer with a weight of its own, which a history that is learned would not keep."""
-        weighted = np.flatnonzero(_column(self.steps, "weight") != 1)
+        weighted = np.flatnonzero(column_of(self.steps, "weight") != 1)
         if len(weighted):
             step = self.steps[int(weighted[0])]
             raise ValueError(
@@ -322,7 +278,7 @@ class SourceCache:
     @property
     def num_shown_only(self) -> int:
         """Answers of weight 0: in the history of those after them, and no rows of their own."""
-        return int((_column(self.steps, "weight") == 0).sum())
+        return int((column_of(self.steps, "weight") == 0).sum())
 
     def _num_deeper(self, history_steps: int) -> int:
         return int((self.index["is_row"] & (self.index["turn_index"] > history_steps)).sum())
@@ -350,29 +306,6 @@ class SourceCache:
             return f"{self.path} holds no rows: there is nothing to learn; give a file with recorded turns"
         shown = "\n".join(f"  {reject['source']}: {reject['message']}" for reject in first)
         return f"{self.path}: all {self.meta['num_rejects']} rows are rejected, nothing is left; correct them:\n{shown}"
-
-
-def _column(dataset: datasets.Dataset, name: str) -> np.ndarray:
-    return dataset.data.column(name).to_numpy()
-
-
-def _link(episode_key: np.ndarray, turn_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each step: the position of the step just before it in its episode or -1, and whether it is a duplicate.
-
-    A missing turn ends the history: -1. Of two steps with the same place in an episode the first in the file stands.
-    """
-    order = np.lexsort((turn_index, episode_key))
-    is_same_episode = np.diff(episode_key[order], prepend=0) == 0
-    is_same_episode[:1] = False
-    distance = np.diff(turn_index[order], prepend=0)
-    is_duplicate = np.zeros(len(order), dtype=bool)
-    is_duplicate[order] = is_same_episode & (distance == 0)
-    order = order[~is_duplicate[order]]
-    previous = np.full(len(episode_key), -1, dtype=np.int32)
-    if len(order) > 1:
-        follows = (np.diff(episode_key[order]) == 0) & (np.diff(turn_index[order]) == 1)
-        previous[order[1:][follows]] = order[:-1][follows]
-    return previous, is_duplicate
 
 
 def _decode_step(record: dict) -> Step:
@@ -511,17 +444,10 @@ def _is_fresh(folder: Path) -> bool:
         steps = datasets.Dataset.from_file(str(folder / "steps.arrow"))
         stamps = hashlib.sha256()
         for chunk in steps.data.column("pictures").chunks:
-            stamps.update(_file_stamps(chunk.flatten().field("path").to_pylist()))
+            stamps.update(file_stamps(chunk.flatten().field("path").to_pylist()))
     except OSError:
         return False
     return stamps.hexdigest() == meta["picture_stamps_digest"]
-
-
-def _file_stamps(paths: list[str]) -> bytes:
-    # A loop over os.stat: scandir, directory descriptors and threads are all slower on a local disk.
-    stats = map(os.stat, paths)
-    numbers = itertools.chain.from_iterable((stat.st_size, stat.st_mtime_ns) for stat in stats)
-    return np.fromiter(numbers, dtype="<i8", count=2 * len(paths)).tobytes()
 
 
 def _write_cache(items: Iterable[Item], folder: Path) -> None:
@@ -530,230 +456,10 @@ def _write_cache(items: Iterable[Item], folder: Path) -> None:
     temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
     temporary.mkdir()
     try:
-        meta = _write_files(items, temporary)
+        meta = write_files(items, temporary)
         write_json(temporary / "meta.json", meta)
         if not _is_fresh(folder):  # else another rank was faster, and what it wrote is the same
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_files(items: Iterable[Item], folder: Path) -> dict:
-    """The four data files; returns what meta.json holds."""
-    notes: Counter[str] = Counter()
-    records = _Places()
-    rows_digest, stamps_digest = hashlib.sha256(), hashlib.sha256()
-    with (
-        _Table(folder / "steps.arrow", STEP_FEATURES) as steps,
-        _Prompts(folder / "prompts.arrow") as prompts,
-        _RejectLog(folder / "rejects.jsonl") as rejects,
-    ):
-        for item in items:
-            if isinstance(item, FileNote):
-                notes[item.name] += item.count
-                continue
-            records.add(item.source)
-            if isinstance(item, Reject):
-                rejects.add(item)
-                continue
-            step = _encode_step(item)
-            try:
-                prompt = prompts.encode(item)
-                content = _content(prompt, step)
-            except UnicodeEncodeError as error:
-                # JSON may spell half a surrogate pair, which is no character: no file and no tokenizer can hold it.
-                rejects.add(Reject(item.source, f"{error.object[error.start]!r} is half a character: correct the text"))
-                continue
-            rows_digest.update(content)
-            steps.write({**step, "prompt": prompts.number(prompt)})
-            notes.update(item.notes)
-            stamps_digest.update(_file_stamps([picture["path"] for picture in step["pictures"]]))
-        steps.close()
-        num_episodes = _write_index(folder, rejects)
-    return {
-        "num_episodes": num_episodes,
-        "num_records": records.num,
-        "num_rejected_records": rejects.records.num,
-        "num_left_out": rejects.num_left_out,
-        "num_rejects": rejects.num,
-        "reject_reasons": dict(rejects.reasons.most_common()),
-        "notes": dict(notes),
-        "rows_digest": rows_digest.hexdigest(),
-        "picture_stamps_digest": stamps_digest.hexdigest(),
-    }
-
-
-class _Table:
-    """An Arrow file for `datasets`, written ROWS_A_BATCH rows at a time."""
-
-    def __init__(self, path: Path, features: datasets.Features):
-        self.schema = features.arrow_schema
-        self.stream = pa.ipc.new_stream(str(path), self.schema)
-        self.rows: list[dict] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def write(self, row: dict) -> None:
-        self.rows.append(row)
-        if len(self.rows) == ROWS_A_BATCH:
-            self._flush()
-
-    def close(self) -> None:
-        """Twice does no harm."""
-        self._flush()
-        self.stream.close()
-
-    def _flush(self) -> None:
-        if self.rows:
-            self.stream.write_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
-            self.rows = []
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """A (system prompt, tools), encoded."""
-
-    record: dict
-    content: bytes
-    tools: tuple[Tool, ...]
-    """Kept because it is known again by its identity."""
-
-
-class _Prompts(_Table):
-    """The distinct prompts; a million rows name a handful, so each is encoded once."""
-
-    def __init__(self, path: Path):
-        super().__init__(path, PROMPT_FEATURES)
-        self.numbers: dict[bytes, int] = {}
-        self.encoded: dict[tuple[str, int], _Prompt] = {}
-
-    def encode(self, row: SourceRow) -> _Prompt:
-        """UnicodeEncodeError for half a character."""
-        key = (row.system_prompt, id(row.tools))
-        if key not in self.encoded:
-            if len(self.encoded) == MAX_DECODED_PROMPTS:
-                self.encoded.clear()
-            record = _encode_prompt(row)
-            self.encoded[key] = _Prompt(record, _to_json(record).encode(), row.tools)
-        return self.encoded[key]
-
-    def number(self, prompt: _Prompt) -> int:
-        key = hashlib.sha256(prompt.content).digest()
-        if key not in self.numbers:
-            self.numbers[key] = len(self.numbers)
-            self.write(prompt.record)
-        return self.numbers[key]
-
-
-def _encode_prompt(row: SourceRow) -> dict:
-    # An entry of its own form only where there is one, so that the dataset's hash stays what it was for all others.
-    fields = [{key: value for key, value in vars(tool).items() if value is not None} for tool in row.tools]
-    tools = _to_json(fields)
-    length = (len(row.system_prompt) + len(tools)) / CHARS_PER_TOKEN
-    return {"system_prompt": row.system_prompt, "tools": tools, "length": length}
-
-
-def _encode_step(row: SourceRow) -> dict:
-    """What `_decode_step` reads back, with the row's place and keys."""
-    observation, turn = row.step.observation, row.step.turn
-    calls = [[call.name, call.arguments] for call in turn.tool_calls]
-    turn_json = _to_json({"thought": turn.thought, "tool_calls": calls, "text": turn.text})
-    results = _to_json([[result.name, result.content] for result in row.step.results])
-    pictures = [{"path": p.path, "width": p.width, "height": p.height} for p in observation.pictures]
-    num_chars = len(observation.text) + len(turn_json) + len(results)
-    num_pixels = sum(p.width * p.height for p in observation.pictures)
-    return {
-        "episode_id": row.episode_id,
-        "episode_key": _key(row.episode_id),
-        "split_key": _key(row.split_key),
-        "turn_index": row.turn_index,
-        "source": row.source,
-        "weight": row.weight,
-        "text": observation.text,
-        "pictures": pictures,
-        "turn": turn_json,
-        "results": results,
-        "length": num_chars / CHARS_PER_TOKEN + num_pixels / PIXELS_PER_TOKEN,
-    }
-
-
-def _key(text: str) -> int:
-    # "surrogatepass": half a character is reported where the row is checked, not here.
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True
-    )
-
-
-def _content(prompt: _Prompt, step: dict) -> bytes:
-    """What the dataset's hash covers: all that a model can see, and no folder's name. As JSON, [prompt, step]."""
-    pictures = [[os.path.basename(p["path"]), p["width"], p["height"]] for p in step["pictures"]]
-    return b"[%b, %b]" % (prompt.content, _to_json({**step, "source": "", "pictures": pictures}).encode())
-
-
-def _write_index(folder: Path, rejects: "_RejectLog") -> int:
-    """index.npy, from steps.arrow; logs every step at a taken place of its episode; returns the number of episodes."""
-    steps = datasets.Dataset.from_file(str(folder / "steps.arrow"))
-    index = np.zeros(len(steps), dtype=INDEX_DTYPE)
-    for name in ("turn_index", "length", "prompt"):
-        index[name] = _column(steps, name)
-    index["split_key"] = _column(steps, "split_key").view(np.uint64)
-    episode_key = _column(steps, "episode_key")
-    index["previous"], is_duplicate = _link(episode_key, index["turn_index"])
-    # A turn of weight 0 teaches nothing; it stays as history.
-    index["is_row"] = ~is_duplicate & (_column(steps, "weight") > 0)
-    np.save(folder / "index.npy", index)
-    for position in np.flatnonzero(is_duplicate):
-        step = steps[int(position)]
-        message = (
-            f"turn {step['turn_index']} of episode {step['episode_id']!r} is there already: it would count twice; "
-            "remove one of the two"
-        )
-        rejects.add(Reject(step["source"], message))
-    return len(np.unique(episode_key))
-
-
-def reason_of(message: str) -> str:
-    """The message without the values in it."""
-    return re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "_", message)
-
-
-class _Places:
-    """Counts the records of a file: what comes of one record comes together."""
-
-    def __init__(self) -> None:
-        self.num = 0
-        self.last = ""
-
-    def add(self, source: str) -> None:
-        self.num += source != self.last
-        self.last = source
-
-
-class _RejectLog:
-    """rejects.jsonl, and a count a reason: the message without the values in it."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.num = self.num_left_out = 0
-        self.records = _Places()
-        self.reasons: Counter[str] = Counter()
-
-    def __enter__(self) -> "_RejectLog":
-        self.file = open(self.path, "w", encoding="utf-8")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
-    def add(self, reject: Reject) -> None:
-        self.num += 1
-        self.num_left_out += reject.is_left_out
-        self.records.add(reject.source)
-        reason = reason_of(reject.message)
-        self.reasons[reason] += 1
-        self.file.write(json.dumps({"source": reject.source, "message": reject.message, "reason": reason}) + "\n")

@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from qwenvl_agent.config import to_json
+from qwenvl_agent.data.cache_files import reason_of
 from qwenvl_agent.data.collator import Collator
-from qwenvl_agent.data.dataset import RowDataset, Rows, SourceCache, reason_of
+from qwenvl_agent.data.dataset import RowDataset, Rows, SourceCache
 from qwenvl_agent.data.supervision import count_supervised
 from qwenvl_agent.files import write_text
 from qwenvl_agent.prompt import render_row

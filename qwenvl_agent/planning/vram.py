@@ -80,7 +80,7 @@ SUB_GROUP = 1_000_000_000
 NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, (16 + 256 + 1) * 4
 
 CHARS_PER_TOKEN = 3.0
-"""Of text when no tokenizer is at hand, as data/dataset.py estimates."""
+"""Of text when no tokenizer is at hand, as data/cache_files.py estimates."""
 TYPICAL_TEXT = {"prompt": 600, "history_step": 250, "turn": 150}
 """Tokens of a row whose data is not there: system prompt with tools and the observation, one earlier step, the turn."""
 
