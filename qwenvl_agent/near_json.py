@@ -77,6 +77,8 @@ def _read_value(text: str, at: int, repairs: Repairs, depth: int) -> tuple[objec
     if first in "\"'":
         return _read_string(text, at, repairs)
     if number := NUMBER.match(text, at):
+        if number.end() == len(text):
+            raise ParseError("unclosed_call")  # it may go on
         return STRICT.decode(_short(number.group())), number.end()
     word = LITERAL.match(text, at)
     if word and word.group() in LITERALS:
@@ -157,6 +159,8 @@ def _next_item(text: str, at: int, closer: str, has_items: bool, repairs: Repair
         if has_items and not comma:
             raise ParseError("json_error")
         return at, False
+    if comma and not here:
+        raise ParseError("unclosed_call")  # an item was to follow
     if comma:
         repairs.add("trailing_comma")
     if here == closer:

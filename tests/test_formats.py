@@ -193,6 +193,11 @@ GO = Turn("Go.", (move(),))
 BARE = Turn(tool_calls=(move(),))
 
 
+MOVE_ARGUMENTS = '{"actions": [{"direction": "RIGHT", "steps": 2}]}'
+MOVE_JSON = f'{{"name": "move", "arguments": {MOVE_ARGUMENTS}}}'
+TWICE = Turn(tool_calls=(move(), move()))
+
+
 def block(body: str) -> str:
     return f"<tool_call>\n{body}\n</tool_call>"
 
@@ -282,10 +287,98 @@ def block(body: str) -> str:
         ("hybrid", f"Thought: Go.\n{MOVE_BLOCK}", GO, ("missing_action_marker",)),
         ("hybrid", f'Go.\nAction: "move"\n{MOVE_BLOCK}', GO, ("missing_thought_marker",)),
         ("hybrid", f"Thought: Go.\n{MOVE_LINE}", GO, ("plain_call_in_native",)),
+        # what models call arguments, and where they put calls
+        *(
+            ("native", block(MOVE_JSON.replace("arguments", name)), BARE, ("renamed_arguments",))
+            for name in ("parameters", "args", "params", "input", "kwargs")
+        ),
+        ("native", block(f'{{"function": {MOVE_JSON}}}'), BARE, ("nested_call",)),
+        ("native", block(f'{{"type": "function", "function": {MOVE_JSON}}}'), BARE, ("nested_call", "dropped_key")),
+        (
+            "native",
+            f'{{"type": "function", "function": {MOVE_JSON}}}',
+            BARE,
+            ("missing_open_tag", "nested_call", "dropped_key"),
+        ),
+        ("native", block(f'{{"id": "c1", {MOVE_JSON[1:]}'), BARE, ("dropped_key",)),
+        ("native", block(f"[{MOVE_JSON}, {MOVE_JSON}]"), TWICE, ("list_of_calls",)),
+        ("native", f"[{MOVE_JSON},\n {MOVE_JSON}]", TWICE, ("missing_open_tag", "list_of_calls")),
+        ("native", f"Go.\n```json\n[{MOVE_JSON}]\n```", GO, ("code_fence", "missing_open_tag", "list_of_calls")),
+        ("native", f"{MOVE_JSON}, {MOVE_JSON}", TWICE, ("missing_open_tag", "missing_close_tag")),
+        (
+            "native",
+            f"```json\n{MOVE_JSON}\n```\nthen\n```json\n{MOVE_JSON}\n```",
+            TWICE,
+            ("code_fence", "missing_open_tag", "missing_close_tag", "text_between_calls"),
+        ),
+        ("native", f"{MOVE_BLOCK}\n{MOVE_JSON}", TWICE, ("text_after_call", "missing_open_tag")),
+        ("plain", MOVE_JSON, BARE, ("missing_open_tag", "native_call_in_plain")),
+        ("plain", f"Thought: Go.\nAction: move\nAction Input: {MOVE_ARGUMENTS}", GO, ("action_input",)),
+        (
+            "plain",
+            f"Thought: Go.\nAction: move\nAction Input:\n{MOVE_ARGUMENTS}\nObservation: ok",
+            GO,
+            ("action_input", "text_after_call"),
+        ),
+        (
+            "plain",
+            'Action: update_notepad\nAction Input: "here"',
+            Turn(tool_calls=(ToolCall("update_notepad", {"content": "here"}),)),
+            ("action_input", "positional_argument"),
+        ),
+        (
+            "hybrid",
+            f"Thought: Go.\nAction: move\nAction Input: {MOVE_ARGUMENTS}",
+            GO,
+            ("plain_call_in_native", "action_input"),
+        ),
+        (
+            "native",
+            f'So {{"name": "Alice", "age": 3}}.\n{MOVE_JSON}',
+            Turn('So {"name": "Alice", "age": 3}.', (move(),)),
+            ("missing_open_tag",),
+        ),
     ],
 )
 def test_repairs_are_named(name, text, turn, repairs):
     assert FORMATS[name].parse(text, TOOLS) == Answer(turn, text, repairs=repairs)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        'An example of JSON is {"name": "Alice", "age": 3}.',
+        'A list: [{"name": "Alice"}, {"name": "Bob"}]',
+        'Names are objects, {"name": {"first": "Al"}}.',
+    ],
+)
+def test_json_in_prose_is_no_call(name, text):
+    assert FORMATS[name].parse(text, TOOLS) == Answer(Turn(text=text), text)
+
+
+def unique_keys(pairs: list) -> dict:
+    assert len(dict(pairs)) == len(pairs), pairs
+    return dict(pairs)
+
+
+@given(turn=turns() | st.sampled_from(TURNS), data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_what_is_strict_lost_nothing(turn, data):
+    """All of a native answer that is read without repairs is its thought and its calls, by a second way of reading."""
+    text = rendered("native", turn)
+    for _ in range(data.draw(st.integers(0, 2))):
+        at = data.draw(st.integers(0, len(text)))
+        text = text[:at] + data.draw(MUTATIONS | st.sampled_from(['"id": 3, ', ', "b": 1', " ", "}", "]"])) + text[at:]
+    answer = FORMATS["native"].parse(text, TOOLS)
+    if answer.error or answer.repairs or not answer.turn.tool_calls:
+        return
+    head, *blocks = text.split("<tool_call>")
+    assert head.strip() == answer.turn.thought
+    for written, call in zip(blocks, answer.turn.tool_calls, strict=True):
+        body, tag, rest = written.partition("</tool_call>")
+        assert tag and not rest.strip().removesuffix("<|im_end|>")
+        assert json.loads(body, object_pairs_hook=unique_keys) == {"name": call.name, "arguments": dict(call.arguments)}
 
 
 @pytest.mark.parametrize(
@@ -307,6 +400,20 @@ def test_repairs_are_named(name, text, turn, repairs):
         ("plain", f"Action: x(a={'[' * 3000}{']' * 3000})", "json_error"),
         ("native", f'<tool_call>{{"name": "x", "arguments": {{"a": {"[" * 3000}', "json_error"),
         ("plain", "Action: x(a=1, a=2)", "json_error"),
+        # arguments that a call would lose
+        ("native", block('{"name": "move", "direction": "RIGHT"}'), "bad_arguments"),
+        ("native", '{"name": "move", "direction": "RIGHT"}', "bad_arguments"),
+        ("native", block(MOVE_JSON[:-1] + ', "steps": 3}'), "bad_arguments"),
+        ("native", block(MOVE_JSON[:-1] + ', "parameters": {"steps": 3}}'), "bad_arguments"),
+        ("native", block('{"name": "x", "arguments": "{\\"a\\": 1} {\\"b\\": 2}"}'), "bad_arguments"),
+        ("plain", "Action: move\nRIGHT, 2", "bad_arguments"),
+        ("plain", "Action: update_notepad\nAction Input: here", "json_error"),
+        # what breaks off where more was to follow
+        ("native", '<tool_call>\n{"name": "x", "arguments": {"at": [447, 8', "unclosed_call"),
+        ("native", '<tool_call>\n{"name": "x", "arguments": {"at": 447,', "unclosed_call"),
+        ("plain", "Action: x(at=44", "unclosed_call"),
+        ("plain", "Action: x(at=44,", "unclosed_call"),
+        ("native", '{"name": "mo', "unclosed_call"),
         ("native", block('{"name": "x", "arguments": {"a": 1, "a": 2}}'), "json_error"),
         ("native", block("{'name': 'x', 'arguments': {'a': 1, 'a': 2}}"), "json_error"),
         ("plain", 'Action: x(a={"b": 1, "b": 2})', "json_error"),

@@ -54,7 +54,10 @@ class CallSyntax(Protocol):
 
     @property
     def bare(self) -> re.Pattern:
-        """The beginning of a call whose opening tag is missing."""
+        """The beginning of a call whose opening tag is missing.
+
+        Where it has the groups `name` and `has_arguments`, a call with an unknown name counts only with arguments.
+        """
 
     def write(self, name: str, arguments: Mapping) -> str:
         """One call with its tags, as the chat template writes it."""

@@ -29,6 +29,8 @@ FENCE = re.compile(r"(?m)^[ \t]*```\w*[ \t]*\n?|```[ \t]*$")
 MARKERS = re.compile(r"(?m)^(?:[^\S\n]*(?:Thought|Action):)+")
 LINE_CALL = re.compile(rf"(?m)^[ \t]*({TOOL_NAME.pattern})\(")
 NEXT_CALL = re.compile(rf"[,;]?\s*({TOOL_NAME.pattern})\(")
+ACTION_INPUT = re.compile(r"\s*\n[ \t]*Action Input:[ \t]*\n?")
+REACT_CALL = re.compile(rf"(?m)^[ \t]*Action:[ \t]*{TOOL_NAME.pattern}[ \t]*\n[ \t]*Action Input:")
 KEY = re.compile(rf"({TOOL_NAME.pattern})[ \t]*=")
 
 # A reader gives (thought, calls), or None where the text is free text. It mends what it can, under names.
@@ -125,8 +127,11 @@ def read_blocks(text: str, tools: Sequence[Tool], repairs: Repairs, syntax: Call
         if not tag:
             repairs.add("missing_close_tag")
         calls += _read_block(body, bool(tag), tools, repairs, syntax)
-        if rest.strip():
-            repairs.add("text_after_call" if i == len(blocks) - 1 else "text_between_calls")
+        if not rest.strip():
+            continue
+        repairs.add("text_after_call" if i == len(blocks) - 1 else "text_between_calls")
+        untagged = read_bare(rest, tools, repairs, syntax)
+        calls += untagged[1] if untagged else []
     return head.strip(), calls
 
 
@@ -213,8 +218,31 @@ def _read_plain_call(text: str, at: int, tools: Sequence[Tool], repairs: Repairs
     line_end = text.find("\n", at) % (len(text) + 1)
     if text[at:line_end].strip():
         raise ParseError("json_error")
+    given = ACTION_INPUT.match(text, at)
+    if given:
+        repairs.add("action_input")
+        return _read_action_input(name.group(), text, given.end(), tools, repairs)
+    tool = tool_named(tools, name.group())
+    if tool and tool.parameters.get("required") and _has_words_below(text, at):
+        raise ParseError("bad_arguments")  # they may be these words
     repairs.add("missing_parentheses")
     return make_call(name.group(), {}, tools, repairs), at
+
+
+def _has_words_below(text: str, at: int) -> bool:
+    """Whether the next line that holds anything is no action."""
+    at = skip_space(text, at)
+    return at < len(text) and not ACTION.match(text, text.rfind("\n", 0, at) + 1)
+
+
+def _read_action_input(name: str, text: str, at: int, tools: Sequence[Tool], repairs: Repairs) -> tuple[ToolCall, int]:
+    """ReAct's arguments, on the line after the name: JSON, or the one required argument as a JSON value."""
+    value, at = read_json(text, at, repairs)
+    if text[at : at + 1] not in ("", "\n") and text[at:].split("\n", 1)[0].strip():
+        raise ParseError("json_error")
+    if not isinstance(value, dict | list):
+        value = _name_positional(value, tool_named(tools, name), repairs)
+    return make_call(name, value, tools, repairs), at
 
 
 def _read_arguments(text: str, at: int, tool: Tool | None, repairs: Repairs) -> tuple[object, int]:
@@ -229,7 +257,7 @@ def _read_arguments(text: str, at: int, tool: Tool | None, repairs: Repairs) -> 
         elif arguments and text[at : at + 1] not in (")", "}", "]", ""):
             raise ParseError("json_error")
         if at == len(text):
-            if not arguments:
+            if not arguments or text[-1].isdigit() or text.rstrip()[-1] == ",":  # more was to follow
                 raise ParseError("unclosed_call")
             repairs.add("missing_brace")
             return arguments, at
@@ -280,15 +308,35 @@ def read_unmarked(
     text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax
 ) -> tuple[str, list[ToolCall]] | None:
     """Calls of a text without an opening tag: bare ones, or the plain syntax; None if there are none."""
-    bare = syntax.bare.search(text)
-    if bare:
-        repairs.add("missing_open_tag")
-        body, tag, rest = text[bare.start() :].partition(syntax.close)
-        if rest.strip():
-            repairs.add("text_after_call")
-        return text[: bare.start()].strip(), list(_read_block(body, bool(tag), tools, repairs, syntax))
-    action = re.search(rf"{ACTION.pattern}{TOOL_NAME.pattern}\(", text)
+    found = read_bare(text, tools, repairs, syntax)
+    if found:
+        return found
+    action = re.search(rf"{ACTION.pattern}{TOOL_NAME.pattern}\(", text) or REACT_CALL.search(text)
     if not action and not _find_line_call(text, tools):
         return None
     repairs.add("plain_call_in_native")
     return read_plain(text, tools, repairs)
+
+
+def read_bare(
+    text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax
+) -> tuple[str, list[ToolCall]] | None:
+    """Calls in the family's syntax without its opening tag; None if there are none."""
+    bare = _find_bare(text, tools, syntax)
+    if not bare:
+        return None
+    repairs.add("missing_open_tag")
+    body, tag, rest = text[bare.start() :].partition(syntax.close)
+    if rest.strip():
+        repairs.add("text_after_call")
+    return text[: bare.start()].strip(), list(_read_block(body, bool(tag), tools, repairs, syntax))
+
+
+def _find_bare(text: str, tools: Sequence[Tool], syntax: CallSyntax) -> re.Match | None:
+    """The first call without a tag. JSON in prose is one if it has arguments or names a tool; so is one that breaks off."""
+    return next((match for match in syntax.bare.finditer(text) if _is_call(match.groupdict(), tools)), None)
+
+
+def _is_call(found: Mapping[str, str | None], tools: Sequence[Tool]) -> bool:
+    name = found.get("name")
+    return name is None or found.get("has_arguments") is not None or tool_named(tools, name) is not None

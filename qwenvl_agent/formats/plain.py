@@ -13,6 +13,7 @@ from qwenvl_agent.formats.calls import (
     PLAIN_CALLS,
     THOUGHT,
     parse_answer,
+    read_bare,
     read_blocks,
     read_plain,
     split_thought,
@@ -74,6 +75,8 @@ def _read(text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax
         head, calls = read_blocks(text, tools, repairs, syntax)
         return split_thought(head, repairs), calls
     found = read_plain(text, tools, repairs)
+    if not found and (found := read_bare(text, tools, repairs, syntax)):
+        repairs.add("native_call_in_plain")
     if not found:
         if THOUGHT.match(text):
             raise ParseError("no_call")

@@ -12,7 +12,11 @@
 | missing_brace, extra_brace | a closing }, ] or ) too few or too many |
 | single_quotes, python_literals, trailing_comma, raw_newline | near-JSON |
 | arguments_as_string | arguments given as a string that holds JSON |
-| missing_arguments | a call without the key "arguments": none |
+| missing_arguments | a call without the key "arguments", and with no other: none |
+| renamed_arguments | "parameters", "args", "params", "input" or "kwargs" for "arguments" |
+| nested_call, list_of_calls | {"function": {...}}; [{...}, {...}]: each is a call |
+| dropped_key | an id, a type or a remark beside name and arguments |
+| action_input | ReAct: the arguments on the line after the name, behind "Action Input:" |
 | list_arguments_wrapped | a list for a tool whose one required argument is a list |
 | missing_actions_key | one item's keys for a tool whose one required argument is a list of such items |
 | string_number | "2" or 2.0 where the tool's schema says integer |
@@ -30,7 +34,10 @@ def fit_arguments(arguments: object, tool: Tool | None, repairs: Repairs) -> dic
     """The arguments as an object, mended by the tool's schema where that says how; ParseError if they are none."""
     if isinstance(arguments, str):
         repairs.add("arguments_as_string")
-        arguments, end = read_json(arguments, 0, repairs)
+        text = arguments
+        arguments, end = read_json(text, 0, repairs)
+        if text[end:].strip():
+            raise ParseError("bad_arguments")
     schema = tool.parameters if tool else {}
     listed = _only_required_list(schema)
     if isinstance(arguments, list) and listed:
