@@ -1,6 +1,7 @@
 """Formats: parse(render(turn)) is the turn for everything the schema allows, and parse never raises."""
 
 import json
+import re
 import time
 
 import pytest
@@ -368,7 +369,8 @@ def test_what_is_strict_lost_nothing(turn, data):
     """All of a native answer that is read without repairs is its thought and its calls, by a second way of reading."""
     text = rendered("native", turn)
     for _ in range(data.draw(st.integers(0, 2))):
-        at = data.draw(st.integers(0, len(text)))
+        seams = [match.start() for match in re.finditer(r"(?<=\{)|(?=\})|$|^", text)]
+        at = data.draw(st.sampled_from(seams) | st.integers(0, len(text)))
         text = text[:at] + data.draw(MUTATIONS | st.sampled_from(['"id": 3, ', ', "b": 1', " ", "}", "]"])) + text[at:]
     answer = FORMATS["native"].parse(text, TOOLS)
     if answer.error or answer.repairs or not answer.turn.tool_calls:
