@@ -20,6 +20,7 @@ __all__ = ["Config", "build_config", "load_config", "to_json"]
 
 FormatName = Literal["plain", "native", "hybrid", "no_thought"]
 FORMAT_NAMES = get_args(FormatName)
+AskForThought = bool | Literal["auto"]
 Place = Literal["language", "merger", "vision"]
 LORA_PLACES = get_args(Place)
 LANGUAGE_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -171,6 +172,10 @@ class SourceConfig:
                 )
 
 
+KINDS_WITH_OWN_PROMPTS = ("chat",)
+"""Those whose rows have the system prompt that a user wrote, to be learned as a server would get it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     sources: tuple[SourceConfig, ...] = ()
@@ -206,6 +211,9 @@ class PromptConfig:
     """Steps before the current one that the prompt shows. The safari agent's memory is its notepad: 0."""
     supervise_history: bool = False
     """Also learn the turns in the history."""
+    ask_for_thought: AskForThought = "auto"
+    """After the system prompt ask for a thought in the format's words. auto: in kinds whose prompts are this package's or a
+    world's, not in kind chat, whose prompts are your own; a run whose sources are all of one sort is played likewise."""
 
     def __post_init__(self) -> None:
         check_values(self, "prompt")
@@ -381,6 +389,27 @@ class Config:
     @property
     def run_dir(self) -> Path:
         return Path(self.runs_dir) / self.name
+
+
+def settle_prompt(config: Config) -> Config:
+    """Without "auto" in `prompt.ask_for_thought`, unless the sources are of both sorts, or there are none.
+
+    What is played has no kind: it is asked as the run's rows are. A run keeps it whatever data it is evaluated on.
+    """
+    asked = {source.kind not in KINDS_WITH_OWN_PROMPTS for source in config.data.sources}
+    if config.prompt.ask_for_thought != "auto" or len(asked) != 1:
+        return config
+    return dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, ask_for_thought=asked.pop()))
+
+
+SAVED_BEFORE = {"prompt": {"ask_for_thought": True}}
+"""Of a run that was saved before there was such a setting: what it did."""
+
+
+def complete_saved(values: dict) -> dict:
+    """The JSON of a run's config.json, with settings that did not exist when it was saved."""
+    groups = {name: {**former, **values.get(name, {})} for name, former in SAVED_BEFORE.items()}
+    return {**values, **groups}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

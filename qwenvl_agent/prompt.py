@@ -7,8 +7,9 @@ text up to the assistant's turn, because `render_row` is `render_prompt` and mor
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from qwenvl_agent.config import AskForThought
 from qwenvl_agent.families import Template
 from qwenvl_agent.formats import Format, Span
 from qwenvl_agent.schema import Observation, Picture, Request, Tool, Turn
@@ -26,6 +27,13 @@ class Rendered:
     @property
     def text(self) -> str:
         return "".join(span.text for span in self.spans)
+
+
+def as_asked(request: Request, ask_for_thought: AskForThought) -> Request:
+    """The request as a run's `prompt.ask_for_thought` has it; auto leaves it as it is."""
+    if ask_for_thought == "auto" or ask_for_thought == request.asks_for_thought:
+        return request
+    return replace(request, asks_for_thought=ask_for_thought)
 
 
 def render_prompt(request: Request, fmt: Format) -> Rendered:
@@ -68,7 +76,8 @@ def _as_prompt(turn: Turn, fmt: Format) -> list[Span]:
 
 def system_text(request: Request, fmt: Format) -> str:
     """The system prompt with the format's instructions after a blank line."""
-    return "\n\n".join(part for part in (request.system_prompt, fmt.instructions(request.tools)) if part)
+    instructions = fmt.instructions if request.asks_for_thought else fmt.syntax_instructions
+    return "\n\n".join(part for part in (request.system_prompt, instructions(request.tools)) if part)
 
 
 def _system(request: Request, fmt: Format) -> str:

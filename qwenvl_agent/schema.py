@@ -276,6 +276,8 @@ class Request:
     tools: tuple[Tool, ...]
     history: tuple[Step, ...]
     observation: Observation
+    asks_for_thought: bool = True
+    """Whether the format's words about the thought follow the system prompt; not where that is a user's own."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "system_prompt", clean(self.system_prompt))

@@ -13,9 +13,19 @@ from qwenvl_agent.checksums import write_checksums
 from qwenvl_agent.config import ModelConfig, build_config, to_json
 from qwenvl_agent.data.collator import build_collator
 from qwenvl_agent.export import probe_inputs, probe_logits
-from qwenvl_agent.inference.load import LoadedModel, describe, find, find_run, load_model, open_policy
+from qwenvl_agent.inference.load import (
+    AGENT_CONFIG,
+    LoadedModel,
+    describe,
+    find,
+    find_run,
+    load_model,
+    open_policy,
+    settings_of,
+)
 from qwenvl_agent.model.build import build_model, build_processor, save_weights
 from qwenvl_agent.schema import Observation, Request
+from qwenvl_agent.training.checkpoint import describe_changes
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +130,27 @@ def test_a_run_lets_only_its_answering_be_changed(run):
     for options in ({"format": "native"}, {"config": "x.json"}, {"overrides": ["prompt.history_steps=9"]}):
         with pytest.raises(ValueError, match="is a run, which has its own settings"):
             find(run, **options)
+
+
+def test_a_run_of_chat_rows_is_asked_as_they_are(run, tmp_path):
+    checkpoint = tmp_path / "talk" / "checkpoints" / "step_000007"
+    shutil.copytree(run / "checkpoints" / "step_000007", checkpoint)
+    (checkpoint.parent / "last").symlink_to(checkpoint.name)
+    values = json.loads((checkpoint / "config.json").read_text())
+    values["data"]["sources"] = [{"path": "talk.jsonl", "kind": "chat"}]
+    for saved, expected in ((False, False), (None, True), (True, True)):  # None: of a version without the setting
+        values["prompt"] = {"format": "native"} | ({} if saved is None else {"ask_for_thought": saved})
+        (checkpoint / "config.json").write_text(json.dumps(values))
+        (tmp_path / AGENT_CONFIG).write_text(json.dumps(values))
+        assert find(tmp_path / "talk").config.prompt.ask_for_thought is expected
+        assert settings_of(str(tmp_path), None).prompt.ask_for_thought is expected
+        assert settings_of("served", tmp_path / AGENT_CONFIG).prompt.ask_for_thought is expected
+        config = build_config(values | {"prompt": {"ask_for_thought": False}})
+        if expected:
+            with pytest.raises(ValueError, match=r"prompt.ask_for_thought is False, True in the checkpoint"):
+                describe_changes(values, config)
+        else:
+            assert "ask_for_thought" not in describe_changes(values, config)
 
 
 def test_weights_take_the_settings_beside_them(run, base, tmp_path):

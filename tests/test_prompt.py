@@ -4,16 +4,29 @@ import json
 from dataclasses import replace
 
 import pytest
-from conftest import TOOLS, TURNS, request_of
+from conftest import TOOLS, TURNS, request_of, tiny_processor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
-from qwenvl_agent.data.dataset import build_rows
+from qwenvl_agent.config import (
+    DataConfig,
+    PromptConfig,
+    SourceConfig,
+    TrainConfig,
+    VisionConfig,
+    build_config,
+    complete_saved,
+    settle_prompt,
+    to_json,
+)
+from qwenvl_agent.data.collator import Collator
+from qwenvl_agent.data.dataset import RowDataset, build_rows
+from qwenvl_agent.evaluation.figures import prompt_hash
 from qwenvl_agent.families import DEFAULT
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.formats.native import Native
-from qwenvl_agent.prompt import render_prompt, render_row, to_messages
+from qwenvl_agent.prompt import as_asked, render_prompt, render_row, system_text, to_messages
 from qwenvl_agent.schema import Observation, Request, Step, ToolCall, ToolResult, Turn
 
 IMAGE, ASSISTANT = DEFAULT.template.image, DEFAULT.template.generation
@@ -36,6 +49,34 @@ def test_text_equals_the_real_template(auto_processor, name, system, tools, num_
     assert render_prompt(request, fmt).text == template_text(auto_processor, request, None, fmt)
     for turn in TURNS:
         assert render_row(request, turn, fmt).text == template_text(auto_processor, request, turn, fmt)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("tools", [TOOLS, ()], ids=["tools", "no_tools"])
+def test_a_users_own_prompt_is_the_real_templates_too(auto_processor, name, tools):
+    fmt = FORMATS[name]
+    request = replace(request_of(2, 1, size=32, tools=tools), asks_for_thought=False)
+    assert render_prompt(request, fmt).text == template_text(auto_processor, request, None, fmt)
+    assert render_row(request, TURNS[0], fmt).text == template_text(auto_processor, request, TURNS[0], fmt)
+
+
+SENTENCES = {
+    "native": "Write a short thought first: what you see and plan. Then call one or more functions.",
+    "no_thought": "Call one or more functions. Write nothing else.",
+    "hybrid": "Thought: <what you see and plan, short>\n",
+    "plain": "Thought: <what you see and plan, short>\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_only_what_asks_for_a_thought_is_left_out(name):
+    """How calls are written stays, where the template does not say it."""
+    request = request_of(0, 0, system="You play.")
+    asked = system_text(request, FORMATS[name])
+    unasked = system_text(replace(request, asks_for_thought=False), FORMATS[name])
+    assert asked.count(SENTENCES[name]) == 1 and unasked == asked.replace(SENTENCES[name], "").rstrip()
+    assert ("Action: " in unasked) == (name in ("hybrid", "plain"))
+    assert unasked == "You play." or name in ("hybrid", "plain")
 
 
 TEXT = st.lists(st.sampled_from(["<|im_end|>", "<tool_call>", "\n", '"', "호", "🐯"]) | st.text(max_size=5)).map(
@@ -145,8 +186,100 @@ def test_tools_of_a_chat_file_stand_in_the_prompt_as_their_author_wrote_them(aut
     for fmt in (FORMATS["native"], FORMATS["hybrid"]):
         for row, entries in zip((rows[0], rows[1]), orders, strict=True):
             messages, _ = to_messages(row.request, None, fmt)
+            # Nothing but what the user wrote, where the template says how calls are written.
+            assert messages == [{"role": "user", "content": messages[0]["content"]}] or fmt.name == "hybrid"
             wanted = auto_processor.apply_chat_template(
                 messages, tools=entries, tokenize=False, add_generation_prompt=True
             )
             assert render_prompt(row.request, fmt).text == wanted
             assert all(json.dumps(entry, ensure_ascii=False) in wanted for entry in entries)
+
+
+LOOK = {"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}}
+ROWS = {
+    "chat": {
+        "system": "You play.",
+        "tools": [LOOK],
+        "messages": [
+            {"role": "user", "content": "Where?"},
+            {"role": "assistant", "content": "I look.", "tool_calls": [{"name": "look", "arguments": {}}]},
+        ],
+    },
+    "recorded": {
+        **{
+            "episode_id": "a",
+            "mission": "m",
+            "turn": 0,
+            "system_prompt": "You play.",
+            "context_text": "Where?",
+            "tools": [LOOK],
+        },
+        **{"images": [], "thought_text": "I look.", "tool_calls": [{"name": "look", "args": {}}]},
+    },
+    "computer": {
+        "instruction": "Press OK",
+        "screenshot": "a.png",
+        "action": {"action": "click", "x": 5, "y": 5, "reasoning": "There."},
+    },
+}
+
+
+@pytest.fixture
+def rows_of_kind(tmp_path):
+    def rows_of_kind(kind: str) -> RowDataset:
+        Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+        (tmp_path / f"{kind}.jsonl").write_text(json.dumps(ROWS[kind]) + "\n")
+        source = SourceConfig(path=str(tmp_path / f"{kind}.jsonl"), kind=kind)
+        config = DataConfig(sources=(source,), cache_dir=str(tmp_path / "cache"), eval_fraction=0.0)
+        return build_rows(config, PromptConfig()).train
+
+    return rows_of_kind
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("ask", ["auto", True, False])
+@pytest.mark.parametrize("kind", ROWS)
+def test_training_and_inference_ask_alike(rows_of_kind, kind, ask, name):
+    """Only kind chat has prompts of a user's own; what a policy is asked is the beginning of what was learned."""
+    row = rows_of_kind(kind)[0]
+    collator = Collator(
+        tiny_processor(1), FORMATS[name], PromptConfig(ask_for_thought=ask), VisionConfig(), TrainConfig()
+    )
+    learned, asked = collator.sample(row).encoded.input_ids.tolist(), collator.encode_prompt([row.request])
+    prompt = asked["input_ids"][0].tolist()
+    assert learned[: len(prompt)] == prompt and len(learned) > len(prompt)
+    is_asked = kind != "chat" if ask == "auto" else ask
+    assert (SENTENCES[name] in render_prompt(as_asked(row.request, ask), FORMATS[name]).text) == is_asked
+    assert (SENTENCES[name] in collator.tokenizer.decode(prompt)) == is_asked
+
+
+@pytest.mark.parametrize(
+    ("kinds", "ask", "settled"),
+    [
+        (["chat"], "auto", False),
+        (["chat", "chat"], "auto", False),
+        (["computer"], "auto", True),
+        (["recorded", "computer"], "auto", True),
+        (["chat", "computer"], "auto", "auto"),
+        ([], "auto", "auto"),
+        (["chat"], True, True),
+        (["computer"], False, False),
+    ],
+)
+def test_a_run_is_played_as_its_rows_are_asked(kinds, ask, settled):
+    sources = [{"path": "x.jsonl", "kind": kind} for kind in kinds]
+    values = {"name": "r", "model": {"path": "tiny"}, "data": {"sources": sources}, "prompt": {"ask_for_thought": ask}}
+    config = settle_prompt(build_config(values))
+    assert config.prompt.ask_for_thought == settled
+    request = Request("You play.", TOOLS, (), Observation("Where?"))  # as worlds ask
+    is_asked = SENTENCES["native"] in render_prompt(as_asked(request, settled), FORMATS["native"]).text
+    assert is_asked == (settled is not False)
+    assert (prompt_hash(request, config.prompt) == prompt_hash(request, PromptConfig())) == is_asked
+
+
+def test_a_run_that_was_saved_without_the_setting_asked_in_every_row():
+    values = {"name": "r", "model": {"path": "tiny"}, "data": {"sources": [{"path": "x", "kind": "chat"}]}}
+    config = settle_prompt(build_config(complete_saved(values | {"prompt": {"format": "plain"}})))
+    assert (config.prompt.ask_for_thought, config.prompt.format) == (True, "plain")
+    assert settle_prompt(build_config(complete_saved(to_json(config)))) == config
+    assert complete_saved({"prompt": {"ask_for_thought": False}})["prompt"] == {"ask_for_thought": False}

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from qwenvl_agent.config import EvalConfig
+from qwenvl_agent.config import EvalConfig, PromptConfig
 from qwenvl_agent.evaluation import results, suites
 from qwenvl_agent.evaluation.episodes import episode_metrics
 from qwenvl_agent.evaluation.figures import metrics_json, prompt_hash
@@ -218,8 +218,8 @@ def test_what_is_no_result_is_refused(tmp_path):
 def test_prompt_hash_is_of_the_words_alone():
     first = Request("Play.", (), (), Observation("Mission: a"))
     other = Request("Play.", (), (), Observation("Mission: b"))
-    assert prompt_hash(first, "native") == prompt_hash(other, "native")
-    assert prompt_hash(first, "native") != prompt_hash(Request("Go.", (), (), Observation("")), "native")
+    assert prompt_hash(first, PromptConfig()) == prompt_hash(other, PromptConfig())
+    assert prompt_hash(first, PromptConfig()) != prompt_hash(Request("Go.", (), (), Observation("")), PromptConfig())
 
 
 @pytest.mark.parametrize("plan", ["RIGHT 140RIGHT 1", "RIGHT", "RIGHT 2UP 1", "RIGHT " + "9" * 5000, "RIGHT \u0663"])

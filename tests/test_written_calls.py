@@ -197,7 +197,7 @@ def test_without_tools_words_are_words(text):
         ("Action: move", "arguments of move do not fit its schema ('actions' is a required property)"),
         (f"Action: go\nand on\n<tool_call>{AS_OBJECT}</tool_call>", "has lines between Action: and its calls"),
         (f"Action: move({JSON})\n<tool_call>{AS_OBJECT}</tool_call>", "has calls in its text besides its calls"),
-        ("<think>Hm.</think>I am there.", "has <think> without a call: no format writes it"),
+        ("<think>Hm.</think>I am there.", "has a marked thought without a call: no format writes it"),
     ],
 )
 def test_what_is_not_whole_or_not_clear_is_refused(text, expected):

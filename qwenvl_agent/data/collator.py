@@ -25,7 +25,7 @@ from qwenvl_agent.data.processor import Processor
 from qwenvl_agent.data.supervision import supervised_places
 from qwenvl_agent.families import Family
 from qwenvl_agent.formats import Format, Span, formats_of
-from qwenvl_agent.prompt import Rendered, render_prompt, render_row
+from qwenvl_agent.prompt import Rendered, as_asked, render_prompt, render_row
 from qwenvl_agent.schema import Picture, Request, Row, Turn
 from qwenvl_agent.vision import Geometry, drop_oldest_step, fit_picture, reduce_request
 
@@ -159,6 +159,7 @@ class Collator:
         return Sample(row, encoded, labels, weights * np.float32(row.weight), parts)
 
     def encode(self, request: Request, turn: Turn | None, source: str) -> Encoded:
+        request = as_asked(request, self.prompt_cfg.ask_for_thought)
         try:
             return self._encode_within_budget(request, turn, source)
         except ValueError as error:

@@ -36,7 +36,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
+from qwenvl_agent.config import KINDS_WITH_OWN_PROMPTS, DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.containers import data_files, num_records
 from qwenvl_agent.containers.note import Note, ignore
 from qwenvl_agent.data.cache_files import column_of, file_stamps, write_files
@@ -224,7 +224,8 @@ class SourceCache:
             history.insert(0, _decode_step(self._record(before)))
             before = int(previous[before])
         step = _decode_step(record)
-        request = Request(*self._prompt(record["prompt"]), tuple(history), step.observation)
+        asks_for_thought = self.cfg.kind not in KINDS_WITH_OWN_PROMPTS
+        request = Request(*self._prompt(record["prompt"]), tuple(history), step.observation, asks_for_thought)
         row_id = f"{record['episode_id']}/{record['turn_index']}"
         return Row(row_id, request, step.turn, record["source"], record["weight"])
 

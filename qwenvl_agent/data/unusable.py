@@ -13,6 +13,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,10 @@ def _path(source: SourceCache, collator: Collator) -> Path:
 def digest_of(collator: Collator) -> str:
     """Of all that decides: budget, tokenizer, and what prompt and format make of a row of every part."""
     probe = render_row(PROBE, _CALL, collator.fmt, supervise_history=collator.prompt_cfg.supervise_history)
+    unasked = render_row(replace(PROBE, asks_for_thought=False), _CALL, collator.fmt)
     sizes = [_tokens_or_none(width, height, collator) for width, height in PROBE_SIZES]
     settings = [to_json(collator.vision_cfg), to_json(collator.prompt_cfg), str(collator.geometry)]
-    digest = hashlib.sha256(json.dumps([VERSION, probe.text, sizes, settings]).encode())
+    digest = hashlib.sha256(json.dumps([VERSION, probe.text, unasked.text, sizes, settings]).encode())
     digest.update(collator.tokenizer.backend_tokenizer.to_str().encode())
     return digest.hexdigest()[:16]
 

@@ -110,7 +110,7 @@ def read_questions(path: Path) -> dict[str, Request]:
     for row in read_rows((path,), SourceConfig(path=str(path), kind="chat")):
         if not isinstance(row, Reject) and is_list(row.step.turn.text):
             observation = row.step.observation
-            requests[observation.pictures[0].path] = Request(row.system_prompt, row.tools, (), observation)
+            requests[observation.pictures[0].path] = Request(row.system_prompt, row.tools, (), observation, False)
     return requests
 
 

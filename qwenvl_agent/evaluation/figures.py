@@ -4,8 +4,9 @@ import hashlib
 import math
 from dataclasses import replace
 
+from qwenvl_agent.config import PromptConfig
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.prompt import render_prompt
+from qwenvl_agent.prompt import as_asked, render_prompt
 from qwenvl_agent.schema import Observation, Request
 from qwenvl_agent.statistics import Interval
 from qwenvl_agent.worlds.world import Metrics
@@ -29,7 +30,8 @@ def metrics_json(metrics: Metrics) -> dict:
     }
 
 
-def prompt_hash(request: Request, format_name: str) -> str:
+def prompt_hash(request: Request, prompt_cfg: PromptConfig) -> str:
     """Short SHA-256 of the prompt around the observation, to see whether two results rest on the same words."""
-    bare = replace(request, history=(), observation=Observation(""))
-    return hashlib.sha256(render_prompt(bare, FORMATS[format_name]).text.encode()).hexdigest()[:16]
+    asked = as_asked(request, prompt_cfg.ask_for_thought)
+    bare = replace(asked, history=(), observation=Observation(""))
+    return hashlib.sha256(render_prompt(bare, FORMATS[prompt_cfg.format]).text.encode()).hexdigest()[:16]

@@ -34,7 +34,13 @@ class Format(Protocol):
         """Whether the tools stand in the chat template's "# Tools" block; if not, `instructions` lists them."""
 
     def instructions(self, tools: Sequence[Tool]) -> str:
-        """What follows the system prompt after a blank line; "" without tools."""
+        """What follows the system prompt after a blank line: how calls are written, and what to say before them.
+
+        "" without tools.
+        """
+
+    def syntax_instructions(self, tools: Sequence[Tool]) -> str:
+        """Of `instructions` how calls are written, where the template does not say it; nothing about the thought."""
 
     def render(self, turn: Turn) -> list[Span]:
         """The assistant's text without its end token."""

@@ -29,10 +29,11 @@ from qwenvl_agent.formats.grammar import turn_grammar
 from qwenvl_agent.near_json import ParseError, Repairs
 from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 
-INSTRUCTIONS = """Answer in this form:
-Thought: <what you see and plan, short>
+THOUGHT_LINE = "Thought: <what you see and plan, short>\n"
+SYNTAX = """Answer in this form:
 Action: "<the names of the functions that you call>"
 Then call the functions."""
+INSTRUCTIONS = SYNTAX.replace("Action:", f"{THOUGHT_LINE}Action:")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Hybrid:
 
     def instructions(self, tools: Sequence[Tool]) -> str:
         return INSTRUCTIONS if tools else ""
+
+    def syntax_instructions(self, tools: Sequence[Tool]) -> str:
+        return SYNTAX if tools else ""
 
     def render(self, turn: Turn) -> list[Span]:
         if turn.text:

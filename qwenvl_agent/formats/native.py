@@ -35,6 +35,9 @@ class Native:
     def instructions(self, tools: Sequence[Tool]) -> str:
         return INSTRUCTIONS if tools else ""
 
+    def syntax_instructions(self, tools: Sequence[Tool]) -> str:
+        return ""
+
     def render(self, turn: Turn) -> list[Span]:
         if turn.text:
             return [Span("text", turn.text)]

@@ -24,14 +24,15 @@ from qwenvl_agent.formats.grammar import turn_grammar
 from qwenvl_agent.near_json import ParseError, Repairs, json_text
 from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
 
-INSTRUCTIONS = """# Tools
+THOUGHT_LINE = "Thought: <what you see and plan, short>\n"
+SYNTAX = """# Tools
 
 You may call one or more functions to assist with the user query. Their signatures, one a line:
 {tools}
 
 Answer in this form, every argument as name=<json value>, one line for each call:
-Thought: <what you see and plan, short>
 Action: <function-name>(<argument>=<json value>, <argument>=<json value>)"""
+INSTRUCTIONS = SYNTAX.replace("\nAction:", f"\n{THOUGHT_LINE}Action:")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Plain:
     uses_template_tools = False
 
     def instructions(self, tools: Sequence[Tool]) -> str:
-        return INSTRUCTIONS.format(tools="\n".join(json_text(tool.to_json()) for tool in tools)) if tools else ""
+        return _with_tools(INSTRUCTIONS, tools)
+
+    def syntax_instructions(self, tools: Sequence[Tool]) -> str:
+        return _with_tools(SYNTAX, tools)
 
     def render(self, turn: Turn) -> list[Span]:
         if turn.text:
@@ -67,6 +71,10 @@ class Plain:
             return []
         lines = "\n".join(f"Result of {result.name}: {json_text(result.content)}" for result in results)
         return [{"role": "user", "content": lines}]
+
+
+def _with_tools(instructions: str, tools: Sequence[Tool]) -> str:
+    return instructions.format(tools="\n".join(json_text(tool.to_json()) for tool in tools)) if tools else ""
 
 
 def _read(text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax) -> tuple[str, list[ToolCall]] | None:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from qwenvl_agent.checksums import find_damage
-from qwenvl_agent.config import FORMAT_NAMES, Config, build_config, load_config, to_json
+from qwenvl_agent.config import FORMAT_NAMES, Config, build_config, complete_saved, load_config, settle_prompt, to_json
 from qwenvl_agent.files import read_json
 from qwenvl_agent.schema import Policy
-from qwenvl_agent.settings import apply_override, check_choice
+from qwenvl_agent.settings import apply_override, check_choice, read_values
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +109,7 @@ def find(
     if checkpoint:
         raise ValueError(f"checkpoint {checkpoint!r} of {path}, which is no run: there is none; leave it out")
     settings = settings_of(str(path), config, [*overrides, f"prompt.format={format}"] if format else overrides)
+    settings = settle_prompt(settings)
     if not endpoint:  # whose prompts are made with the tokenizer that the config names
         settings = replace(settings, model=replace(settings.model, path=str(path)))
     return Source(str(path), settings, endpoint)
@@ -160,12 +161,15 @@ def is_checkpoint(path: Path) -> bool:
 
 def settings_of(path: str, config: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Those of the config file, of merged weights, or the defaults."""
+    if config and Path(config).name == AGENT_CONFIG:
+        return build_config(with_overrides(complete_saved(read_values(config)), overrides))
     if config:
         return load_config(config, overrides)
     beside = Path(path) / AGENT_CONFIG
     if beside.is_file():
         # Merged weights are plain ones, whatever way they were trained in.
-        return load_config(beside, ["model.method=lora", f"model.path={json.dumps(path)}", *overrides])
+        as_plain = ["model.method=lora", f"model.path={json.dumps(path)}"]
+        return build_config(with_overrides(complete_saved(read_values(beside)), [*as_plain, *overrides]))
     return build_config(with_overrides({"name": "eval", "model": {"path": path, "method": "lora"}}, overrides))
 
 
@@ -186,7 +190,7 @@ def saved_config(checkpoint: Path) -> Config:
     """A checkpoint's own config, without a look at its weights."""
     with suppress(FileNotFoundError):  # an earlier version's has no checksums
         check_whole(checkpoint, ("config.json",))
-    return build_config(read_json(checkpoint / "config.json"))
+    return build_config(complete_saved(read_json(checkpoint / "config.json")))
 
 
 def check_whole(checkpoint: Path, parts: tuple[str, ...]) -> None:

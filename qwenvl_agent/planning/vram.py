@@ -31,7 +31,7 @@ from qwenvl_agent.config import (
 from qwenvl_agent.families import FAMILIES, Architecture, find_family, published_architectures
 from qwenvl_agent.formats import formats_of
 from qwenvl_agent.model.logits import head_rows
-from qwenvl_agent.prompt import render_row
+from qwenvl_agent.prompt import as_asked, render_row
 from qwenvl_agent.schema import Picture, Row
 from qwenvl_agent.settings import apply_override
 from qwenvl_agent.vision import Geometry, picture_tokens, reduce_request
@@ -168,7 +168,8 @@ def measure_row(
 ) -> RowShape:
     """Of one row of data: vision tokens exact, text tokens as `count_tokens` counts them."""
     geometry = geometry_of(arch, config.vision)
-    request, _ = reduce_request(row.request, config.vision, geometry)
+    asked = as_asked(row.request, config.prompt.ask_for_thought)
+    request, _ = reduce_request(asked, config.vision, geometry)
     fmt = formats_of(FAMILIES[arch.model_type])[config.prompt.format]
     rendered = render_row(request, row.turn, fmt, config.prompt.supervise_history)
     pictures = [picture_tokens(picture, config.vision, geometry) for picture in rendered.pictures]

@@ -27,7 +27,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 
 from qwenvl_agent.checksums import find_damage, write_checksums
-from qwenvl_agent.config import Config, to_json
+from qwenvl_agent.config import Config, complete_saved, to_json
 from qwenvl_agent.files import flush_to_disk, is_leftover, read_json, write_json
 from qwenvl_agent.training.lock import lock_run
 from qwenvl_agent.training.metrics import flatten
@@ -193,7 +193,7 @@ def torn_file(checkpoint: Path) -> Path | None:
 
 def describe_changes(saved: dict, config: Config, accept_changes: bool = False) -> str:
     """The settings that differ from the checkpoint's; ValueError if its weights would not fit the model, or not the rows."""
-    before, now = flatten(saved), flatten(to_json(config))
+    before, now = flatten(complete_saved(saved)), flatten(to_json(config))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
     for key in (key for key in changed if key in before and key in now):  # else the setting is of another version
         if key.startswith("model.") and key not in FREE_MODEL_KEYS:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from qwenvl_agent.config import Config
+from qwenvl_agent.config import Config, settle_prompt
 from qwenvl_agent.data.collator import Collator, build_collator
 from qwenvl_agent.data.dataset import RowDataset, Rows, build_rows
 from qwenvl_agent.data.reject_limit import check_rejected
@@ -43,6 +43,7 @@ from qwenvl_agent.training.zero import build_accelerator
 def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, accept_changes: bool = False) -> Run:
     """The run that `config` asks for, at step 0 or where its last checkpoint stopped."""
     check_suite(config)
+    config = settle_prompt(config)
     accelerator = build_accelerator(config.train)
     config = choose_together(config, accelerator, resume=resume)
     checkpoint = prepare_run_dir(config, accelerator, resume, overwrite, accept_changes)

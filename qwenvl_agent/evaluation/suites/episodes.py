@@ -124,7 +124,7 @@ class Episodes(Suite):
             "oracle": dict(options.oracle),
             "world": dict(self.world.rules),
             "world_from": self.source,
-            "prompt_hash": prompt_hash(self.bare_request(), config.prompt.format),
+            "prompt_hash": prompt_hash(self.bare_request(), config.prompt),
         }
 
         def answer(rest: Sequence[int], on_records: OnRecords, picture_dir: Path | None, time_limit_s: float | None):

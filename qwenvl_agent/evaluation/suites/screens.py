@@ -69,7 +69,7 @@ class Clicks(Screens):
         known = {"oracle": lambda: screens.LabelOracle(tasks.tasks), "random": screens.RandomClicker}
         policy = policy or self.pick_baseline(options.baseline, known)
         picked = pick_rows(tasks.tasks, options.rows or len(tasks.tasks))
-        about = tasks.about | {"prompt_hash": prompt_hash(picked[0].request, config.prompt.format)}
+        about = tasks.about | {"prompt_hash": prompt_hash(picked[0].request, config.prompt)}
         return work_on_rows(policy, picked, about, config.eval.batch_size, clicks.predict_clicks)
 
     def read(self, config: Config, options: Options, say: Say) -> screens.TaskSet:
@@ -167,7 +167,7 @@ class Elements(Screens):
         say(screens.summary(tasks, rejected, about))
         policy = policy or self.pick_baseline(options.baseline, {"oracle": lambda: elements.ListOracle(tasks)})
         picked = pick_rows(tasks, options.rows or len(tasks))
-        about = about | {"prompt_hash": prompt_hash(picked[0].request, config.prompt.format)}
+        about = about | {"prompt_hash": prompt_hash(picked[0].request, config.prompt)}
         return work_on_rows(policy, picked, about, config.eval.batch_size, elements.predict_elements)
 
 

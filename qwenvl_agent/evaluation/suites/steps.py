@@ -87,6 +87,6 @@ class Steps(Suite):
             "dataset_hash": rows.report["dataset_hash"],
             "num_held_out": len(rows.held_out),
             "num_unusable": len(drawn) - len(picked),
-            "prompt_hash": prompt_hash(picked[0].request, config.prompt.format),
+            "prompt_hash": prompt_hash(picked[0].request, config.prompt),
         }
         return work_on_rows(policy, picked, about, config.eval.batch_size, predict_rows)

@@ -69,7 +69,7 @@ def build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str |
     if not text.strip():
         raise ValueError(f"{place} says nothing: there is nothing to learn; remove the message or write the answer")
     if reasoning or thinking:
-        name = "reasoning_content" if reasoning else "<think>"
+        name = "reasoning_content" if reasoning else "a marked thought"
         raise ValueError(f"{place} has {name} without a call: no format writes it; put it into content")
     return Turn(text=text), [], notes
 
