@@ -108,8 +108,8 @@ def find(
         return find_run(path, checkpoint=checkpoint, config=config, format=format, overrides=overrides)
     if checkpoint:
         raise ValueError(f"checkpoint {checkpoint!r} of {path}, which is no run: there is none; leave it out")
-    settings = settings_of(str(path), config, [*overrides, f"prompt.format={format}"] if format else overrides)
-    settings = settle_prompt(settings)
+    by_format = [f"prompt.format={format}"] if format else []
+    settings = settle_prompt(settings_of(str(path), config, [*overrides, *by_format]))
     if not endpoint:  # whose prompts are made with the tokenizer that the config names
         settings = replace(settings, model=replace(settings.model, path=str(path)))
     return Source(str(path), settings, endpoint)
@@ -134,7 +134,7 @@ def find_run(
     # Resolved: `best` and `last` move on with the training.
     directory = locate_checkpoint(folder / "checkpoints" / checkpoint if checkpoint else folder).resolve()
     of_eval = [override for override in overrides if override.startswith("eval.")]
-    settings = build_config(with_overrides(to_json(saved_config(directory)), of_eval))
+    settings = settle_prompt(build_config(with_overrides(to_json(saved_config(directory)), of_eval)))
     autocast = with_overrides({}, overrides).get("model", {}).get("autocast", "auto")
     run = folder if (folder / "checkpoints").is_dir() else directory.parent.parent
     return Source(str(directory), settings, run=run, autocast=autocast)

@@ -168,7 +168,7 @@ def _add_reasoning(message: dict, thought: str) -> None:
     before = message.get("reasoning_content")
     if thought and before and before != thought:
         raise ValueError(
-            f"{message['place']} has reasoning_content and <think>: which was thought is unknown; keep one"
+            f"{message['place']} has a reasoning field and a marked thought: which was thought is unknown; keep one"
         )
     if thought:
         message["reasoning_content"] = thought
