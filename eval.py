@@ -27,6 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from qwenvl_agent.cli.dataset import add_unit_options
 from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import FORMAT_NAMES, Config, to_json
 from qwenvl_agent.evaluation import results, screens
@@ -121,6 +122,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     screen.add_argument(
         "--split", choices=screens.SPLITS, help="of clicks (default: test where data is marked, or all)"
     )
+    add_unit_options(screen)
     screen.add_argument("--layout", choices=screens.SCREENSPOT_LAYOUTS, help="of screenspot: which version's files")
     screen.add_argument("--pictures", type=Path, help="of screenspot: folder where its picture names start")
     suite.add_argument(
@@ -189,6 +191,9 @@ def read_options(args: argparse.Namespace) -> Options:
         rows=args.rows,
         data=args.data,
         split=args.split or "",
+        unit=args.unit,
+        box_unit=args.box_unit,
+        box_order=args.box_order,
         layout=args.layout or "",
         pictures=args.pictures,
     )

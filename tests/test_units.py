@@ -9,13 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from qwenvl_agent.cli import augment
 from qwenvl_agent.computer import Action
 from qwenvl_agent.computer.dialect_units import thousandths_form
-from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
+from qwenvl_agent.config import Config, DataConfig, ModelConfig, PromptConfig, SourceConfig
 from qwenvl_agent.coordinates import BOX_ORDERS, UNITS, Screen
+from qwenvl_agent.curation.sample_folder import SampleFolder
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.readers.computer import PictureFiles, Sample, read_sample, read_samples
 from qwenvl_agent.data.readers.units import UNIT_NAMES, WAYS, Declared, judge, weigh
+from qwenvl_agent.evaluation import suites
+from qwenvl_agent.evaluation.screens import read_tasks
+from qwenvl_agent.evaluation.suites import Options
+from qwenvl_agent.evaluation.suites.screens import held_out_screens
 
 SMALL, WIDE = (1280, 720), (1920, 1080)
 POINTS = [(818, 460), (112, 295), (1077, 527), (36, 640), (640, 360), (300, 40), (1200, 700), (77, 77), (505, 610)]
@@ -348,3 +354,56 @@ def test_what_was_written_in_a_way_fits_it(place, way):
 )
 def test_forms_in_thousandths_are_known_by_their_words(value, is_stated):
     assert bool(thousandths_form(value)) == is_stated
+
+
+# What else reads such files
+
+
+def thirds(folder):
+    """Three screens in fractions, boxes and hit boxes too."""
+    rows = records("fraction")[:3]
+    for row in rows:
+        row["details"] = {"hit_boxes": [row["box"]]}
+    (folder / "dataset.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_an_evaluation_reads_by_the_unit_of_the_command_or_of_the_config(folder):
+    thirds(folder)
+    with pytest.raises(ValueError, match='3 of 3 .* declare "unit": "fraction"'):
+        read_tasks(folder)
+    tasks = read_tasks(folder, declared=Declared("fraction"))
+    assert tasks.tasks[0].actions[0].point_px == pytest.approx(POINTS[0], abs=0.1)
+    assert tasks.tasks[0].hit_boxes_px[0] == pytest.approx(tasks.tasks[0].box_px) and tasks.about["unit"] == "fraction"
+    source = SourceConfig(path=str(folder), kind="computer", unit="fraction")
+    config = Config(
+        name="a",
+        model=ModelConfig(path="tiny"),
+        data=DataConfig(sources=(source,), eval_fraction=0.5, cache_dir=str(folder / "cache")),
+    )
+    suite = suites.find_suite("clicks")
+    for options in (Options(data=folder), Options(data=folder, unit="fraction"), Options()):
+        found = suite.read(config, options, print).tasks
+        assert found and all(task.box_px[2] - task.box_px[0] == pytest.approx(45, abs=0.3) for task in found)
+    with pytest.raises(ValueError, match='declare "unit": "fraction"'):
+        suite.read(config, Options(data=folder, unit="thousand"), print)
+    # In training only the rows are at hand.
+    rows = build_rows(config.data, PromptConfig())
+    assert rows.held_out and len(held_out_screens(rows.held_out)) == len(rows.held_out)
+
+
+def test_copies_are_made_of_places_in_any_unit_and_of_a_refused_file_nothing_is_written(folder, capsys):
+    out = folder / "out"
+    assert augment.main([str(thirds(folder)), "--out", str(out), "--copies", "1"]) == 2
+    assert (
+        'declare "unit": "fraction"' in capsys.readouterr().err.replace("\n", " ")
+        and not (out / "dataset.jsonl").exists()
+    )
+    assert augment.main([str(folder), "--out", str(out), "--copies", "1", "--unit", "fraction", "--json"]) == 0
+    originals = [item for item in read_samples(out) if "augmented" not in item.details]
+    assert [item.actions[0].point_px for item in originals] == POINTS[:3]
+
+
+def test_a_folder_to_annotate_holds_pixels(folder):
+    with pytest.raises(ValueError, match="3 of 3 .*numbers below 1.* marked here is in pixels"):
+        SampleFolder(thirds(folder))

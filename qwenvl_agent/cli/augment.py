@@ -18,15 +18,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from qwenvl_agent.cli.dataset import refuse_to_lose, write_manifest
+from qwenvl_agent.cli.dataset import add_unit_options, refuse_to_lose, write_manifest
 from qwenvl_agent.command import command, run_command
 from qwenvl_agent.curation.augment import WAYS, Policy, augment
 from qwenvl_agent.data.readers.computer import TEST, Sample, SampleWriter, read_samples, summary
+from qwenvl_agent.data.readers.units import Declared
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a folder with dataset.jsonl, or such a file")
+    add_unit_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--copies", type=int, default=4, help="of each sample, beside itself")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
@@ -63,8 +65,9 @@ def write_dataset(args: argparse.Namespace, policy: Policy) -> dict:
     rejects: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     numbers = Counter(samples=0, copies=0)
+    declared = Declared(args.unit, args.box_unit, args.box_order)
+    items = list(read_samples(args.data, declared, notes))  # of a file that is refused, nothing is written
     with SampleWriter(args.out) as writer, open(args.out / "rejects.jsonl", "w", encoding="utf-8") as file:
-        items = read_samples(args.data)
         for item in track(items, description=str(args.data), disable=args.json, console=Console(stderr=True)):
             if not isinstance(item, Sample):
                 rejects[item.reason] += 1

@@ -4,15 +4,28 @@ What a call wrote is on the disk when it returns, and dataset.jsonl is replaced 
 no sample that was written is lost or half there. That costs a file of all samples a call: right for what people make.
 """
 
+import contextlib
 import fcntl
 import json
+from collections import Counter
 from pathlib import Path
 
 from PIL import Image
 
+from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.data.pictures import see
-from qwenvl_agent.data.readers.computer import Duplicates, PictureFiles, RecordError, Sample, read_records, read_sample
+from qwenvl_agent.data.readers.computer import (
+    Duplicates,
+    PictureFiles,
+    RecordError,
+    Sample,
+    read_places,
+    read_records,
+    read_sample,
+)
+from qwenvl_agent.data.readers.units import UNDECLARED, Evidence, judge
 from qwenvl_agent.files import replacing, write_text
+from qwenvl_agent.images import read_size
 
 
 class SampleFolder:
@@ -33,6 +46,7 @@ class SampleFolder:
         self._pictures = PictureFiles(self.folder)
         try:
             self.records = list(self._read())
+            self._check_unit()
         except ValueError:
             self.close()
             raise
@@ -53,6 +67,20 @@ class SampleFolder:
                 reason = str(record) if isinstance(record, RecordError) else "not an object"
                 raise ValueError(f"{place}: {reason}; it would be lost when the file is saved")
             yield record
+
+    def _check_unit(self) -> None:
+        """ValueError if the records' places cannot be in pixels, which is what is added to them."""
+        found: Counter[Evidence] = Counter()
+        for record in self.records:
+            with contextlib.suppress(ValueError):  # what is wrong with one record is said where it is read
+                name = record.get("screenshot") or record.get("initial_screenshot")
+                size = read_size(self._pictures.folder.path(name, "screenshot"), "screenshot")
+                evidence = read_places(record, Screen(*size), UNDECLARED).evidence
+                found.update(() if evidence is None else (evidence,))
+        try:
+            judge(found, UNDECLARED, str(self.folder / "dataset.jsonl"))
+        except ValueError as error:
+            raise ValueError(f"{error}; what is marked here is in pixels, so give a folder of its own") from None
 
     def add_picture(self, image: Image.Image) -> str:
         """The path that samples name it by; the file is written once, however many samples show it."""

@@ -5,17 +5,19 @@ A task's request is what training makes of the same sample, so that a run is ask
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qwenvl_agent.computer import Action, to_turn
 from qwenvl_agent.computer.context import screen_request
 from qwenvl_agent.computer.tool import CLICKS, NAME
+from qwenvl_agent.config import SourceConfig
 from qwenvl_agent.containers import data_files
 from qwenvl_agent.coordinates import GRID, Screen
 from qwenvl_agent.curation.convert import LAYOUTS, convert
-from qwenvl_agent.data.readers.computer import TEST, Box, Rejected, Sample, read_samples
+from qwenvl_agent.data.readers.computer import TEST, Box, Rejected, Sample, samples_of
+from qwenvl_agent.data.readers.units import UNDECLARED, Declared, judge
 from qwenvl_agent.data.source import Reject
 from qwenvl_agent.schema import Answer, Picture, Policy, Request, ToolCall, Turn
 
@@ -73,32 +75,44 @@ def to_task(sample: Sample, case_id: str) -> ScreenTask:
     )
 
 
-def read_tasks(path: Path, split: str = "") -> TaskSet:
-    """The samples of a dataset.jsonl (or its folder) of the kind computer.
+def read_tasks(path: Path, split: str = "", declared: Declared = UNDECLARED) -> TaskSet:
+    """The samples of a dataset.jsonl (or its folder) of the kind computer, whose places are as `declared`.
 
     `split` is test, train or all; by default test if any sample is marked so, else all.
     """
     files = data_files(path)
-    found = [item for file in files for item in numbered(read_samples(file), file)]
+    found = [item for file in files for item in numbered(samples_of(file, declared), file)]
+    data = str(files[0] if len(files) == 1 else path)
+    suspicions = judge(Counter(evidence for _, item in found for evidence in item.evidences), declared, data)
     samples = [(case_id, item) for case_id, item in found if isinstance(item, Sample)]
     split = split or ("test" if any(sample.split == TEST for _, sample in samples) else "all")
     taken = [(case_id, s) for case_id, s in samples if split in ("all", s.split)]
-    about = {
-        "data": str(files[0] if len(files) == 1 else path),
-        "split": split,
-        "left_out": len(samples) - len(taken),
-        "dataset_hash": file_hash(files),
-    }
-    return task_set(taken, found, about)
+    about = {"data": data, "split": split, "left_out": len(samples) - len(taken), "dataset_hash": file_hash(files)}
+    about |= {name: value for name, value in vars(declared).items() if value}
+    return task_set(taken, found, about | ({"notes": dict(suspicions)} if suspicions else {}))
 
 
-def read_held_out(paths: Sequence[Path], sources: Iterable[str]) -> TaskSet:
-    """The samples of several files whose `file:line` is among `sources`: what a run's data holds out."""
+def read_held_out(paths: Sequence[Path], sources: Iterable[str], declared: Mapping[Path, Declared] = {}) -> TaskSet:  # noqa: B006
+    """The samples of several files whose `file:line` is among `sources`: what a run's data holds out.
+
+    `declared` is what the sources of the files say of their places (`declared_by_file`); the run's reading has judged it.
+    """
     files, wanted = [file for path in paths for file in data_files(path)], set(sources)
-    found = [item for file in files for item in numbered(read_samples(file), file) if item[1].source in wanted]
+    found = [
+        item
+        for file in files
+        for item in numbered(samples_of(file, declared.get(file, UNDECLARED)), file)
+        if item[1].source in wanted
+    ]
     samples = [(case_id, item) for case_id, item in found if isinstance(item, Sample)]
     about = {"data": ", ".join(map(str, files)), "split": "held_out", "left_out": 0, "dataset_hash": file_hash(files)}
     return task_set(samples, found, about)
+
+
+def declared_by_file(sources: Iterable[SourceConfig]) -> dict[Path, Declared]:
+    """What the sources of kind computer declare of each of their files."""
+    own = [source for source in sources if source.kind == "computer"]
+    return {file: Declared.of(source) for source in own for file in data_files(Path(source.path))}
 
 
 def read_screenspot(folder: Path, layout: str, pictures: Path | None = None) -> TaskSet:
@@ -182,6 +196,7 @@ def summary(tasks: Sequence, rejected: Sequence[Rejected], about: dict) -> str:
     lines += [f"  {reject.source}: {reject.message}" for reject in rejected[:MAX_SHOWN]]
     if len(rejected) > MAX_SHOWN:
         lines.append(f"  and {len(rejected) - MAX_SHOWN} more, in all {about['rejected']}")
+    lines += [f"  {name}: {count}" for name, count in about.get("notes", {}).items()]
     if about.get("left_out"):
         lines.append(f"  {about['left_out']} more are not of the split {about['split']}")
     return "\n".join(lines)

@@ -12,8 +12,9 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwenvl_agent import containers
 from qwenvl_agent.computer import KINDS, Action, build_tool, to_turn
@@ -26,7 +27,7 @@ from qwenvl_agent.containers import Record
 from qwenvl_agent.coordinates import Screen, corners
 from qwenvl_agent.data.pictures import Seen, see
 from qwenvl_agent.data.readers import units
-from qwenvl_agent.data.readers.units import BELOW_ONE, OUTSIDE_BOX, UNDECLARED, Declared, Evidence, Way
+from qwenvl_agent.data.readers.units import OUTSIDE_BOX, UNDECLARED, Declared, Evidence, Way
 from qwenvl_agent.data.source import FileNote, Item, Origin, Reject, SourceRow
 from qwenvl_agent.images import check_aspect_ratio, read_rgb
 from qwenvl_agent.json_input import fault_of_line
@@ -40,7 +41,7 @@ MAX_STEP = 10**9
 OWN_NAMES = (*KINDS, "click")
 OWN_SPELLINGS = {"renamed_action", "renamed_action_key", "xy_keys", "several_actions"}
 """What `dialects` calls repairs and these two forms have by design."""
-OF_PLACES = ("outside_screen", "unknown_unit", "below_one", "box_outside", "empty_box", "click_outside_box")
+OF_PLACES = ("outside_screen", "unknown_unit", "box_outside", "empty_box", "click_outside_box")
 """Reasons that another unit or order may be behind."""
 TRAIN, TEST = "train", "test"
 
@@ -64,6 +65,10 @@ class Rejected(Reject):
 
     reason: str = ""
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def evidences(self) -> tuple[Evidence, ...]:
+        return () if self.evidence is None else (self.evidence,)
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,10 @@ class Sample:
     notes: tuple[str, ...] = ()
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
     """What its places say of the file's unit, as they were written."""
+
+    @property
+    def evidences(self) -> tuple[Evidence, ...]:
+        return () if self.evidence is None else (self.evidence,)
 
     @property
     def screen(self) -> Screen:
@@ -150,26 +159,29 @@ def _value(record: Record) -> object:
 def read_samples(
     path: Path, declared: Declared = UNDECLARED, notes: Counter[str] | None = None
 ) -> Iterator[Sample | Rejected]:
-    """Every record of a file (or of a folder's dataset.jsonl) in order; copies of a record are rejected.
+    """Every record of a source's files (`containers.data_files`) in order; copies of a record are rejected.
 
-    ValueError at the end if the file's places cannot be as they are `declared`; what is only suspicious of them is added
-    to `notes`.
+    ValueError at the end if their places cannot be as they are `declared`; what is only suspicious of them is added to
+    `notes`.
     """
-    path = containers.data_file(path)
-    read = sample_reader(PictureFolder(path.parent), declared)
     found: Counter[Evidence] = Counter()
-    yield from without_copies(_weighed(map(read, containers.read_records(path)), found))
-    suspicions = units.judge(found, declared, str(path))
+    files = containers.data_files(path)
+    read = chain.from_iterable(_records_read(file, declared) for file in files)
+    for item in without_copies(read):
+        found.update(item.evidences)
+        yield item
+    suspicions = units.judge(found, declared, str(files[0] if len(files) == 1 else path))
     if notes is not None:
         notes.update(suspicions)
 
 
-def _weighed(items: Iterable[Sample | Rejected], found: Counter[Evidence]) -> Iterator[Sample | Rejected]:
-    """The items; what they say of the file's unit is counted."""
-    for item in items:
-        if item.evidence is not None:
-            found[item.evidence] += 1
-        yield item
+def samples_of(file: Path, declared: Declared) -> Iterator[Sample | Rejected]:
+    """The same of one file, without the judgement."""
+    return without_copies(_records_read(file, declared))
+
+
+def _records_read(file: Path, declared: Declared) -> Iterator[Sample | Rejected]:
+    return map(sample_reader(PictureFolder(file.parent), declared), containers.read_records(file))
 
 
 def sample_reader(folder: PictureFolder, declared: Declared) -> Callable[[Record], Sample | Rejected]:
@@ -192,7 +204,7 @@ def without_copies(items: Iterable[Sample | Rejected]) -> Iterator[Sample | Reje
         try:
             yield duplicates.check(item) if isinstance(item, Sample) else item
         except RecordError as error:
-            yield rejected(item.source, error)
+            yield replace(rejected(item.source, error), evidence=item.evidence)
 
 
 def rejected(source: str, error: Exception) -> Rejected:
@@ -216,8 +228,9 @@ def join(items: Iterable[Sample | Rejected], origin: Origin) -> Iterator[Item]:
     """The samples as training rows; copies and those of a test split are rejected. ValueError as of `read_samples`."""
     found: Counter[Evidence] = Counter()
     source = origin.cfg.path
-    for item in without_copies(_weighed(items, found)):
+    for item in without_copies(items):
         source = item.source
+        found.update(item.evidences)
         if isinstance(item, Reject):
             yield item
         elif item.split == TEST:
@@ -309,46 +322,67 @@ def read_sample(record: object, pictures: PictureFiles, source: str, declared: D
     check_row_markers(record, "take the row out")
     picture, seen = pictures.open(_one_of(record, "screenshot", "initial_screenshot"))
     check_size(record.get("image_size"), picture)
-    value, screen, way = _one_of(record, "action", "next_action"), Screen.of(picture), declared.way
-    reading = read(value, screen, way.unit, box_order=way.box_order)
-    name, box = _box_of(record)
-    form = thousandths_form(value)
-    evidence = units.weigh(reading.written, box if _are_numbers(box, 4) else None, screen, form, way)
+    written = read_places(record, Screen.of(picture), declared)
     try:
-        _check_places(reading, evidence, declared)
-        box_px, cut = read_box(box, way.box_unit, way.box_order, picture)
-        if evidence is not None and evidence.fault == BELOW_ONE:
-            raise RecordError(
-                "below_one",
-                f"{name} {list(box)} ({way.box_unit}) is all below 1: no click could hit it; correct its unit",
-            )
-        if evidence is not None and evidence.fault == OUTSIDE_BOX:
-            raise RecordError(
-                "click_outside_box",
-                f"position {list(reading.written[0])} ({way.unit}) lies more than {units.SLACK_PX:g} px outside its own "
-                f"{name} {list(box)} ({way.box_order}, {way.box_unit}): which of the two is meant is unknown; correct it",
-            )
-        thought, notes = _read_thought(record, value, reading)
-        return Sample(
-            source=source,
-            instruction=read_text(record, "instruction"),
-            picture=picture,
-            seen=seen,
-            actions=reading.actions,
-            thought=thought,
-            box_px=box_px,
-            id=_label(record, "id"),
-            **_read_place(record),
-            kinds=_read_kinds(record, reading.actions),
-            origin=_label(record, "origin"),
-            licence=_label(record, "licence"),
-            details=_details(record, way, picture),
-            notes=notes + cut + (() if name in ("", "box") else ("renamed_box",)),
-            evidence=evidence,
-        )
+        return _sample(record, picture, seen, source, written, declared)
     except RecordError as error:
-        hint = units.hint(evidence, declared) if error.reason in OF_PLACES else ""
-        raise RecordError(error.reason, f"{error}{hint}", evidence) from None
+        hint = units.hint(written.evidence, declared) if error.reason in OF_PLACES else ""
+        raise RecordError(error.reason, f"{error}{hint}", written.evidence) from None
+
+
+class Written(NamedTuple):
+    """A record's action and box as they stand there, what was read of the action, and what that says of the unit."""
+
+    action: Any
+    reading: Reading
+    box_name: str
+    box: Any
+    evidence: Evidence | None
+
+
+def read_places(record: dict, screen: Screen, declared: Declared) -> Written:
+    action, way = _one_of(record, "action", "next_action"), declared.way
+    reading = read(action, screen, way.unit, box_order=way.box_order)
+    name, box = _box_of(record)
+    numbers = box if _are_numbers(box, 4) else None
+    evidence = units.weigh(reading.written, numbers, screen, thousandths_form(action), way)
+    return Written(action, reading, name, box, evidence)
+
+
+def _sample(record: dict, picture: Picture, seen: Seen, source: str, written: Written, declared: Declared) -> Sample:
+    reading, way = written.reading, declared.way
+    _check_places(reading, written.evidence, declared)
+    box_px, cut = read_box(written.box, way.box_unit, way.box_order, picture)
+    _check_hit(written, way)
+    thought, notes = _read_thought(record, written.action, reading)
+    return Sample(
+        source=source,
+        instruction=read_text(record, "instruction"),
+        picture=picture,
+        seen=seen,
+        actions=reading.actions,
+        thought=thought,
+        box_px=box_px,
+        id=_label(record, "id"),
+        **_read_place(record),
+        kinds=_read_kinds(record, reading.actions),
+        origin=_label(record, "origin"),
+        licence=_label(record, "licence"),
+        details=_details(record, way, picture),
+        notes=notes + cut + (() if written.box_name in ("", "box") else ("renamed_box",)),
+        evidence=written.evidence,
+    )
+
+
+def _check_hit(written: Written, way: Way) -> None:
+    """RecordError for a click outside its own box."""
+    if written.evidence is not None and written.evidence.fault == OUTSIDE_BOX:
+        raise RecordError(
+            "click_outside_box",
+            f"position {list(written.reading.written[0])} ({way.unit}) lies more than {units.SLACK_PX:g} px outside its own "
+            f"{written.box_name} {list(written.box)} ({way.box_order}, {way.box_unit}): which of the two is meant is unknown; "
+            "correct it",
+        )
 
 
 def _check_places(reading: Reading, evidence: Evidence | None, declared: Declared) -> None:
@@ -452,6 +486,11 @@ def read_box(value: Any, unit: str, order: str, picture: Picture) -> tuple[Box |
     first, second = screen.from_unit(value[0], value[1], unit), screen.from_unit(value[2], value[3], unit)
     x1, y1, x2, y2 = corners((*first, *second), order)
     what = f"box {list(value)} ({order}, {unit})"
+    if units.is_below_one(value, unit):
+        raise RecordError(
+            "unknown_unit",
+            f"{what} is all below 1: no click could hit it; if these are shares, declare the unit fraction",
+        )
     if not (x2 > x1 and y2 > y1):
         raise RecordError(
             "empty_box", f"{what} has no inside: no click could hit it; correct it, or its declared order"

@@ -1,10 +1,12 @@
 """Offline: one answer to each labelled screen."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwenvl_agent.config import Config, EvalConfig
+from qwenvl_agent.containers import data_files
+from qwenvl_agent.data.readers.units import UNDECLARED, Declared
 from qwenvl_agent.evaluation import clicks, elements, screens
 from qwenvl_agent.evaluation.clicks import ClickRecord
 from qwenvl_agent.evaluation.elements import ElementsRecord
@@ -43,7 +45,7 @@ class Clicks(Screens):
     record = ClickRecord
     title, intro = "Screens, one answer each", ""
     success_metric, group = "box_hit_rate", "clicks"
-    options = ("rows", "data", "split")
+    options = ("rows", "data", "split", "unit", "box_unit", "box_order")
     not_shares = clicks.NOT_SHARES
     labels = {**clicks.LABELS, **CRASHED}
     columns = {
@@ -74,18 +76,25 @@ class Clicks(Screens):
 
     def read(self, config: Config, options: Options, say: Say) -> screens.TaskSet:
         """What --data names; without it, the screens that the config's data holds out."""
-        own = [Path(source.path) for source in config.data.sources if source.kind == "computer"]
+        declared = screens.declared_by_file(config.data.sources)
         if options.data:
-            found = screens.read_tasks(options.data, options.split)
-            if found.about["split"] != "test" and options.data.resolve() in [path.resolve() for path in own]:
+            is_own = data_files(options.data)[0].resolve() in [file.resolve() for file in declared]
+            found = screens.read_tasks(options.data, options.split, self.declared(options, declared))
+            if found.about["split"] != "test" and is_own:
                 say(f"note: {options.data} is what the run was trained on; without --data it is what was held out")
             return found
-        if not own:
+        if not declared:
             raise ValueError("--suite clicks without --data, and the config has no data of kind computer: give --data")
         from qwenvl_agent.data.dataset import build_rows
 
         held_out = build_rows(config.data, config.prompt).held_out
-        return screens.read_held_out(own, [row.source for row in held_out])
+        return screens.read_held_out(list(declared), [row.source for row in held_out], declared)
+
+    def declared(self, options: Options, by_file: Mapping[Path, Declared]) -> Declared:
+        """What the command says of the places of --data; else what the config says of that file."""
+        said = Declared(options.unit, options.box_unit, options.box_order)
+        known = {file.resolve(): declared for file, declared in by_file.items()}
+        return said if said != UNDECLARED else known.get(data_files(options.data)[0].resolve(), UNDECLARED)
 
     # inside training
 
@@ -175,7 +184,9 @@ def held_out_screens(rows: Sequence[Row]) -> tuple[screens.ScreenTask, ...]:
     """The samples of kind computer that these rows were made of."""
     sources = [row.source for row in rows]
     files = [Path(file) for file in dict.fromkeys(source.rpartition(":")[0] for source in sources)]
-    return screens.read_held_out(files, sources).tasks
+    # A run's rows know their sources; of others nothing is declared.
+    caches = getattr(rows, "sources", ())
+    return screens.read_held_out(files, sources, screens.declared_by_file(cache.cfg for cache in caches)).tasks
 
 
 def readable_screens(rows: Sequence[Row]) -> tuple[tuple[screens.ScreenTask, ...], dict[str, float]]:

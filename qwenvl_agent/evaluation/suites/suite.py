@@ -36,6 +36,10 @@ class Options:
     rows: int | None = None
     data: Path | None = None
     split: str = ""
+    unit: str = ""
+    """Of the places of `data`, as in a source; so are the next two."""
+    box_unit: str = ""
+    box_order: str = ""
     layout: str = ""
     pictures: Path | None = None
     """Where the picture names of the data start."""
