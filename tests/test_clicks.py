@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from source_rows import read_rows
 
@@ -19,7 +21,7 @@ from qwenvl_agent.evaluation.clicks import (
     ClickRecord,
     click_metrics,
     clustered_median,
-    is_near,
+    evaluate_actions,
     outcome,
     predict_clicks,
     screenspot_metrics,
@@ -94,14 +96,47 @@ NEAR = [
 
 @pytest.mark.parametrize(("predicted", "verdict"), NEAR)
 def test_near_is_the_published_measure(predicted, verdict):
-    assert is_near(predicted, LABEL) is verdict
-    assert published_measure([predicted], [LABEL]) == verdict
+    assert evaluate_actions([predicted], [LABEL]) == verdict == published_measure([predicted], [LABEL])
 
 
 def test_an_action_without_a_place_is_near_another_of_its_kind_near_the_corner():
     typed = {"action": "type", "text": "cats"}
-    assert is_near(typed, {"action": "type", "text": "dogs"}) and published_measure([typed], [typed]) == 1
-    assert is_near({"action": "click"}, {"action": "click", "x": 49, "y": 0})
+    assert evaluate_actions([typed], [{"action": "type", "text": "dogs"}]) == published_measure([typed], [typed]) == 1
+    assert evaluate_actions([{"action": "click"}], [{"action": "click", "x": 49, "y": 0}]) == 1
+
+
+PLACES = st.fixed_dictionaries(
+    {"action": st.sampled_from(["click", "type", "scroll"])},
+    optional={"x": st.integers(0, 120) | st.floats(0, 120), "y": st.integers(0, 120)},
+)
+
+
+@given(st.lists(st.tuples(PLACES | st.just({}), PLACES), max_size=6))
+def test_actions_are_measured_as_published_in_both_forms(pairs):
+    predictions, labels = [made for made, _ in pairs], [due for _, due in pairs]
+    expected = published_measure(predictions, labels)
+    assert evaluate_actions(predictions, labels) == expected
+    typed = [{"type" if key == "action" else key: value for key, value in due.items()} for due in labels]
+    assert evaluate_actions(predictions, typed) == expected
+    rows = [{"instruction": "a", "next_action": due} for due in labels]
+    assert evaluate_actions([{"screenshot": "a.png", "action": made} for made in predictions], rows) == expected
+
+
+def test_the_second_form_compares_the_type_too():
+    label = {"type": "click", "x": 300, "y": 400, "target": "cat_image"}
+    assert evaluate_actions([{"action": "click", "x": 310, "y": 390}], [label]) == 1
+    assert evaluate_actions([{"type": "scroll", "x": 310, "y": 390}], [label]) == 0
+
+
+def test_what_cannot_be_compared_is_wrong_or_refused():
+    label = {"action": "click", "x": 3, "y": 4}
+    unreadable = [None, {}, "click", {"action": "click", "x": "3", "y": 4}, {"action": "click", "x": math.nan, "y": 4}]
+    assert evaluate_actions([*unreadable, label], [label] * 6) == 1 / 6 and evaluate_actions([], []) == 0
+    with pytest.raises(ValueError, match="1 predictions for 2 labels: which belongs to which is unknown"):
+        evaluate_actions([label], [label, label])
+    for fault in (None, {}, {"x": 3, "y": 4}, {"action": "click", "x": "3", "y": 4}):
+        with pytest.raises(ValueError, match=r"labels\[1\] is .*: no action to compare with; write action"):
+            evaluate_actions([label, label], [label, fault])
 
 
 def test_the_measure_of_a_whole_set_is_the_published_one():

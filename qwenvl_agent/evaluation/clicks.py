@@ -20,7 +20,7 @@ from qwenvl_agent.schema import Answer, Policy
 from qwenvl_agent.statistics import BLOCK_CELLS, RESAMPLES, Interval, wilson
 
 NEAR_PX = 50
-"""Of `is_near`, along each axis."""
+"""Of `evaluate_actions`, along each axis."""
 RADII_PX = (10, 25, 50, 100)
 SIDES_PX = (640, 1280, 1920, 2560)
 """Picture sizes are grouped by their longer side, up to each of these."""
@@ -178,22 +178,61 @@ def action_json(action: Action) -> dict:
 # what is right
 
 
-def is_near(predicted: dict, expected: dict) -> bool:
-    """The same action, less than NEAR_PX away along both axes; an action without a place counts as at (0, 0).
+def evaluate_actions(predictions: Sequence[dict | None], labels: Sequence[dict]) -> float:
+    """The share of predictions that are their label's action, less than NEAR_PX away along both axes; 0 of none.
 
-    On {"action", "x", "y"} in whole pixels, as data states it: the measure with which such data is usually published.
+    The measure that data of the computer's two published forms names, on their actions as they stand there, in pixels of
+    the picture: `{"action": "click", "x": 300, "y": 80}` and `{"type": "click", "x": 300, "y": 400, "target": "cat"}`. The
+    names of actions are compared to the letter, and an action without a place counts as at (0, 0). Rows of that data
+    are taken too: their action stands under `next_action` or `action`. None, or what is no object, is an unreadable
+    answer, which is wrong. ValueError for labels that are none, and for lists of unequal length.
     """
-    return (
-        predicted.get("action") == expected.get("action")
-        and abs(predicted.get("x", 0) - expected.get("x", 0)) < NEAR_PX
-        and abs(predicted.get("y", 0) - expected.get("y", 0)) < NEAR_PX
+    if len(predictions) != len(labels):
+        raise ValueError(
+            f"{len(predictions)} predictions for {len(labels)} labels: which belongs to which is unknown; give one for each"
+        )
+    wanted = [_label(label, index) for index, label in enumerate(labels)]
+    hits = sum(_is_near(_stated(made), due) for made, due in zip(predictions, wanted, strict=True))
+    return hits / len(labels) if labels else 0.0
+
+
+def _stated(value: object) -> dict:
+    """{"action", "x", "y"} of an action in either form, or of a row that holds one; {} of what is none."""
+    for key in ("next_action", "action"):
+        if isinstance(value, dict) and isinstance(value.get(key), dict):
+            value = value[key]
+    if not isinstance(value, dict):
+        return {}
+    name = value.get("type") if value.get("action") is None else value["action"]
+    x, y = (0 if value.get(axis) is None else value[axis] for axis in "xy")
+    return {"action": name, "x": x, "y": y} if isinstance(name, str) else {}
+
+
+def _label(value: object, index: int) -> dict:
+    stated = _stated(value)
+    if not stated or not all(_is_finite(stated[axis]) for axis in "xy"):
+        raise ValueError(
+            f"labels[{index}] is {str(value)[:80]}: no action to compare with; write action (or type), and x and y in pixels"
+        )
+    return stated
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_near(made: dict, due: dict) -> bool:
+    return made.get("action") == due["action"] and all(
+        _is_finite(made[axis]) and abs(made[axis] - due[axis]) < NEAR_PX for axis in "xy"
     )
 
 
 def are_near(made: Sequence[Action], due: Sequence[Action], screen: Screen) -> bool:
-    """As many actions as are due, each near its own."""
-    pairs = zip(made, due, strict=False)
-    return len(made) == len(due) and all(is_near(to_seed(a, screen), to_seed(b, screen)) for a, b in pairs)
+    """As many actions as are due, each near its own (`evaluate_actions`, in whole pixels)."""
+    if len(made) != len(due):
+        return False
+    stated = [[to_seed(action, screen) for action in actions] for actions in (made, due)]
+    return not due or evaluate_actions(*stated) == 1
 
 
 def is_inside(point: tuple[float, float] | None, box: Sequence[float]) -> bool:
@@ -263,7 +302,7 @@ def outcome(record: ClickRecord) -> str:
 def click_metrics(records: Sequence[ClickRecord]) -> dict[str, Interval | dict[str, int]]:
     """Shares are of all samples, or of those whose label has what is asked for (a place, a box, hit boxes, words).
 
-    near_rate: `is_near`. action_accuracy: the right kinds of action, in order. within_R_px: the first place that is
+    near_rate: `evaluate_actions` of a sample is 1. action_accuracy: the right kinds of action, in order. within_R_px: the first place that is
     acted on is at most R px away from the label's, and box_hit_rate, hit_test_rate: it lies in the box, or in the hit
     boxes; whatever the action. word_accuracy: to the letter, where words are due or made. pixel_error,
     pixel_error_median, error_of_diagonal (as a share of the picture's diagonal): over answers with a place.
