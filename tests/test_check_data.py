@@ -212,3 +212,59 @@ def test_a_folder_of_single_records_says_how_to_join_them(folder):
 def test_lines_are_marked_where_a_span_begins_within_them():
     spans = [Span("prompt", "a\nb"), Span("text", "c\n\nd"), Span("end", "<|im_end|>"), Span("prompt", "\n")]
     assert marked_lines(spans) == [(False, "a"), (False, "b"), (True, "c"), (True, ""), (True, "d<|im_end|>")]
+
+
+@pytest.mark.parametrize(
+    ("record", "layouts"),
+    [
+        (
+            {
+                "img_filename": "a.png",
+                "instruction": "Save",
+                "bbox": [1, 2, 3, 4],
+                "data_type": "icon",
+                "data_source": "ios",
+            },
+            {"screenspot", "screenspot_v2"},
+        ),
+        ({"img_url": "a.png", "img_size": [9, 9], "element": [{"instruction": "a", "bbox": [0, 0, 1, 1]}]}, {"showui"}),
+    ],
+)
+def test_a_published_layout_is_named_and_never_chosen_by_its_numbers(folder, capsys, record, layouts):
+    status, report = check(capsys, write("data.json", [record]))
+    assert (status, report["kind"], report["can_be_trained_on"]) == (1, "", False)
+    assert layouts <= set(report["layouts"])
+    assert main(["data.json"]) == 1
+    out = capsys.readouterr().out
+    named = "LAYOUT" if len(report["layouts"]) > 1 else report["layouts"][0]
+    assert f"qwenvl-agent convert --layout {named} --data data.json --pictures . --out converted" in out
+
+
+def test_a_conversation_with_code_may_be_a_layout_and_one_without_is_none(folder):
+    def talk(answer: str) -> list:
+        return [
+            {
+                "image": "a.png",
+                "conversations": [{"from": "human", "value": "<image>go"}, {"from": "gpt", "value": answer}],
+            }
+        ]
+
+    assert recognise(Path(write("code.json", talk("pyautogui.click(x=0.1, y=0.2)")))).layouts == ("aguvis",)
+    found = recognise(Path(write("words.json", talk("A menu."))))
+    assert (found.kind, found.layouts) == ("chat", ())
+
+
+def test_places_in_another_unit_are_shown_with_the_way_out(folder, capsys):
+    records = [
+        {**record, "action": {"type": "click", "x": 0.2 + i / 100, "y": 0.3}} for i, record in enumerate(screens())
+    ]
+    path = write("data.jsonl", records)
+    assert main([path]) in (1, 2)
+    shown = capsys.readouterr()
+    assert "fraction" in shown.out + shown.err
+    status, report = check(capsys, path, "--unit", "fraction")
+    assert status == 0 and report["config"]["data"]["sources"] == [
+        {"path": "data.jsonl", "kind": "computer", "unit": "fraction"}
+    ]
+    spans = "".join(span["text"] for span in report["first_row"]["spans"] if span["part"] == "call")
+    assert '"coordinate": [200, 300]' in spans

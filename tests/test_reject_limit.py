@@ -12,7 +12,8 @@ from qwenvl_agent.data.reject_limit import check_rejected, rejected_share
 
 
 def screen(x: int, **more) -> dict:
-    return {"instruction": f"press {x}", "screenshot": "a.png", "action": {"type": "click", "x": x, "y": 5}, **more}
+    action = {"type": "click", "x": 20 + x, "y": 25}
+    return {"instruction": f"press {x}", "screenshot": "a.png", "action": action, **more}
 
 
 def talk(weight: float) -> dict:
@@ -51,7 +52,9 @@ def test_a_conversation_is_one_record_and_an_answer_of_weight_0_is_said(read):
 
 
 def test_more_than_the_share_is_an_error_with_counts_places_and_a_remedy(read):
-    rows, config = read([*map(screen, range(7)), screen(99), screen(98), "{broken"])
+    rows, config = read(
+        [*map(screen, range(7)), screen(8, screenshot="gone.png"), screen(9, screenshot="lost.png"), "{broken"]
+    )
     with pytest.raises(ValueError) as caught:
         check_rejected(rows.report["sources"], config)
     message = str(caught.value)

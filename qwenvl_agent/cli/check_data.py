@@ -43,7 +43,7 @@ from qwenvl_agent.settings import apply_override, build, choices_of, hints_of, r
 
 DEFAULT_MODEL = "Qwen/Qwen3-VL-2B-Instruct"
 KINDS = choices_of(hints_of(SourceConfig)["kind"])
-SOURCE_OPTIONS = ("unit", "world")
+SOURCE_OPTIONS = ("unit", "box_unit", "box_order", "world")
 """Of a source: passed on as they are given."""
 SIZES_SHOWN = 5
 LEGIBLE_SHARE = 0.6
@@ -78,7 +78,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "data", type=Path, metavar="DATA", help="a .jsonl, .json or .parquet file, or a folder with one"
     )
     parser.add_argument("--kind", choices=KINDS, default="", help="what the file is, instead of a look at its fields")
-    parser.add_argument("--unit", default="", help="of places in kind computer: data.sources[].unit")
+    parser.add_argument("--unit", default="", help="of places in kind computer: px, fraction, percent or thousand")
+    parser.add_argument("--box-unit", default="", help="of boxes in kind computer, if it is another")
+    parser.add_argument("--box-order", default="", help="of boxes in kind computer: xyxy or xywh")
     parser.add_argument("--world", default="", help="of recorded turns: data.sources[].world")
     parser.add_argument(
         "--config", default="", help="a config to hold it against: a file, or the name of a shipped one"
@@ -128,10 +130,7 @@ def source_of(args: argparse.Namespace, found: Recognition | None) -> SourceConf
     """The entry of data.sources."""
     files = found.files if found else find_data_files(args.data)
     path = files[0] if len(files) == 1 and files[0].name != "dataset.jsonl" else args.data
-    known = {field.name for field in dataclasses.fields(SourceConfig)}
     given = {name: getattr(args, name) for name in SOURCE_OPTIONS if getattr(args, name)}
-    if lost := set(given) - known:
-        raise ValueError(f"--{min(lost)} is given and sources have no such setting: leave it out")
     return build(SourceConfig, {"path": str(path), "kind": args.kind or (found.kind if found else ""), **given}, "--")
 
 
@@ -228,7 +227,7 @@ def convert_lines(found: Recognition) -> list[str]:
     return [
         f"{data}: {found.container}, {which}: {', '.join(found.layouts)} ({found.why})",
         "it is no source as it stands; convert it, and check what comes out:",
-        f"  qwenvl-agent convert --layout {found.layouts[0]} --data {data} --pictures {data.parent} --out converted",
+        f"  qwenvl-agent convert --layout {found.layouts[0] if not several else 'LAYOUT'} --data {data} --pictures {data.parent} --out converted",
         "  qwenvl-agent check-data converted",
         "units and orders of boxes are declared by the layout, and not guessed from its numbers: qwenvl-agent convert --layouts",
     ]
@@ -242,7 +241,11 @@ def lines_of(report: dict, found: Recognition | None, args: argparse.Namespace) 
         yield f"  its fields also fit {', '.join(found.layouts)}: if it is that, convert it first (qwenvl-agent convert)"
     yield from count_lines(Counts(**report["counts"]) if isinstance(report["counts"], dict) else report["counts"])
     if "first_row" in report:
-        yield from row_lines(report["first_row"], report["kind"])
+        yield from row_lines(report["first_row"])
+        if report["kind"] == "computer":
+            unit = report["config"]["data"]["sources"][0].get("unit", "px")
+            yield f"  places are read as {unit}; if they are in another unit, say --unit (px, fraction, percent, thousand)"
+            yield "  click and box on the pictures themselves: qwenvl-agent show --config CONFIG writes samples.html"
         yield from picture_lines(report["pictures"])
         yield from length_lines(report["lengths"], report["limits"], report["no_tokenizer"])
         yield ""
@@ -267,15 +270,13 @@ def count_lines(counts: Counts) -> Iterator[str]:
         yield f"  note {name}: {number}"
 
 
-def row_lines(first: FirstRow, kind: str) -> Iterator[str]:
+def row_lines(first: FirstRow) -> Iterator[str]:
     yield ""
     yield f"first row ({first.source}), as the model sees it; what it is to write is marked by >"
     for is_learned, line in marked_lines(first.rendered.spans):
         yield f"{'>' if is_learned else ' '} {line}".rstrip()
     for picture in first.rendered.pictures:
         yield f"  picture: {picture.path or 'embedded'}, {picture.width}x{picture.height} px"
-    if kind == "computer":
-        yield "  look at click and box on the pictures: qwenvl-agent show --config CONFIG (samples.html)"
 
 
 def picture_lines(sizes: Sequence[Size]) -> Iterator[str]:

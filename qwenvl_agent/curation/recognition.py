@@ -12,10 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwenvl_agent.containers import Record, data_files, records_of
+from qwenvl_agent.curation.convert import LAYOUTS, missing_fields
+from qwenvl_agent.curation.extraction import TRANSFORMS, nested_rows
+from qwenvl_agent.curation.layout import Layout
+from qwenvl_agent.curation.paths import value_at
 from qwenvl_agent.file_signatures import check_is_data
 from qwenvl_agent.files import read_json
 from qwenvl_agent.worlds import make_world
 
+NUM_TRIED = 20
+"""Records that layouts are tried on."""
 MAX_LOOKED_AT = 200
 """Records, from the start of the file."""
 DATA_ENDINGS = (".jsonl", ".json", ".parquet")
@@ -50,7 +56,7 @@ class Recognition:
     container: str
     kind: str
     layouts: tuple[str, ...]
-    """Published layouts whose declared fields its records have, those with the most fields first."""
+    """Published layouts whose fields its records have."""
     num_looked_at: int
     votes: Counter = field(default_factory=Counter)
     """Records by kind."""
@@ -130,7 +136,7 @@ def recognise(path: Path) -> Recognition:
     _refuse_wrapped(path, records)
     votes = Counter(kind for record in records if (kind := kind_of(record)))
     fields = Counter(key for record in records for key in record)
-    layouts: tuple[str, ...] = ()
+    layouts = fitting_layouts(records)
     kind = votes.most_common(1)[0][0] if votes else ""
     if not kind and not layouts:
         raise ValueError(_unknown(path, fields))
@@ -189,6 +195,38 @@ def _called(record: dict) -> list[str]:
     except ValueError:
         return []
     return [str(call.get("name")) for call in calls or [] if isinstance(call, dict)]
+
+
+def fitting_layouts(records: Sequence[dict]) -> tuple[str, ...]:
+    """Published layouts whose fields the first records have; of several those with the most of their optional fields."""
+    scores = {name: _score(layout, records[:NUM_TRIED]) for name, layout in LAYOUTS.items()}
+    best = max(scores.values())
+    return tuple(name for name, score in scores.items() if score == best) if best else ()
+
+
+def _score(layout: Layout, records: Sequence[dict]) -> int:
+    """0 unless most records fit."""
+    found = [_num_fields(layout, record) for record in records]
+    return sum(found) if sum(map(bool, found)) * 2 > len(found) else 0
+
+
+def _num_fields(layout: Layout, record: dict) -> int:
+    """1 and the optional fields that the record's first row has; 0 if it lacks one that the layout needs."""
+    try:
+        row = next(nested_rows(record, layout.rows, ""))[1] if layout.rows else record
+        if not isinstance(row, dict) or missing_fields(row, layout):
+            return 0
+        row = TRANSFORMS[layout.transform](row) if layout.transform else row
+        items = value_at(row, layout.items) if layout.items else [row]
+        assert isinstance(items, list), "missing_fields has looked"
+        rows = [{**row, "item": item} for item in items]
+    except (ValueError, LookupError, TypeError, StopIteration):
+        return 0
+    places = (*layout.box, *layout.point, layout.action)
+    if layout.transform and not any(value_at(row, path) for row in rows for path in places if path):
+        return 0  # any conversation has its fields
+    optional = (*layout.size, layout.id, layout.group, *layout.details)
+    return 1 + sum(value_at(rows[0], path) is not None for path in optional if path) if rows else 0
 
 
 def _unknown(path: Path, fields: Counter) -> str:

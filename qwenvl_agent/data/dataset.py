@@ -306,7 +306,10 @@ class SourceCache:
         if not first:
             return f"{self.path} holds no rows: there is nothing to learn; give a file with recorded turns"
         shown = "\n".join(f"  {reject['source']}: {reject['message']}" for reject in first)
-        return f"{self.path}: all {self.meta['num_rejects']} rows are rejected, nothing is left; correct them:\n{shown}"
+        return (
+            f"{self.path}: all {self.meta['num_rejects']} rows are rejected, nothing is left; correct them "
+            f"(qwenvl-agent check-data {self.path} says what the file is):\n{shown}"
+        )
 
 
 def _decode_step(record: dict) -> Step:
