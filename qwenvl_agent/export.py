@@ -455,4 +455,5 @@ python eval.py --endpoint http://127.0.0.1:8000/v1 --model {name} --config {name
 ```
 
 Prompts must be those of training (`qwenvl_agent/prompt.py`): tools and the format's instructions stand in the system
-message. Pictures of another size are resized to the budget in preprocessor_config.json."""
+message. Of a run in format native whose `prompt.ask_for_thought` is false they are what a server makes of `messages` and
+`tools`. Pictures of another size are resized to the budget in preprocessor_config.json."""

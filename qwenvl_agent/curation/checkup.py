@@ -20,7 +20,7 @@ from qwenvl_agent.data.dataset import SourceCache, index_source
 from qwenvl_agent.data.processor import Processor
 from qwenvl_agent.families import DEFAULT as FAMILY
 from qwenvl_agent.formats import Format, Span, formats_of
-from qwenvl_agent.prompt import Rendered, render_row
+from qwenvl_agent.prompt import Rendered, as_asked, render_row
 from qwenvl_agent.schema import Picture, Row
 from qwenvl_agent.vision import Geometry, fit_picture
 
@@ -229,7 +229,7 @@ def format_of(config: Config, processor: Processor | None) -> Format:
 
 
 def render(row: Row, fmt: Format, prompt: PromptConfig) -> Rendered:
-    return render_row(row.request, row.turn, fmt, prompt.supervise_history)
+    return render_row(as_asked(row.request, prompt.ask_for_thought), row.turn, fmt, prompt.supervise_history)
 
 
 def first_row(cache: SourceCache, config: Config, processor: Processor | None) -> FirstRow:

@@ -82,7 +82,8 @@ def load_policy(
     It answers any `schema.Request`, of whatever world. A run comes with its own settings, merged weights with those
     that lie beside them; for anything else `config` gives picture budget and format. `checkpoint` (of a run): best,
     last or step_000500. `endpoint`: the URL of an OpenAI-compatible server, which has `path` as its model.
-    `overrides`: as `eval.temperature=0.7`. `device`: None for a GPU if there is one; `options`: blank_pictures, and
+    `overrides`: as `eval.temperature=0.7`. Requests are asked as the run's rows were (`prompt.ask_for_thought`); of a run
+    of both sorts each as its own `asks_for_thought` says. `device`: None for a GPU if there is one; `options`: blank_pictures, and
     `fields` of each request to a server.
     """
     source = find(path, checkpoint=checkpoint, endpoint=endpoint, config=config, format=format, overrides=overrides)
