@@ -301,6 +301,7 @@ def block(body: str) -> str:
             ("missing_open_tag", "nested_call", "dropped_key"),
         ),
         ("native", block(f'{{"id": "c1", {MOVE_JSON[1:]}'), BARE, ("dropped_key",)),
+        ("native", block(f'{{"thought": "Go.", {MOVE_JSON[1:]}'), BARE, ("dropped_remark",)),
         ("native", block(f"[{MOVE_JSON}, {MOVE_JSON}]"), TWICE, ("list_of_calls",)),
         ("native", f"[{MOVE_JSON},\n {MOVE_JSON}]", TWICE, ("missing_open_tag", "list_of_calls")),
         ("native", f"Go.\n```json\n[{MOVE_JSON}]\n```", GO, ("code_fence", "missing_open_tag", "list_of_calls")),

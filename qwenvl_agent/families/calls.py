@@ -11,8 +11,11 @@ CLOSERS = re.compile(r"[\s}\])]*")
 NEXT_OBJECT = re.compile(r"(?:,\s*)?(?=\{)")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "params", "input", "kwargs")
 """What models call a call's arguments, our own first."""
-REMARKS = ("id", "call_id", "type", "index", "thought", "reasoning", "description")
-"""Keys that stand beside a call and are no argument of it."""
+DROPPED = {
+    **dict.fromkeys(("id", "call_id", "type", "index"), "dropped_key"),
+    **dict.fromkeys(("thought", "reasoning", "description"), "dropped_remark"),
+}
+"""Keys that stand beside a call and are no argument of it, and the names of the repairs that leave them out."""
 BARE_CALL = re.compile(
     r"""(?:\[\s*)?(?:\{\s*(?:["']type["']\s*:\s*["']function["']\s*,\s*)?["']function["']\s*:\s*)?"""
     r"""\{\s*["']name["']\s*:\s*(?:["'](?P<name>[^"'\n]{1,100})["']\s*"""
@@ -110,9 +113,9 @@ def _check_rest(value: Mapping, read: tuple[str, ...], repairs: Repairs) -> None
     for key, item in value.items():
         if key in read:
             continue
-        if key not in REMARKS or not isinstance(item, str | int | float | None):
+        if key not in DROPPED or not isinstance(item, str | int | float | None):
             raise ParseError("bad_arguments")
-        repairs.add("dropped_key")
+        repairs.add(DROPPED[key])
 
 
 HERMES = JsonCalls("<tool_call>", "</tool_call>")

@@ -15,7 +15,7 @@
 | missing_arguments | a call without the key "arguments", and with no other: none |
 | renamed_arguments | "parameters", "args", "params", "input" or "kwargs" for "arguments" |
 | nested_call, list_of_calls | {"function": {...}}; [{...}, {...}]: each is a call |
-| dropped_key | an id, a type or a remark beside name and arguments |
+| dropped_key, dropped_remark | beside name and arguments: an id or a type; a thought or a description |
 | action_input | ReAct: the arguments on the line after the name, behind "Action Input:" |
 | list_arguments_wrapped | a list for a tool whose one required argument is a list |
 | missing_actions_key | one item's keys for a tool whose one required argument is a list of such items |

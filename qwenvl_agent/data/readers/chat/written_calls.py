@@ -33,6 +33,11 @@ SPELLINGS_OF_PARSERS = {
     "missing_parentheses",
     "missing_arguments",
     "arguments_as_string",
+    "renamed_arguments",
+    "nested_call",
+    "list_of_calls",
+    "action_input",
+    "dropped_key",
 }
 """Repairs of the parsers (formats/repair.py) that are another spelling of a whole call."""
 MENDS = {
