@@ -73,7 +73,7 @@ def find_conversation(record: dict) -> Conversation:
     has_rejected = not _REJECTED.isdisjoint(record) and any(record.get(key) for key in REJECTED_KEYS)
     notes = ("rejected_answer_left_out",) if has_rejected else ()
     asked = record.get("input")
-    if isinstance(asked, dict):
+    if isinstance(asked, dict) and "messages" in asked:
         # OpenAI's preference pairs keep all but the answers in `input`.
         record = {**{key: value for key, value in record.items() if key != "input"}, **asked}
     system = only_one(record, SYSTEM_KEYS)

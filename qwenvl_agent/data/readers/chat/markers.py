@@ -30,7 +30,8 @@ def weight_of(message: dict) -> float:
     if MARKERS.isdisjoint(message):
         return 1.0
     given = {key: message[key] for key in (*WEIGHT_KEYS, *HIDING_KEYS) if message.get(key) is not None}
-    _check_is_whole(message)
+    if message["role"] == "assistant":
+        _check_is_whole(message)
     weights = {_loss_weight(key, value, message["place"]) for key, value in given.items()}
     if len(weights) > 1:
         said = ", ".join(f"{key} {value}" for key, value in given.items())

@@ -62,7 +62,7 @@ def normal_messages(placed: list[Placed]) -> tuple[list[dict], list[str]]:
         if message["role"] == "assistant":
             if item.is_prompt:
                 message["loss"] = 0
-        elif not MARKERS.isdisjoint(message) and _is_marked_to_learn(message):
+        elif not MARKERS.isdisjoint(message) and weight_of(message) and _is_marked_to_learn(message):
             notes.append("only_answers_are_learned")
         for part in split_blocks(message):
             _append(messages, part)
@@ -104,8 +104,10 @@ def _normal_message(message: Any, place: str) -> dict:
                 f"{place} has {key} of its own: list them in the row's images, with <image> in the content"
             )
     normal = {**message, "place": place, "role": ROLES[role], "content": _content(message, place)}
-    if normal["role"] == "tool" and isinstance(normal["content"], dict):
-        normal["content"] = json.dumps(normal["content"])
+    if normal["role"] == "tool":
+        normal["tool_call_id"] = message.get("tool_call_id", message.get("call_id"))
+        if isinstance(normal["content"], dict):
+            normal["content"] = json.dumps(normal["content"])
     if normal["role"] == "assistant":
         _read_reasoning(normal, place)
     if role in CALL_ROLES:
