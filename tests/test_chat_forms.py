@@ -185,6 +185,18 @@ READ = {
         {"query": "Q", "answers": json.dumps([CALL]), "tools": json.dumps([{"name": "click", "description": "C", "parameters": {"x": {"type": "int", "description": "X"}, "y": {"type": "int", "default": 0}}}])},
         [("Q", [], ("", [CLICKED]), 1.0)],
     ),
+    "arguments by another name": (
+        talk(ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "click", "args": {"x": 1, "y": 2}}}]}),
+        [("Q", [], ("", [CLICKED]), 1.0)],
+    ),
+    "arguments that are another tool's": (
+        talk(ASK, {"role": "assistant", "tool_calls": [{"name": "click", "arguments": {"x": 1, "y": 2, "text": None}}]}, tools=[CLICK]),
+        [("Q", [], ("", [CLICKED]), 1.0)],
+    ),
+    "LLaMA-Factory v1 pair": (
+        {"chosen_messages": [ASK, TELL], "rejected_messages": [ASK, {**TELL, "content": "no"}]},
+        QA,
+    ),
 }  # fmt: skip
 
 
@@ -316,6 +328,22 @@ REFUSED = {
     "three numbers": (talk(*FIND, images=["a.png"], objects={**OBJECTS, "bbox": [[1, 2, 3]]}), "objects.bbox is '[[1, 2, 3]]'"),
     "placeholders without objects": (talk(*FIND, images=["a.png"]), "messages[0] has '<ref-object>', which marks a place"),
     "another model's marks": (talk(ASK, {**TELL, "content": "<|box_start|>(1,2)<|box_end|>"}), "messages[1] has '<|box_start|>'"),
+    "arguments under two names": (
+        talk(ASK, {"role": "assistant", "tool_calls": [{"name": "click", "arguments": {}, "args": {"x": 1}}]}),
+        "messages[1] tool_calls[0] has arguments, args: what click is to be given would be lost",
+    ),
+    "arguments beside the call": (
+        talk(ASK, {"role": "assistant", "tool_calls": [{"name": "click", "x": 1}]}),
+        "messages[1] tool_calls[0] has x: what click is to be given would be lost",
+    ),
+    "pixels in an answer": (
+        talk({**ASK, "content": "<image>Q"}, {**TELL, "content": '[{"bbox_2d": [135, 114, 1016, 672]}]'}, images=["a.png"]),
+        "messages[1] has the place [135, 114, 1016, 672], which is beyond 1000",
+    ),
+    "answers that are masked": ({**talk(ASK, TELL), "mask": "Assistant"}, "mask of the row is 'Assistant'"),
+    "a task that failed": (talk(ASK, TELL, task_completed=False), "the row has 'task_completed': False"),
+    "messages by another name": ({"dialog": [ASK, TELL]}, "'dialog' holds messages, and is not read: call it messages"),
+    "tools in a message": (talk({"role": "system", "content": "S", "tools": [CLICK]}, ASK, TELL), "list them in the row's tools"),
     "Google's contents": ({"contents": [{"role": "user", "parts": []}]}, "the form is Google's, which is not read"),
     "text": ({"text": "Q A"}, "the form is pretraining, which is not read"),
     "a prompt alone": ({"prompt": [ASK], "reward_model": {"style": "rule"}}, "the form is a prompt without its answer"),
@@ -353,6 +381,8 @@ def test_what_is_not_read_is_refused_by_name(read, fault):
     [
         (talk(ASK, TELL, clip_score=0.3), ("not_read: clip_score",)),
         (talk(ASK, {**TELL, "confidence_score": 0}), ("not_read: confidence_score",)),
+        (talk(ASK, TELL, history=[["B", "C"]]), ("not_read: history",)),
+        (talk(ASK, {**TELL, "content": '{"bbox_2d": [1, 2, 3, 1000]}'}), ("places_as_they_are_written",)),
         (talk({**ASK, "train": True}, TELL), ("only_answers_are_learned",)),
         (talk(ASK, TELL, constraint=False, label="cat", source="web", split_key=3), ()),
     ],

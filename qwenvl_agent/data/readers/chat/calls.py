@@ -7,9 +7,13 @@ from typing import Any
 from qwenvl_agent.data.readers.chat.content import text_only
 from qwenvl_agent.data.readers.chat.written_calls import plain_thought, read_written, refuse_calls
 from qwenvl_agent.families import FAMILIES
+from qwenvl_agent.families.calls import ARGUMENT_KEYS
 from qwenvl_agent.json_input import read_json
 from qwenvl_agent.schema import Tool, ToolCall, Turn, tool_named
 from qwenvl_agent.tool_schema import argument_error, check_schema
+
+CALL_KEYS = frozenset(("name", *ARGUMENT_KEYS, "type", "function", "id", "call_id", "index", "description", "status"))
+"""Of a call: read, or without any bearing on what it does."""
 
 
 def decoded(value: object, place: str) -> Any:
@@ -57,6 +61,8 @@ def build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str |
         words, notes = plain_thought(text, place)
     else:
         words, calls, notes = read_written(text, tools, place)
+    calls, num_left_out = _without_fillers(calls, tools)
+    notes += ("null_arguments_left_out",) if num_left_out else ()
     for call, _ in calls:
         _check_call(call, tools, place)
     reasoning = message.get("reasoning_content") or ""
@@ -84,19 +90,47 @@ def split_thinking(text: str) -> tuple[str, str]:
     return "", text
 
 
+def _without_fillers(calls: list, tools: tuple[Tool, ...]) -> tuple[list, int]:
+    """The calls without arguments that are null and that their tool has not, and the number of those.
+
+    A table of calls of several tools has a column for each argument of any, and null where a call has none.
+    """
+    kept, num_left_out = [], 0
+    for call, call_id in calls:
+        tool = tool_named(tools, call.name) if None in call.arguments.values() else None
+        properties = tool.parameters.get("properties") if tool else None
+        if isinstance(properties, dict):
+            known = {key: value for key, value in call.arguments.items() if value is not None or key in properties}
+            num_left_out += len(call.arguments) - len(known)
+            call = ToolCall(call.name, known)
+        kept.append((call, call_id))
+    return kept, num_left_out
+
+
 def _as_list(value: object) -> list:
     return value if isinstance(value, list) else [value]
 
 
 def _build_call(value: Any, place: str) -> tuple[ToolCall, str | None]:
-    function = value.get("function", value) if isinstance(value, dict) else None
+    function = (value.get("function") or value) if isinstance(value, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{place} is {str(value)[:80]!r}: a call without a name; give name and arguments")
-    arguments = function.get("arguments")
+    arguments = _arguments_of(function, place)
     # Servers write "" for a call without arguments.
     is_empty = arguments is None or (isinstance(arguments, str) and not arguments.strip())
     arguments = {} if is_empty else decoded(arguments, f"{place} arguments")
     return ToolCall(function["name"], arguments), value.get("id")
+
+
+def _arguments_of(function: dict, place: str) -> Any:
+    """What a call gives its function, under any of the names for it; ValueError for what would be lost."""
+    given = [key for key in ARGUMENT_KEYS if function.get(key) is not None]
+    lost = [key for key in function.keys() - CALL_KEYS if function[key] not in (None, "", [], {})]
+    if len(given) > 1 or lost:
+        raise ValueError(
+            f"{place} has {', '.join(given + lost)}: what {function['name']} is to be given would be lost; give it as arguments"
+        )
+    return function[given[0]] if given else None
 
 
 def _check_call(call: ToolCall, tools: tuple[Tool, ...], place: str) -> None:

@@ -15,7 +15,7 @@ QUESTION_KEYS = ("query", "question", "prompt", "instruction", "input")
 ANSWER_KEYS = ("response", "answer", "output", "completion")
 CALL_KEYS = ("answers",)
 """xLAM's: the calls that answer a query."""
-CHOSEN_KEYS = ("chosen", "chosen_response", "preferred_output")
+CHOSEN_KEYS = ("chosen", "chosen_messages", "chosen_response", "preferred_output")
 REJECTED_KEYS = (
     *("rejected", "rejected_response", "rejected_messages", "non_preferred_output", "rejected_answer"),
     *("rejected_images", "rejected_tools"),
@@ -31,7 +31,7 @@ READ_KEYS = frozenset(
 )
 ASKING, ANSWERING = ("human", "user", "query"), ("assistant", "gpt", "bot", "response")
 """Keys of one exchange (ms-swift's `conversation`)."""
-ANSWERERS = ("assistant", "gpt", "bot", "model", "function_call", "tool_call")
+ANSWERERS = ("assistant", "gpt", "bot", "model", "chatbot", "ai", "function_call", "tool_call")
 """Roles of messages that are learned."""
 FOREIGN = {
     "contents": ("Google's", "write contents as messages: role model as assistant, the text of its parts as content"),
@@ -42,6 +42,8 @@ FOREIGN = {
     "completions": ("several answers", "write the one to learn as completion"),
     "responses": ("several answers", "write the one to learn as response"),
     "parent_id": ("a tree's", "write the messages of one path, in order, as messages"),
+    "message_tree_id": ("a tree's", "write the messages of one path, in order, as messages"),
+    "chat": ("a transcript", "write messages: who asks as user, who answers as assistant"),
     "text": ("pretraining", "write messages: who asks as user, who answers as assistant"),
     "prompt": ("a prompt without its answer", "write the answer to learn as completion"),
     "query": ("a question without its answer", "write the answer to learn as response"),
@@ -71,11 +73,13 @@ class Conversation:
 def find_conversation(record: dict) -> Conversation:
     """The row's conversation, not yet in one spelling; ValueError names a form that is not read."""
     has_rejected = not _REJECTED.isdisjoint(record) and any(record.get(key) for key in REJECTED_KEYS)
-    notes = ("rejected_answer_left_out",) if has_rejected else ()
+    notes: tuple[str, ...] = ("rejected_answer_left_out",) if has_rejected else ()
     asked = record.get("input")
     if isinstance(asked, dict) and "messages" in asked:
         # OpenAI's preference pairs keep all but the answers in `input`.
         record = {**{key: value for key, value in record.items() if key != "input"}, **asked}
+    if record.get("history") and any(record.get(key) for key in MESSAGE_KEYS):
+        notes += ("not_read: history",)
     system = only_one(record, SYSTEM_KEYS)
     return Conversation(_find_messages(record), system or "", only_one(record, ("tools", "functions")) or [], notes)
 
@@ -103,6 +107,9 @@ def _no_conversation(record: dict) -> str:
     for key, (form, conversion) in FOREIGN.items():
         if record.get(key) is not None:
             return f"{key} is given and no messages: the form is {form}, which is not read; {conversion}"
+    for key, value in record.items():
+        if isinstance(value, list) and value and speaker(value[0]) is not None:
+            return f"{key[:40]!r} holds messages, and is not read: call it messages"
     return "conversations is None: there is no conversation; give a list of messages"
 
 
@@ -184,7 +191,7 @@ def _split_prompt(chosen: list[Placed], record: dict) -> list[Placed]:
     first = next((p.message for p in chosen if speaker(p.message) in ("user", "human")), None)
     if isinstance(prompt, str) and isinstance(first, dict) and prompt != first.get("content", first.get("value")):
         raise ValueError("prompt is not what chosen begins with: which was asked is unknown; keep one")
-    other = record.get("rejected")
+    other = next((record[key] for key in REJECTED_KEYS if record.get(key)), None)
     shared = 0
     if isinstance(other, list):
         while shared < min(len(other), len(chosen)) and other[shared] == chosen[shared].message:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from qwenvl_agent.coordinates import GRID, Screen
-from qwenvl_agent.data.readers.chat.forms import Placed
+from qwenvl_agent.data.readers.chat.forms import ANSWERERS, Placed, speaker
 
 PLACEHOLDER = re.compile(r"<ref-object>|<bbox>")
 MARK = re.compile(r"<\|(?:box|object_ref|quad)_(?:start|end)\|>|<ref-object>|<bbox>(?![^<]*</bbox>)")
@@ -17,6 +17,8 @@ UNITS = {"real": "px", "norm1": "fraction"}
 """ms-swift's names for `bbox_type`, the first its default."""
 KNOWN_KEYS = frozenset(("ref", "bbox", "bbox_type", "image_id", "width", "height"))
 TEXT_KEYS = ("content", "value", "tool_calls", "function_call")
+OWN_PLACE = re.compile(r'"(?:bbox_2d|point_2d)"\s*:\s*(\[[-\d.,\s]*\])')
+"""A place in an answer as Qwen's models write it, in pixels of the picture (2.5) or on the grid (2, 3)."""
 SLACK_PX = 1.0
 """A place so far over the edge is on it."""
 
@@ -31,7 +33,7 @@ def fill_places(
     if not objects:
         for item in placed:
             _check_unmarked(item)
-        return placed, []
+        return placed, ["places_as_they_are_written"] if any(map(_has_own_places, placed)) else []
     numbers = [len(list(_placeholders(placed, name))) for name in ("<ref-object>", "<bbox>")]
     if not any(numbers):
         return placed, ["objects_without_placeholders"]
@@ -85,6 +87,22 @@ def _check_unmarked(item: Placed) -> None:
                 f"{item.place} has {found.group()!r}, which marks a place or stands for one: it would be learned as words; "
                 "write the place as [x1, y1, x2, y2] in thousandths of the picture, or give objects"
             )
+
+
+def _has_own_places(item: Placed) -> bool:
+    """Whether an answer writes places by itself; ValueError for those that cannot be on the grid."""
+    message = item.message
+    content = message.get("content", message.get("value")) if isinstance(message, dict) else None
+    if not isinstance(content, str) or '_2d"' not in content or speaker(message) not in ANSWERERS:
+        return False
+    places = OWN_PLACE.findall(content)
+    for place in places:
+        if any(float(number) > GRID.cells for number in re.findall(r"\d+(?:\.\d+)?", place)):
+            raise ValueError(
+                f"{item.place} has the place {place[:80]}, which is beyond {GRID.cells}: places are in thousandths of the "
+                "picture here, and these are pixels (Qwen2.5-VL); divide by its width and height, times 1000"
+            )
+    return bool(places)
 
 
 def _filled(message: Any, left: dict[str, Iterator[str]]) -> Any:

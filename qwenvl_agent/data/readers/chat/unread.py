@@ -8,13 +8,14 @@ from qwenvl_agent.row_markers import as_number
 
 MARKER = re.compile(
     r"loss|weight|mask|(?<!s)train|label|reward|correct|score|reject|learn|supervis|success|desirable|accepted|prefer"
-    r"|advantage|rating|quality|vote|feedback"
+    r"|advantage|rating|quality|vote|feedback|completed"
 )
 AGAINST = re.compile(
     r"incorrect|wrong|mistake|masked|reject|exclude|ignore|skip|no_?loss|no_?train|not_|redundant|failed"
 )
 """Keys whose yes is a no."""
 PICTURE = re.compile(r"image|img|picture|photo|screenshot|frame|video|audio|pixel")
+TOOLS = re.compile(r"tools|functions")
 CALL = re.compile(r"tool|function|call|action")
 WORDS = re.compile(r"text|message|answer|response|thought|think|reason|prompt|instruction|refusal")
 FILE = re.compile(
@@ -41,7 +42,7 @@ def check_unread_message(message: Mapping, known: Set, place: str) -> list[str]:
     """Notes of a message's unknown keys; ValueError for one that may hold words, a picture or a call."""
     for key in message.keys() - known:
         kind = _kind(key)
-        if kind in ("picture", "call", "words") and not _is_empty(message[key]):
+        if kind in _LOST and not _is_empty(message[key]):
             raise ValueError(
                 f"{place} has {key[:MAX_NAME]!r}, which is not read: {_LOST[kind]} would be lost; {_REMEDY[kind]}"
             )
@@ -58,9 +59,10 @@ def check_unread_picture(record: Mapping, known: Set) -> None:
             )
 
 
-_LOST = {"picture": "the picture", "call": "the call", "words": "the words"}
+_LOST = {"tools": "the tools", "picture": "the picture", "call": "the call", "words": "the words"}
 _REMEDY = {
     "picture": "list it in the row's images, with <image> in the content",
+    "tools": "list them in the row's tools",
     "call": "write it as tool_calls",
     "words": "write them into content (or reasoning_content)",
 }
@@ -69,7 +71,7 @@ _REMEDY = {
 @lru_cache(maxsize=4096)
 def _kind(key: str) -> str:
     name = key.lower()
-    patterns = {"marker": MARKER, "against": AGAINST, "picture": PICTURE, "call": CALL, "words": WORDS}
+    patterns = {"marker": MARKER, "against": AGAINST, "picture": PICTURE, "tools": TOOLS, "call": CALL, "words": WORDS}
     kind = next((kind for kind, pattern in patterns.items() if pattern.search(name)), "")
     return "marker" if kind == "against" else kind
 
