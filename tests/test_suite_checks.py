@@ -1,11 +1,15 @@
 """What cannot finish does not start: the suite against the data, and the world by its own rules."""
 
+import json
+
 import pytest
+from PIL import Image
 from tiny_run import save_config, save_dataset, tiny_config
 
 import train
-from qwenvl_agent.config import build_config
-from qwenvl_agent.evaluation.suites import check_held_out, check_suite
+from qwenvl_agent.config import DataConfig, EvalConfig, PromptConfig, SourceConfig, build_config
+from qwenvl_agent.data.dataset import build_rows
+from qwenvl_agent.evaluation.suites import check_held_out, check_suite, rule_differences
 
 SMALL = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10}
 
@@ -90,3 +94,30 @@ def test_a_wrong_world_is_said_before_anything_is_made(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: eval.world: ") and "nearest known key: 'width'" in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_recordings_under_other_rules_than_are_played_are_said(tmp_path):
+    turn = {
+        **{"episode_id": "e", "mission": "find the red tiger", "turn": 0, "system_prompt": "You play a safari game."},
+        **{"context_text": "Mission: find the red tiger\nStep: 1/180\nPosition: (25, 25)", "image_file": "a.png"},
+        "tool_results": [],
+    }
+    moved = [{"name": "move", "args": {"actions": [{"direction": "RIGHT", "steps": 3}]}}]
+    caught = [{"name": "catch", "args": {"direction": "RIGHT"}}]
+    Image.new("RGB", (48, 48)).save(tmp_path / "a.png")
+    found = {}
+    for rules, calls in (("reach", moved), ("catch", caught)):
+        path = tmp_path / f"{rules}.jsonl"
+        path.write_text(json.dumps({**turn, "tool_calls": calls, "thought_text": "There."}))
+        source = SourceConfig(path=str(path), kind="safari")
+        rows = build_rows(
+            DataConfig(sources=(source,), eval_fraction=0, cache_dir=str(tmp_path / "cache")), PromptConfig()
+        )
+        found[rules] = [(s.cfg, s.tool_names()) for s in rows.train.sources]
+    (said,) = rule_differences(EvalConfig(suite="safari"), found["catch"])
+    assert said.startswith(f'{tmp_path}/catch.jsonl was recorded under the rules {{"rules": "catch"}} (tools catch, ')
+    assert 'plays under {"rules": "reach"}' in said and 'set eval.world to {"rules": "catch"}' in said
+    assert rule_differences(EvalConfig(suite="safari", world={"rules": "catch"}), found["catch"]) == []
+    assert rule_differences(EvalConfig(suite="safari"), found["reach"]) == []
+    assert len(rule_differences(EvalConfig(suite="safari", world={"rules": "catch"}), found["reach"])) == 1
+    assert rule_differences(EvalConfig(suite="none"), found["catch"]) == []

@@ -281,6 +281,10 @@ class SourceCache:
         """Answers of weight 0: in the history of those after them, and no rows of their own."""
         return int((column_of(self.steps, "weight") == 0).sum())
 
+    def tool_names(self) -> set[frozenset[str]]:
+        """The names of the tools of each distinct prompt."""
+        return {frozenset(tool["name"] for tool in json.loads(tools)) for tools in set(self.prompts["tools"])}
+
     def _num_deeper(self, history_steps: int) -> int:
         return int((self.index["is_row"] & (self.index["turn_index"] > history_steps)).sum())
 

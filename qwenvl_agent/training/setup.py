@@ -20,7 +20,7 @@ from qwenvl_agent.data.collator import Collator, build_collator
 from qwenvl_agent.data.dataset import RowDataset, Rows, build_rows
 from qwenvl_agent.data.reject_limit import check_rejected
 from qwenvl_agent.data.unusable import drop_unusable
-from qwenvl_agent.evaluation.suites import check_held_out, check_suite
+from qwenvl_agent.evaluation.suites import check_held_out, check_suite, rule_differences
 from qwenvl_agent.files import write_json
 from qwenvl_agent.model.build import Processor, base_of, build_model, build_processor, describe_parameters, manifest
 from qwenvl_agent.model.features import build_features
@@ -114,6 +114,8 @@ def build_trained(
 def describe(run: Run) -> None:
     """On the terminal what will be learned and what it takes; in the folder every parameter and what the data are."""
     rows, bare_model, run_dir = run.rows, run.bare_model, run.config.run_dir
+    for difference in rule_differences(run.config.eval, [(s.cfg, s.tool_names()) for s in rows.train.sources]):
+        run.reporter.say(f"warning: {difference}")
     run.reporter.say(f"{rows.summary()}\ntrainable parameters: {describe_parameters(bare_model)}")
     run.reporter.say(plan_of(run.config, rows.train, bare_model, run.processor, run.accelerator.num_processes))
     if run.accelerator.is_main_process:

@@ -18,7 +18,7 @@ The environment is Gymnasium's interface over turns (`schema.Env`). Its `info`, 
 """
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,6 +157,10 @@ class World:
         does, with the tools of the recording. Each record is read by itself, several processes share a file. Other rows of
         the same bytes: raise `recording_version`."""
         return None
+
+    def rules_of_tools(self, names: Collection[str]) -> Mapping[str, object]:
+        """The rules that a recording with tools of these names was played under, as far as they tell; by default nothing."""
+        return {}
 
     # judging, from records alone
 

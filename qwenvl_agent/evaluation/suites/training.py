@@ -1,10 +1,11 @@
 """Evaluation inside training: held-out rows, then whatever suite `eval.suite` names."""
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from qwenvl_agent.config import Config, EvalConfig
+from qwenvl_agent.config import Config, EvalConfig, SourceConfig
 from qwenvl_agent.evaluation.figures import as_scalars
 from qwenvl_agent.evaluation.step_metrics import RowRecord, predict_rows
 from qwenvl_agent.evaluation.suites.episodes import Episodes
@@ -59,6 +60,30 @@ def check_rules(config: Config) -> None:
 def check_held_out(cfg: EvalConfig, held_out: Sequence[Row]) -> None:
     """ValueError, before a model is loaded, if the data holds nothing out that the suite needs."""
     training_suite(cfg).check_held_out(held_out)
+
+
+def rule_differences(cfg: EvalConfig, sources: Iterable[tuple[SourceConfig, set[frozenset[str]]]]) -> list[str]:
+    """A sentence for each source that was recorded under other rules than the suite plays by, as far as the names of its
+    rows' tools tell."""
+    suite = training_suite(cfg)
+    if not isinstance(suite, Episodes):
+        return []
+    own = [(source, toolsets) for source, toolsets in sources if not suite.is_foreign(source)]
+    return [found for source, toolsets in own if (found := _difference(suite, source, toolsets))]
+
+
+def _difference(suite: Episodes, source: SourceConfig, toolsets: set[frozenset[str]]) -> str:
+    for names in toolsets:
+        rules = suite.world.rules_of_tools(names)
+        played = {name: suite.world.rules[name] for name in rules}
+        if played != rules:
+            was, now = (json.dumps(dict(values)) for values in (rules, played))
+            return (
+                f"{source.path} was recorded under the rules {was} (tools {', '.join(sorted(names))}), and eval.suite "
+                f"{suite.source} plays under {now}: success will be measured on another game than is learned; set eval.world "
+                f"to {was}, or record under {now}"
+            )
+    return ""
 
 
 def evaluate(

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from qwenvl_agent.containers import Record
@@ -21,6 +21,7 @@ from qwenvl_agent.worlds.safari.perception import perception_rows
 from qwenvl_agent.worlds.safari.records import episodes_that_catch, row_reader
 from qwenvl_agent.worlds.safari.states import draw_state
 from qwenvl_agent.worlds.safari.thoughts import thought_form_named
+from qwenvl_agent.worlds.safari.tools import TOOLS
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, SafariRules
 from qwenvl_agent.worlds.world import Counterfactual, DrawnState, Labels, RecordedTurn, SeedSets, World
 
@@ -97,6 +98,10 @@ class Safari(World):
         self, folder: PictureFolder, max_thought_chars: int, surveyed: frozenset[str]
     ) -> Callable[[Record], RecordedRow | Reject]:
         return row_reader(folder, catching=surveyed, max_thought_chars=max_thought_chars)
+
+    def rules_of_tools(self, names: Collection[str]) -> Mapping[str, object]:
+        played = [rules for rules, tools in TOOLS.items() if {tool.name for tool in tools} == set(names)]
+        return {"rules": played[0]} if len(played) == 1 else {}
 
     def is_legal(self, call: CallRecord) -> bool:
         if not call.schema_ok:
