@@ -687,6 +687,15 @@ def test_rows_deeper_in_a_file_are_named_by_the_keys_on_the_way(folder, layout):
     assert sample.source == f"{folder}/rows.json:1{place}"
 
 
+def test_an_entry_of_a_nested_file_is_a_row_by_itself_too(converted):
+    entry = ROWS["omniact"]["0"]
+    whole = {**entry, "task": "Task: open it\nOutput Script:\npyautogui.click(300, 80)", "box": {"a": corners(*BOX)}}
+    for sample in [*converted("omniact", entry), *converted("omniact", whole, is_list=True)]:
+        assert sample.actions == CLICK and sample.box_px == BOX and sample.instruction == "open it"
+    with pytest.raises(ValueError, match=r"all of the first 1 rows lack rows at \*\.\*, which layout aitw reads"):
+        converted("aitw", {"general": "none"})
+
+
 # Which layout
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from qwenvl_agent.curation.converter import Converter
-from qwenvl_agent.curation.extraction import nested_rows
+from qwenvl_agent.curation.extraction import NO_ROWS, nested_rows
 from qwenvl_agent.curation.layout import Layout, find_layout, shipped_layouts
 from qwenvl_agent.curation.paths import paths_in, value_at
 from qwenvl_agent.data.pictures import KnownPictures
@@ -103,7 +103,7 @@ def _converted(file: Path, converter: "Converter") -> Iterator[Sample | Rejected
 
 def _rows(records: Iterable[tuple[str, object]], layout: Layout) -> Iterator[tuple[str, object]]:
     for source, value in records:
-        if layout.rows and not isinstance(value, RecordError):
+        if layout.rows and missing_fields(value, layout):  # with them, it is a row already
             yield from nested_rows(value, layout.rows, source)
         else:
             yield source, value
@@ -112,7 +112,7 @@ def _rows(records: Iterable[tuple[str, object]], layout: Layout) -> Iterator[tup
 def missing_fields(row: object, layout: Layout) -> tuple[str, ...]:
     """The fields that a layout takes a row's picture, task and place from, as far as the row lacks them."""
     if isinstance(row, RecordError):
-        return ()
+        return (f"rows at {layout.rows}",) if row.reason == NO_ROWS else ()
     if not isinstance(row, dict):
         return (f"fields (it is a {type(row).__name__})",)
     if layout.transform:

@@ -23,6 +23,7 @@ END_OF_TASK = re.compile(r"(?im)^[^\S\n]*(?:\n|previous actions:)")
 REFERENCE_END = re.compile(r"</ref>\s*<(box|point)>\[\[([^]<]*)\]\]</(?:box|point)>")
 CODE = re.compile(r"\b(?:pyautogui|mobile|browser|computer|time)\.\w+\(|^terminate\(|^answer\(")
 MAX_FILE_BYTES = 16 * 2**20
+NO_ROWS = "no_rows"
 
 
 # Rows
@@ -55,16 +56,19 @@ def _children(value: object, part: str, keys: tuple[str, ...], source: str) -> l
 
 def _no_rows(value: object, part: str, keys: tuple[str, ...]) -> RecordError:
     place = ".".join(keys) or "the file"
-    return RecordError("bad_record", f"{place} is {str(value)[:80]}: it has no {part} with rows; use the right layout")
+    where = "no rows in it" if part == "*" else f"no {part!r} with rows"
+    return RecordError(NO_ROWS, f"{place} is {str(value)[:80]}: it has {where}; use the right layout")
 
 
 # Texts
 
 
 def read_files(row: dict, files: dict, folder: Path) -> dict:
-    """The row with the contents of files in the place of their names."""
+    """The row with the contents of files in the place of their names; what is no name is the content itself."""
     for path, kind in files.items():
         name = value_at(row, path)
+        if isinstance(name, dict) if kind == "json" else "\n" in str(name):
+            continue
         if not isinstance(name, str):
             raise RecordError("bad_record", f"{path} is {str(name)[:80]}: no file is named; name it")
         text = _file_text(name, folder)

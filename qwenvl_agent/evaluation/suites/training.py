@@ -80,8 +80,8 @@ def _difference(suite: Episodes, source: SourceConfig, toolsets: set[frozenset[s
             was, now = (json.dumps(dict(values)) for values in (rules, played))
             return (
                 f"{source.path} was recorded under the rules {was} (tools {', '.join(sorted(names))}), and eval.suite "
-                f"{suite.source} plays under {now}: success will be measured on another game than is learned; set eval.world "
-                f"to {was}, or record under {now}"
+                f"{suite.source} plays under {now}: success will be measured on another game than is learned; set "
+                f"{' and '.join(f'eval.world.{name}={value}' for name, value in rules.items())}, or record under {now}"
             )
     return ""
 
