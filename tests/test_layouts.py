@@ -485,7 +485,7 @@ def says(code: str) -> dict:
         ),
         ("gui_odyssey", {"action": "TEXT", "info": "CLICK", "sam2_bbox": []}, [("type", "CLICK")]),
         ("gui_odyssey", {"action": "INCOMPLETE", "info": "", "sam2_bbox": []}, [("terminate", "failure")]),
-        ("gui_odyssey", {"sam2_bbox": [0, 0, 100, 100]}, "outside_box"),
+        ("gui_odyssey", {"sam2_bbox": [0, 0, 100, 100]}, "click_outside_box"),
         ("miniwob_demos", {"action_type": "type", "typed_text": "cats", "bbox": None}, [("type", "cats")]),
         ("miniwob_demos", {"bbox": None}, "not_drawn"),
         ("guiact", {"actions_label": {"name": "go_back"}}, "no_go_back"),
@@ -640,7 +640,7 @@ def test_all_boxes_of_an_action_are_kept_and_those_of_other_actions_are_not(conv
     assert truth(click("moveTo", 0.1, 0.1), click("dragTo", 0.75, 0.4, menu)).box_px is None
     moved = truth(click("moveTo", 0.75, 0.4, menu), click("dragTo", 0.1, 0.1, [0, 0, 0.2, 0.2]))
     assert moved.box_px == pytest.approx(BOX)
-    assert truth(click("click", 0.1, 0.1, menu)).reason == "outside_box"
+    assert truth(click("click", 0.1, 0.1, menu)).reason == "click_outside_box"
 
 
 def test_test_rows_stay_test_rows(converted, folder):

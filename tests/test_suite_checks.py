@@ -116,7 +116,7 @@ def test_recordings_under_other_rules_than_are_played_are_said(tmp_path):
         found[rules] = [(s.cfg, s.tool_names()) for s in rows.train.sources]
     (said,) = rule_differences(EvalConfig(suite="safari"), found["catch"])
     assert said.startswith(f'{tmp_path}/catch.jsonl was recorded under the rules {{"rules": "catch"}} (tools catch, ')
-    assert 'plays under {"rules": "reach"}' in said and 'set eval.world.rules=catch, or' in said
+    assert 'plays under {"rules": "reach"}' in said and "set eval.world.rules=catch, or" in said
     assert rule_differences(EvalConfig(suite="safari", world={"rules": "catch"}), found["catch"]) == []
     assert rule_differences(EvalConfig(suite="safari"), found["reach"]) == []
     assert len(rule_differences(EvalConfig(suite="safari", world={"rules": "catch"}), found["reach"])) == 1

@@ -13,7 +13,16 @@ from qwenvl_agent.curation.extraction import NO_ROWS, nested_rows
 from qwenvl_agent.curation.layout import Layout, find_layout, shipped_layouts
 from qwenvl_agent.curation.paths import paths_in, value_at
 from qwenvl_agent.data.pictures import KnownPictures
-from qwenvl_agent.data.readers.computer import TEST, TRAIN, PictureFiles, RecordError, Rejected, Sample, read_records
+from qwenvl_agent.data.readers.computer import (
+    OF_PLACES,
+    TEST,
+    TRAIN,
+    PictureFiles,
+    RecordError,
+    Rejected,
+    Sample,
+    read_records,
+)
 from qwenvl_agent.json_input import read_json
 from qwenvl_agent.picture_store import PictureFolder
 
@@ -22,7 +31,7 @@ NUM_LOOKED_AT = 100
 """Rows at the start of a file of which one must have the layout's fields."""
 NUM_TRIED = 20
 """Rows that other layouts are tried on."""
-MISPLACED = ("box_outside", "empty_box", "outside_screen", "outside_box", "size_differs")
+MISPLACED = (*OF_PLACES, "size_differs")
 """Reasons of places that are where they cannot be: many of them mean that the layout is not the file's."""
 FILES = ("*.json", "*.jsonl", "*.parquet")
 

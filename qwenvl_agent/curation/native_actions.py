@@ -242,7 +242,7 @@ def _check_inside(actions: tuple[Action, ...], boxes: list[Box]) -> None:
     place = next((action.point_px for action in actions if action.point_px), None)
     if place and boxes and not any(_is_inside(place, box) for box in boxes):
         raise RecordError(
-            "outside_box",
+            "click_outside_box",
             f"the place ({place[0]:.0f}, {place[1]:.0f}) px lies outside of its element's box "
             f"{[round(n) for n in boxes[0]]} px: one of the two is wrong; correct it, or its declared unit",
         )
