@@ -175,13 +175,27 @@ def test_a_target_out_of_view_is_searched_zone_by_zone():
         ((5, 4), "a0", "Me f4. Target red tiger none. Zone a0, go a4."),
         ((15, 16), "b1", "Me f6. Target red tiger none. Zone b1, go j6."),
         ((4, 4), "a0", "Me e4. Target red tiger none. Done a0. Zone b0, go j4."),
-        ((16, 16), "b1", "Me g6. Target red tiger none. Done b1. Zone b0, go g0."),
+        ((16, 16), "b1", "Me g6. Target red tiger none. Done b1. Zone a1, go a6."),
     ],
 )
 def test_towards_borders_the_players_tile_alone_says_where_to_go(player, zone, said):
     notepad = f"Map .. ..\nGo {zone}"
     thought, _ = decide({}, player=player, notepad=notepad, waypoints="borders", max_path=4)
     assert thought.split(" Path")[0] == said
+
+
+def test_zones_are_gone_to_in_a_round_that_the_last_one_tells():
+    for swept, zone, following, player in (
+        (". ..", "a0", "b0", (2, 2)),
+        ("V. ..", "b0", "b1", (17, 2)),
+        ("VV ..", "b1", "a1", (17, 17)),
+        ("VV .V", "a1", "a0", (2, 17)),  # then a second round begins
+        ("V. .V", "a1", "b0", (2, 17)),  # what was seen is left out
+    ):
+        notepad = f"Map {'.' * (swept == '. ..')}{swept}\nGo {zone}"
+        thought, calls = decide({}, player=player, notepad=notepad, waypoints="borders")
+        assert f" Done {zone}. Zone {following}, go " in thought
+        assert f"\nGo {following}" in calls["update_notepad"]["content"]
 
 
 def test_zones_inside_of_a_large_world_are_looked_at_from_their_centres():

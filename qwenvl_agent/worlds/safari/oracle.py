@@ -155,11 +155,12 @@ class SafariOracle:
 
     def search(self, scene: Scene) -> Decision:
         """Head for the next zone's waypoint, marking zones that are seen whole or cannot be reached."""
-        swept = []
+        swept: list[str] = []
+        after: Tile | None = None
         reasons = Reasons(scene.me, targets=shown_targets(scene))
         for _ in range(4 * len(zones_of(self.rules))):
             if scene.notes.go is None:
-                notes = with_next_zone(scene.notes, scene.context.position, self.rules)
+                notes = with_next_zone(scene.notes, scene.context.position, self.rules, after)
                 scene = with_notes(scene, notes)
             zone = scene.notes.go
             if not is_swept(scene):
@@ -168,6 +169,7 @@ class SafariOracle:
                 if decision and len(decision.notes.walls) <= MAX_WALLS:
                     return decision
             swept.append(tile_name(zone))
+            after = zone if self.waypoints == "borders" else None
             scene = with_notes(scene, replace(scene.notes, swept=scene.notes.swept | {zone}, go=None, walls=()))
         return walking(scene, reasons, [])  # walled in
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from qwenvl_agent.schema import ToolCall
 from qwenvl_agent.worlds.safari.env import SafariEnv, beside
-from qwenvl_agent.worlds.safari.notepad import Notes, write_notes, zone_counts
+from qwenvl_agent.worlds.safari.notepad import Notes, write_notes
+from qwenvl_agent.worlds.safari.sweep import zones_to_and_fro
 from qwenvl_agent.worlds.safari.world import DIRECTIONS, Animal, SafariRules, Tile, walk
 from qwenvl_agent.worlds.world import DrawnState
 
@@ -68,14 +69,13 @@ def draw_notepad(env: SafariEnv, rng: random.Random) -> tuple[str, str]:
     kind = rng.choice(("no_notes", "stale_notes", "wrong_notes"))
     if kind == "no_notes":
         return "", kind
-    columns, rows = zone_counts(env.rules.width, env.rules.height)
-    zones = [(x, y) for y in range(rows) for x in range(columns)]
-    swept = frozenset(zone for zone in zones if rng.random() < 0.4)
+    zones = zones_to_and_fro(env.rules)
+    first, num_swept = rng.randrange(len(zones)), rng.randrange(len(zones))
+    *swept, go = [*zones, *zones][first : first + num_swept + 1]
     seen: tuple[tuple[Animal, Tile], ...] = ()
     if kind == "wrong_notes":
         seen = ((rng.choice(env.wanted()), draw_tile(env.rules, rng)),)
-    left = [zone for zone in zones if zone not in swept]
-    notes = Notes(swept, go=rng.choice(left) if left else None, seen=seen)
+    notes = Notes(frozenset(swept), go, seen=seen)
     return write_notes(notes, env.rules.width, env.rules.height), kind
 
 

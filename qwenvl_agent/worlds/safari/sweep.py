@@ -3,7 +3,8 @@
 Two ways to say where to stand. `centres`: in the middle of the zone, which is the shortest way, and takes sums of world
 coordinates to know. `borders`: towards the world's border until the player's tile leaves the middle of the view, which
 then shows the border's zones whole: whoever sees his own tile knows where to go and when he is there. Zones that touch no
-border have their centres either way.
+border have their centres either way. The next zone is the nearest, or with `borders` the next on the way to and fro
+through the rows, which the zone just seen tells alone.
 """
 
 from dataclasses import replace
@@ -21,12 +22,22 @@ def zones_of(rules: SafariRules) -> list[Tile]:
     return [(x, y) for y in range(rows) for x in range(columns)]
 
 
-def with_next_zone(notes: Notes, position: Tile, rules: SafariRules) -> Notes:
-    """The nearest zone not yet swept becomes the one to go to; after the last one a new sweep begins."""
+def zones_to_and_fro(rules: SafariRules) -> list[Tile]:
+    """Row by row, every other row from right to left."""
+    return sorted(zones_of(rules), key=lambda zone: (zone[1], -zone[0] if zone[1] % 2 else zone[0]))
+
+
+def with_next_zone(notes: Notes, position: Tile, rules: SafariRules, after: Tile | None = None) -> Notes:
+    """A zone not yet swept becomes the one to go to: the nearest, or the next one to and fro `after` another; after the
+    last one a new sweep begins."""
     zones = zones_of(rules)
     if len(notes.swept) >= len(zones):
         notes = replace(notes, swept=frozenset(), sweep=notes.sweep + 1)
     left = [zone for zone in zones if zone not in notes.swept]
+    if after is not None:
+        order = zones_to_and_fro(rules)
+        start = order.index(after) + 1
+        return replace(notes, go=next(zone for zone in order[start:] + order[:start] if zone in left))
     return replace(notes, go=min(left, key=lambda zone: walk(waypoint(zone, notes.sweep, rules), position)))
 
 
