@@ -18,6 +18,15 @@ class Reject:
     """The record says itself that it is not to be learned: no fault of it."""
 
 
+class LeftOutError(ValueError):
+    """Why a record gives no row that says itself that it is not to be learned: `Reject.is_left_out`."""
+
+
+def reject_of(source: str, error: Exception) -> Reject:
+    """The reject of a record, whatever went wrong with it."""
+    return Reject(source, fault_of_line(error), isinstance(error, LeftOutError))
+
+
 def _object(pairs: list[tuple[str, object]]) -> dict:
     value = dict(pairs)
     if len(value) != len(pairs):

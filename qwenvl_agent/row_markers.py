@@ -2,6 +2,8 @@
 
 import re
 
+from qwenvl_agent.json_input import LeftOutError
+
 SCALE_KEYS = ("weight", "loss_scale", "loss_weight")
 WEIGHT_KEYS = (*SCALE_KEYS, "loss", "loss_mask", "step_loss_mask", "train", "training", "trainable")
 """They scale a message's loss, or leave it out (0, false)."""
@@ -32,11 +34,12 @@ NUMBER = re.compile(r"[-+]?\d{1,20}(\.\d{0,20})?(e[-+]?\d{1,3})?", re.ASCII)
 
 
 def check_row_markers(row: dict, remedy: str) -> None:
-    """ValueError for a row that other trainers would not learn, or would scale."""
+    """LeftOutError for a row that other trainers would not learn, ValueError for one that they would scale."""
     for key in () if ROW_MARKERS.isdisjoint(row) else (*WEIGHT_KEYS, *HIDING_KEYS, *GOOD_KEYS):
         value = row.get(key)
         if value is not None and _is_marked(key, value):
-            raise ValueError(
+            is_bad = as_number(value) == (1 if key in HIDING_KEYS else 0)
+            raise (LeftOutError if is_bad else ValueError)(
                 f"{key} of the row is {str(value)[:80]}: its answers are marked as not to be learned like others; {remedy}"
             )
 

@@ -12,7 +12,7 @@ import qwenvl_agent
 PACKAGE = Path(qwenvl_agent.__file__).parent
 LAYERS = (
     {"png", "threads", "file_signatures", "settings", "aliases", "near_json", "files", "html_templates"},
-    {"images", "checksums", "settings_reference", "families"},
+    {"images", "checksums", "settings_reference", "families", "json_input"},
     {
         "config",
         "records",
@@ -21,7 +21,6 @@ LAYERS = (
         "coordinates",
         "command",
         "processes",
-        "json_input",
         "row_markers",
         "tool_schema",
         "requirements",

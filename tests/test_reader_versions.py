@@ -19,8 +19,8 @@ from qwenvl_agent.data.readers import READERS, read_rows
 from qwenvl_agent.data.source import Reject
 
 GOLDEN = {
-    "safari": ((2, 1), "6c567e239f426bfb"),
-    "recorded": ((2, 1), "e356fd450ac3ca93"),
+    "safari": ((2, 2), "6c567e239f426bfb"),
+    "recorded": ((2, 2), "e356fd450ac3ca93"),
     "chat": ((2, 4), "2359a403aad48d41"),
     "computer": ((2, 2), "e6f2f11ed58089c0"),
 }

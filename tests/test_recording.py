@@ -121,6 +121,11 @@ def test_pictures_thoughts_and_calls_are_optional(read):
         ({"images": None}, "images is null: whether there was a picture is unknown"),
         ({"thought_text": "x" * 401}, "thought_text has 401 characters, above data.max_thought_chars=400"),
         ({"mission": ""}, "mission is ''"),
+        ({"images": {}}, "images is '{}': not a list"),
+        ({"images": False}, "images is 'False': not a list"),
+        ({"tool_results": False}, "tool_results is 'False': not a list"),
+        ({"thought_text": []}, "thought_text is '[]': not text; write text or null"),
+        ({"text": "I go."}, "text is 'I go.' beside tool_calls: it would not be learned; write it as thought_text"),
     ],
 )
 def test_what_must_not_be_learned_is_told_with_its_place(read, tmp_path, changes, message):

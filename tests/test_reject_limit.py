@@ -69,6 +69,14 @@ def test_one_slip_in_ten_passes(read):
     check_rejected(rows.report["sources"], config)
 
 
+@pytest.mark.parametrize("marker", [{"label": False}, {"kto_tag": "no"}, {"train": 0}, {"masked": True}, {"score": -1}])
+def test_a_conversation_that_is_marked_as_bad_does_not_count_and_one_that_is_scaled_does(read, marker):
+    rows, _ = read([talk(1), talk(1) | marker], kind="chat")
+    assert (rejected_share(rows.report["sources"][0]), rows.report["sources"][0]["num_left_out"]) == (0, 1)
+    rows, _ = read([talk(1), talk(1) | {"loss_scale": 0.5}], kind="chat")
+    assert rejected_share(rows.report["sources"][0]) == 0.5
+
+
 def test_what_says_itself_that_it_is_not_to_be_learned_does_not_count(read):
     rows, config = read([*map(screen, range(4)), *(screen(x, split="test") for x in range(4, 8))])
     assert rejected_share(rows.report["sources"][0]) == 0 and rows.report["sources"][0]["num_left_out"] == 4

@@ -37,7 +37,7 @@ def thousandths_form(value: object, depth: int = 0) -> str:
 def _form_of_object(value: dict, depth: int) -> str:
     if value.get("name") in CALLED:
         return CALL_FORM
-    if any(key in value for key in QWEN_KEYS) or (value.get("action") in KINDS and _is_grid_like(value)):
+    if any(key in value for key in QWEN_KEYS) or (str(value.get("action")) in KINDS and _is_grid_like(value)):
         return OWN_FORM
     return next(filter(None, (thousandths_form(item, depth + 1) for item in value.values())), "")
 

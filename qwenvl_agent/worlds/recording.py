@@ -19,7 +19,7 @@ from PIL import Image
 
 from qwenvl_agent import png
 from qwenvl_agent.containers import Record
-from qwenvl_agent.json_input import Reject, fault_of_line, read_json
+from qwenvl_agent.json_input import Reject, read_json, reject_of
 from qwenvl_agent.picture_store import PictureFolder, is_embedded
 from qwenvl_agent.row_markers import check_row_markers
 from qwenvl_agent.schema import (
@@ -93,7 +93,7 @@ def row_reader(folder: PictureFolder, reading: Reading) -> Callable[[Record], Re
         try:
             return _read_row(load_object(record), folder, record.source, reading, fault_of)
         except Exception as error:
-            return Reject(record.source, fault_of_line(error))
+            return reject_of(record.source, error)
 
     return read
 
@@ -135,25 +135,32 @@ def text_of(values: dict, key: str) -> str:
 
 
 def list_of(values: dict, key: str) -> list:
-    """A list, or the list that a JSON string holds; missing counts as empty."""
+    """A list, or the list that a JSON string holds; missing, null and "" count as empty."""
     value = values.get(key)
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         try:
             value = read_json(value)
         except ValueError as error:
             raise ValueError(f"{key} is a string that is {error}") from None
-    if not isinstance(value or [], list):
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list):
         raise ValueError(f"{key} is {str(value)[:80]!r}: not a list; write a list of objects")
-    return value or []
+    return value
 
 
 def _read_turn(values: dict, text: str, calls: tuple, results: tuple, reading: Reading) -> tuple[Turn, bool]:
     """The turn, and whether its thought is not the recorded one."""
     if not calls:
         return Turn(text=values["text"]), False
-    thought = values.get("thought_text") or ""
+    thought = values.get("thought_text")
+    thought = "" if thought is None else thought
     if not isinstance(thought, str):
         raise ValueError(f"thought_text is {str(thought)[:80]!r}: not text; write text or null")
+    if said := values.get("text"):
+        raise ValueError(
+            f"text is {str(said)[:80]!r} beside tool_calls: it would not be learned; write it as thought_text, or leave it out"
+        )
     if thought.strip() and len(thought) <= reading.max_thought_chars:
         return Turn(thought, calls), False
     if reading.derive_thought is not None:

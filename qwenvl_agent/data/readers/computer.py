@@ -30,7 +30,7 @@ from qwenvl_agent.data.readers import units
 from qwenvl_agent.data.readers.units import OUTSIDE_BOX, UNDECLARED, Declared, Evidence, Way
 from qwenvl_agent.data.source import FileNote, Item, Origin, Reject, SourceRow
 from qwenvl_agent.images import check_aspect_ratio, read_rgb
-from qwenvl_agent.json_input import fault_of_line
+from qwenvl_agent.json_input import LeftOutError, fault_of_line
 from qwenvl_agent.picture_store import PictureFolder, is_embedded
 from qwenvl_agent.row_markers import check_row_markers
 from qwenvl_agent.schema import Picture, Step, Turn
@@ -210,7 +210,7 @@ def without_copies(items: Iterable[Sample | Rejected]) -> Iterator[Sample | Reje
 def rejected(source: str, error: Exception) -> Rejected:
     """The reject of a record, whatever went wrong with it."""
     reason, evidence = getattr(error, "reason", "bad_record"), getattr(error, "evidence", None)
-    return Rejected(source, fault_of_line(error), reason=reason, evidence=evidence)
+    return Rejected(source, fault_of_line(error), isinstance(error, LeftOutError), reason, evidence)
 
 
 def declared_beside(path: Path, cfg: SourceConfig) -> str:

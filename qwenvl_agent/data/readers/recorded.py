@@ -19,7 +19,7 @@ from qwenvl_agent.worlds import make_world, recording
 from qwenvl_agent.worlds.recording import Reading, RecordedRow
 from qwenvl_agent.worlds.world import World
 
-VERSION = 1
+VERSION = 2
 """Of the rows that a file gives; see `readers.Reader`. A world that reads its own states `recording_version` besides."""
 
 

@@ -21,7 +21,7 @@ from qwenvl_agent.data.readers.chat.steps import build_steps
 from qwenvl_agent.data.readers.chat.tools import normal_tools
 from qwenvl_agent.data.readers.chat.unread import check_unread_picture, unread_marker
 from qwenvl_agent.data.source import Origin, Reject, SourceRow
-from qwenvl_agent.json_input import fault_of_line
+from qwenvl_agent.json_input import reject_of
 from qwenvl_agent.picture_store import PictureFolder
 
 VERSION = 4
@@ -47,7 +47,7 @@ def open_reader(origin: Origin) -> Callable[[Record], list[SourceRow | Reject]]:
             # A list, not a generator: rows of a conversation that turns out bad must not have been yielded.
             return list(read_conversation(record, origin.folder))
         except Exception as error:
-            return [Reject(record.source, fault_of_line(error))]
+            return [reject_of(record.source, error)]
 
     return read
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from qwenvl_agent.data.readers.chat.forms import ANSWERERS, Placed, speaker
+from qwenvl_agent.json_input import LeftOutError
 from qwenvl_agent.row_markers import GOOD_KEYS, HIDING_KEYS, ROW_MARKERS, WEIGHT_KEYS, as_number, check_row_markers
 
 MIN_WEIGHT, MAX_WEIGHT = 1e-4, 1e4
@@ -25,7 +26,8 @@ def check_markers(record: dict) -> None:
             continue
         number = as_number(value)
         if number is None and isinstance(value, list | float) or (number is not None and number < 0):
-            raise ValueError(f"{key} of the row is {str(value)[:80]}: a bad answer would be learned; take the row out")
+            kind = ValueError if number is None else LeftOutError
+            raise kind(f"{key} of the row is {str(value)[:80]}: a bad answer would be learned; take the row out")
 
 
 def weight_of(message: dict) -> float:
