@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qwenvl_agent.cli import augment
+from qwenvl_agent.cli import augment, show
 from qwenvl_agent.computer import Action
 from qwenvl_agent.computer.dialect_units import thousandths_form
 from qwenvl_agent.config import Config, DataConfig, ModelConfig, PromptConfig, SourceConfig
 from qwenvl_agent.coordinates import BOX_ORDERS, UNITS, Screen
+from qwenvl_agent.curation.marks import mark_of, marks_html
 from qwenvl_agent.curation.sample_folder import SampleFolder
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.readers.computer import PictureFiles, Sample, read_sample, read_samples
@@ -22,6 +24,7 @@ from qwenvl_agent.evaluation import suites
 from qwenvl_agent.evaluation.screens import read_tasks
 from qwenvl_agent.evaluation.suites import Options
 from qwenvl_agent.evaluation.suites.screens import held_out_screens
+from qwenvl_agent.schema import Observation, Picture, Request, Row, ToolCall, Turn
 
 SMALL, WIDE = (1280, 720), (1920, 1080)
 POINTS = [(818, 460), (112, 295), (1077, 527), (36, 640), (640, 360), (300, 40), (1200, 700), (77, 77), (505, 610)]
@@ -214,7 +217,7 @@ def test_in_a_file_of_two_units_the_rows_of_the_other_are_rejects(read):
     assert [sample.actions[0].point_px for sample in samples] == POINTS[:6]
     assert [reject.source.rpartition(":")[2] for reject in rejects] == ["7", "8", "9", "10", "11", "12"]
     assert {reject.reason for reject in rejects} == {"unknown_unit"}
-    assert 'it would fit with "unit": "fraction"' in rejects[0].message
+    assert "it would fit with unit fraction" in rejects[0].message
 
 
 @pytest.mark.parametrize("point", [(0, 0), (1, 1), (1, 0), (0.0, 1.0), (300, 0.5), (0.5, 700)])
@@ -245,7 +248,7 @@ def test_of_several_places_one_lies_in_the_box(read):
 def test_an_inverted_box_alone_is_a_reject_that_says_which_order_would_fit(read):
     samples, rejects, _ = read([*records(), {**records(points=[(815, 460)])[0], "box": [800, 450, 40, 20]}])
     assert len(samples) == 12 and rejects[0].reason == "empty_box"
-    assert 'it would fit with "box_order": "xywh"' in rejects[0].message
+    assert "it would fit with box_order xywh" in rejects[0].message
 
 
 @pytest.mark.parametrize("name", ["bbox", "bbox_2d", "bounding_box", "rect"])
@@ -407,3 +410,42 @@ def test_copies_are_made_of_places_in_any_unit_and_of_a_refused_file_nothing_is_
 def test_a_folder_to_annotate_holds_pixels(folder):
     with pytest.raises(ValueError, match="3 of 3 .*numbers below 1.* marked here is in pixels"):
         SampleFolder(thirds(folder))
+
+
+@pytest.mark.parametrize(("declared", "at"), [({"unit": "thousand"}, (818, 460)), ({"unit": "px"}, (639, 639))])
+def test_click_and_box_are_drawn_where_they_are_taught(folder, capsys, declared, at):
+    """By two ways: the place from the row's call, the box from the file. A wrong unit shows."""
+    rows = records("thousand", has_box=False, points=[(818, 460)])
+    rows[0]["box"] = [624, 625, 659, 653] if declared["unit"] == "thousand" else [629, 629, 649, 649]
+    rows[0]["instruction"] = "press <OK>"
+    (folder / "dataset.jsonl").write_text(json.dumps(rows[0]))
+    source = {"path": str(folder), "kind": "computer", **declared}
+    settings = [f"data.sources={json.dumps([source])}", f"data.cache_dir={folder}/cache", "data.eval_fraction=0"]
+    page = folder / "samples.html"
+    arguments = ["--config", "configs/computer_use_tiny.json", "--html", str(page), "--rows", "1"]
+    settings += ["vision.max_tokens_per_image=1024", "vision.max_row_tokens=8192"]
+    assert show.main([*arguments, *(part for one in settings for part in ("--set", one))]) == 0
+    assert "click and box on 1 pictures" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    marks = text[text.index("Where 1 rows") : text.index("Grey text")]
+    assert marks.count("<circle") == 3 and marks.count("<rect") == 2 and "press &lt;OK&gt;" in marks
+    x, y = (float(re.search(f'{name}="([0-9.]+)"', marks).group(1)) for name in ("cx", "cy"))
+    assert (x, y) == pytest.approx(at, abs=0.7)
+    x1, y1, width, height = (
+        float(re.search(f' {name}="([0-9.]+)"', marks).group(1)) for name in ("x", "y", "width", "height")
+    )
+    assert x1 - 1 <= x <= x1 + width + 1 and y1 - 1 <= y <= y1 + height + 1
+
+
+def test_conversations_that_click_are_drawn_without_a_box():
+    picture = Picture.from_image(Image.new("RGB", SMALL))
+    drag = ToolCall(
+        "computer_use", {"action": "left_click_drag", "start_coordinate": [0, 500], "coordinate": [250, 500]}
+    )
+    call = ToolCall("computer_use", {"action": "left_click", "coordinate": [1250, 3]})
+    request = Request("You act.", (), (), Observation("Drag it.", (picture,)))
+    mark = mark_of(Row("a", request, Turn("", (drag, call)), "chat.jsonl:1"))
+    assert mark.points_px == ((0, 360), (320, 360)) and mark.box_px is None
+    assert mark.words == "Drag it. (not on the grid, not drawn: [[1250, 3]])"
+    assert mark_of(Row("a", request, Turn("", text="I see it."), "chat.jsonl:1")) is None
+    assert marks_html([mark]).count("<line") == 1 and marks_html([]) == ""

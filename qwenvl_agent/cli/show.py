@@ -1,4 +1,5 @@
-"""Look at what is learnt: tokens coloured by weight, pictures as the model gets them; or prove the mask of every row.
+"""Look at what is learnt: where rows teach to click, drawn on their pictures; tokens coloured by weight, pictures as the
+model gets them; or prove the mask of every row.
 
 qwenvl-agent show --config configs/safari_tiny.json --rows 4          # terminal and samples.html
 qwenvl-agent show --config configs/safari_tiny.json --audit           # 100 % of the rows, one line
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import Config, load_config
+from qwenvl_agent.curation.marks import marks_of
 from qwenvl_agent.curation.samples import colour, pieces, to_json, write_samples
 from qwenvl_agent.data.collator import Collator, Sample, build_collator
 from qwenvl_agent.data.dataset import Rows, build_rows
@@ -120,8 +122,11 @@ def show(samples: Sequence[Sample], config: Config, rows: Rows, html_path: str) 
     for sample in samples:
         console.rule(f"{sample.row.id}  {sample.row.source}")
         console.print(coloured(sample))
-    write_samples(html_path, samples, f"{config.name}: {config.prompt.format}")
+    marks = marks_of(rows.train)
+    write_samples(html_path, samples, f"{config.name}: {config.prompt.format}", marks)
     console.print(rows.summary(), style="dim")
+    if marks:
+        console.print(f"click and box on {len(marks)} pictures: look at them first in {html_path}")
     console.print(f"pictures and mask: {html_path}")
 
 

@@ -3,12 +3,13 @@
 import base64
 import html
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
+from qwenvl_agent.curation.marks import Mark, marks_html
 from qwenvl_agent.data.collator import Collator, Sample
 from qwenvl_agent.data.masks import IGNORE_INDEX, PARTS
 
@@ -23,10 +24,19 @@ body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem aut
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: 1rem; border-radius: 6px; color: #777; }}
 pre span[title] {{ color: #111; border-radius: 3px; box-shadow: inset -1px 0 0 #fff; }}
 img {{ image-rendering: pixelated; border: 1px solid #ccc; margin: 0 .5rem .5rem 0; max-width: 100%; }}
+.marks {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); gap: 1rem; margin: 1rem 0 2rem; }}
+.marks figure {{ margin: 0; font-size: 13px; overflow-wrap: anywhere; }}
+.marks figure div {{ position: relative; border: 1px solid #ccc; }}
+.marks img {{ display: block; width: 100%; border: 0; margin: 0; image-rendering: auto; }}
+.marks svg {{ position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }}
+.marks svg * {{ fill: none; vector-effect: non-scaling-stroke; }}
+.marks .under {{ stroke: #fff; stroke-width: 4; stroke-opacity: .8; }}
+.marks .over {{ stroke: #e0001b; stroke-width: 1.5; }}
+.marks .dot {{ fill: #e0001b; stroke: #fff; stroke-width: 1; }}
 .key {{ padding: .1rem .4rem; border-radius: 3px; margin-right: .4rem; }}
 </style>
 <h1>{title}</h1>
-<p>Grey text is prompt and not learnt. {legend} The stronger the colour, the higher the weight; hover for a token's id and
+{marks}<p>Grey text is prompt and not learnt. {legend} The stronger the colour, the higher the weight; hover for a token's id and
 weight.</p>
 {samples}
 </html>
@@ -79,12 +89,13 @@ def colour(part: str, share: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def write_samples(path: str | Path, samples: Iterable[Sample], title: str) -> None:
-    """One HTML file with the pictures inside."""
+def write_samples(path: str | Path, samples: Iterable[Sample], title: str, marks: Sequence[Mark] = ()) -> None:
+    """One HTML file with the pictures inside; `marks` stand first."""
     key = '<span class="key" style="background: rgb{}">{}</span>'
     legend = "".join(key.format(colour(part, 1.0), part) for part in COLOURS) + key.format(WEIGHTLESS, "weight 0")
     body = "\n".join(_sample_html(sample) for sample in samples)
-    Path(path).write_text(PAGE.format(title=html.escape(title), legend=legend, samples=body), encoding="utf-8")
+    page = PAGE.format(title=html.escape(title), marks=marks_html(marks), legend=legend, samples=body)
+    Path(path).write_text(page, encoding="utf-8")
 
 
 def _sample_html(sample: Sample) -> str:

@@ -10,9 +10,9 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -178,6 +178,17 @@ def read_samples(
 def samples_of(file: Path, declared: Declared) -> Iterator[Sample | Rejected]:
     """The same of one file, without the judgement."""
     return without_copies(_records_read(file, declared))
+
+
+def samples_at(path: Path, declared: Declared, sources: Collection[str]) -> dict[str, Sample]:
+    """Of a source's records those at these places, by place; no other is decoded."""
+    found, files = {}, [file for file in containers.data_files(path) if any(str(file) in source for source in sources)]
+    for file in files:
+        wanted = {source for source in sources if source.startswith(f"{file}:")}
+        records = (record for record in containers.read_records(file) if record.source in wanted)
+        items = map(sample_reader(PictureFolder(file.parent), declared), islice(records, len(wanted)))
+        found |= {item.source: item for item in items if isinstance(item, Sample)}
+    return found
 
 
 def _records_read(file: Path, declared: Declared) -> Iterator[Sample | Rejected]:

@@ -249,7 +249,9 @@ def _refusal(found: Mapping[Evidence, int], fitting: Sequence[Way], declared: De
 def hint(evidence: Evidence | None, declared: Declared) -> str:
     """For the reject of one record: what would have to be declared, if one thing, for it to fit."""
     ways = [way for way in evidence.ways() if _distance(way, declared) == 1] if evidence else []
-    return f"; it would fit with {' or with '.join(setting(way, declared) for way in ways)}" if ways else ""
+    # Without quotes: what is counted by reason leaves out values in quotes.
+    fitting = " or ".join(setting(way, declared).replace('"', "").replace(":", "") for way in ways)
+    return f"; it would fit with {fitting}" if ways else ""
 
 
 def setting(way: Way, declared: Declared) -> str:
