@@ -1,6 +1,7 @@
 """Layouts of published data sets: a row of each gives the right place, and whatever is wrong in a row or a layout is named."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -195,7 +196,12 @@ ROWS |= {
     "omniact": {"0": {"task": "task.txt", "image": "a.png", "box": "boxes.json", "ocr": "o.json"}},
     "guiact": {
         **{"uid": "uid_record_1_step_00", "image_id": "a", "image_size": {"width": WIDTH, "height": HEIGHT}},
-        **{"question": "open it", "actions_history": "", "logs": "", "thoughts": "There."},
+        **{
+            "question": "open it",
+            "actions_history": "step 0: scroll, click\nstep 1: hover",
+            "logs": "",
+            "thoughts": "There.",
+        },
         "actions_label": {"name": "click", "element": GUIACT_BOX},
     },
 }
@@ -254,6 +260,8 @@ def test_steps_of_an_episode_know_those_before(converted):
 def test_flat_rows_know_the_steps_before(converted):
     (step,) = converted("multimodal_mind2web", ROWS["multimodal_mind2web"])
     assert step.past == ("[link] shop -> CLICK",) and step.id == "u1"
+    (step,) = converted("guiact", ROWS["guiact"])
+    assert step.past == ("scroll, click", "hover") and step.group == "uid_record_1" and step.thought == "There."
 
 
 def test_all_actions_of_a_step_are_kept(converted):
@@ -804,8 +812,11 @@ def test_a_wrong_layout_file_is_refused_with_file_and_key(folder, layout, messag
     assert message in str(error.value) and str(error.value).startswith(f"{folder}/mine.json")
 
 
-def test_every_shipped_layout_says_where_its_facts_stand():
+def test_the_documentation_says_of_every_layout_what_it_was_tried_on_and_where_its_facts_stand():
+    rows = [f"| `{name}` | {layout.tried} | {layout.source} |" for name, layout in LAYOUTS.items()]
     assert all(layout.source and layout.tried != "own" for layout in LAYOUTS.values())
+    document = (Path(__file__).parents[1] / "docs" / "DATA.md").read_text(encoding="utf-8")
+    assert [line for line in document.splitlines() if line.startswith("| `") and "| published " in line] == rows
 
 
 # Bad input

@@ -25,6 +25,8 @@ from qwenvl_agent.schema import Picture
 
 THOUGHT_LABEL = re.compile(r"(?mi)^[ \t]*(?:thought|action|observation|low-level instruction)[ \t]*:[ \t]*")
 """Of a line in a thought; in our formats these words are structure and cannot be taught."""
+STEP_NUMBER = re.compile(r"(?i)^step\s*\d+\s*:\s*")
+"""Of a line of history, which the prompt numbers itself."""
 
 
 class Converter:
@@ -190,7 +192,7 @@ def _history(step: Step, layout: Layout) -> tuple[str, ...]:
         raise RecordError(
             "bad_record", f"{layout.history_length} is {length[:80]!r}: not how many of {len(lines)} steps; correct it"
         )
-    return tuple(line.strip() for line in lines[: int(length)] if line.strip())
+    return tuple(said for line in lines[: int(length)] if (said := STEP_NUMBER.sub("", line.strip())))
 
 
 def _details(step: Step, layout: Layout) -> dict:

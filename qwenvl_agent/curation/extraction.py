@@ -194,10 +194,7 @@ def _task_of(text: str) -> dict:
         asked = text[task.end() : end.start() if end else len(text)].strip()
     before = re.search(r"(?is)\bprevious actions:\s*(.*)\Z", text)
     lines = [line.strip() for line in before.group(1).splitlines()] if before else []
-    return {
-        "asked": asked or text,
-        "before": [re.sub(r"^step\s*\d+\s*:\s*", "", line, flags=re.I) for line in lines if line and line != "None"],
-    }
+    return {"asked": asked or text, "before": [line for line in lines if line and line != "None"]}
 
 
 def _reference_boxes(row: dict) -> dict:
