@@ -254,6 +254,17 @@ def test_world_form_names_places():
     )
 
 
+def test_looking_form_names_the_ways_out_before_it_plans():
+    trees = {(11, 10), (10, 9)}
+    for player, free in (((10, 10), "LEFT DOWN"), ((5, 5), "RIGHT LEFT UP DOWN"), ((0, 0), "RIGHT DOWN")):
+        looking, calls = decide({(12, 8): RED_TIGER}, trees=trees, player=player, thought_form="looking")
+        plain, same = decide({(12, 8): RED_TIGER}, trees=trees, player=player)
+        me, _, rest = plain.partition(". ")
+        assert (looking, calls) == (f"{me}. free {me.removeprefix('Me ')} {free}. {rest}", same)
+    around = {(9, 10), (11, 10), (10, 9), (10, 11)}
+    assert " free f5 none. " in decide({}, trees=around, thought_form="looking")[0]
+
+
 def test_a_notepad_from_before_the_mission_is_replaced():
     _, calls = decide({}, step=1, notepad="Map VV VV\nGo b1")
     assert calls["update_notepad"] == {"content": "Map .. ..\nGo a0"}
@@ -293,7 +304,12 @@ def test_notes_are_read_as_they_were_written():
 
 
 def test_thoughts_announce_exactly_what_the_calls_do():
-    for rules, settings in (("reach", TINY), ("catch", {}), ("catch", {"thought_form": "world"})):
+    for rules, settings in (
+        ("reach", TINY),
+        ("catch", {}),
+        ("catch", {"thought_form": "world"}),
+        ("reach", {"thought_form": "looking"}),
+    ):
         for seed in range(6):
             steps, _ = play({**SMALL, **HARD, "rules": rules}, seed, noise=0.2, **settings)
             for _, turn in steps:

@@ -80,7 +80,7 @@ class SafariOracle:
         scene, written = read_scene(self.rules, symbols, text)
         scene = replace(scene, waypoints=self.waypoints)
         decision = self.decide(scene)
-        reasons = replace(decision.reasons, blocked=scene.context.blocked)
+        reasons = replace(decision.reasons, blocked=scene.context.blocked, free=scene.free_directions)
         thought = write_thought(self.form, scene.corner, reasons, decision.plan)
         return Turn(thought, tuple(self.calls(scene, decision, written)))
 

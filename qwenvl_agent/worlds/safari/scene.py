@@ -12,7 +12,7 @@ from qwenvl_agent.worlds.safari.context import Context, read_context
 from qwenvl_agent.worlds.safari.missions import Mission, find_targets, read_mission
 from qwenvl_agent.worlds.safari.notepad import Notes, read_notes
 from qwenvl_agent.worlds.safari.render import PLAYER, TREE, player_colour, symbol_animal
-from qwenvl_agent.worlds.safari.world import Animal, SafariRules, Tile, in_view, view_corner
+from qwenvl_agent.worlds.safari.world import DIRECTIONS, Animal, SafariRules, Tile, in_view, view_corner
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,12 @@ class Scene:
         if self.context.blocked:
             trees.add(self.context.blocked)
         return frozenset(trees | set(self.animals) if self.rules.rules == "catch" else trees)
+
+    @cached_property
+    def free_directions(self) -> list[str]:
+        """In which the player can walk, as far as the view shows."""
+        ahead = {name: (self.me[0] + dx, self.me[1] + dy) for name, (dx, dy) in DIRECTIONS.items()}
+        return [name for name, tile in ahead.items() if in_view(tile, (0, 0)) and tile not in self.blocked]
 
     @cached_property
     def walls(self) -> frozenset[Tile]:

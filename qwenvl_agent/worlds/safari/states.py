@@ -22,6 +22,8 @@ FIRST_TURN = 0.1
 """Share of states before the first turn."""
 AFTER_BLOCK = 0.7
 """Of the others, share in which the walk before was blocked, where something blocks."""
+PER_WALL = 2.0
+"""A place is so much more likely for each wall beside it, as there one has to look how to get on."""
 UNSEEN = 0.5
 """Share of trees that blocked and are then not shown: what is told has to be believed."""
 
@@ -49,13 +51,23 @@ def draw_state(env: SafariEnv, rng: random.Random, near: float) -> DrawnState:
 def draw_place(env: SafariEnv, rng: random.Random, near: float) -> tuple[Tile, str]:
     """A place to stand on and whether it is near a target; of near ones every distance is as likely."""
     places = [(x, y) for y in range(env.rules.height) for x in range(env.rules.width) if not env.is_blocked((x, y))]
+    weights = {place: 1 + PER_WALL * len(walls_beside(env, place)) for place in places}
+
+    def draw(among: list[Tile]) -> Tile:
+        return rng.choices(among, [weights[place] for place in among])[0]
+
     if rng.random() < near:
         goals = [place for place, animal in env.world.animals.items() if animal in current_targets(env)]
         rings = [[p for p in places if min(walk(p, goal) for goal in goals) == d] for d in range(1, NEAR + 1)]
         rings = [ring for ring in rings if ring]
         if rings:
-            return rng.choice(rng.choice(rings)), "near"
-    return rng.choice(places), "anywhere"
+            return draw(rng.choice(rings)), "near"
+    return draw(places), "anywhere"
+
+
+def walls_beside(env: SafariEnv, place: Tile) -> list[str]:
+    """The directions in which something blocks."""
+    return [direction for direction in DIRECTIONS if env.is_blocked(beside(place, direction))]
 
 
 def current_targets(env: SafariEnv) -> Sequence[Animal]:
@@ -85,7 +97,7 @@ def draw_tile(rules: SafariRules, rng: random.Random) -> Tile:
 
 def draw_calls(env: SafariEnv, rng: random.Random, place: Tile) -> tuple[list[ToolCall], Tile, str]:
     """A walk that ends on `place`, where it begins, and its kind: blocked there, or as far as it was meant to go."""
-    walls = [direction for direction in DIRECTIONS if env.is_blocked(beside(place, direction))]
+    walls = walls_beside(env, place)
     runs = [(direction, start, steps) for direction in DIRECTIONS for start, steps in runs_to(env, place, direction)]
     if walls and rng.random() < AFTER_BLOCK:
         direction = rng.choice(walls)

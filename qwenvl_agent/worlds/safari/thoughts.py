@@ -48,6 +48,8 @@ class ThoughtForm:
     content: str
     plan: str
     tile: Callable[[Tile, Tile], str]
+    free: str = ""
+    """The directions in which the player's tile can be left, before anything is planned; "": not said."""
 
 
 THOUGHT_FORMS = {
@@ -69,6 +71,8 @@ THOUGHT_FORMS = {
 THOUGHT_FORMS["world"] = replace(
     THOUGHT_FORMS["tiles"], me="At {}.", tile=lambda view, world: f"({world[0]}, {world[1]})"
 )
+THOUGHT_FORMS["looking"] = replace(THOUGHT_FORMS["tiles"], free="free {} {}.")
+"""In the words in which the tiny base has learned it (scripts/pretrain_tiny.py, stage ways)."""
 
 
 def thought_form_named(name: str) -> ThoughtForm:
@@ -86,6 +90,8 @@ class Reasons:
     me: Tile
     blocked: Tile | None = None
     """What the context says that the last walk was blocked by."""
+    free: Sequence[str] = ()
+    """Directions in which nothing blocks."""
     targets: Sequence[tuple[str, Tile | None]] = ()
     """Name and tile, None for one out of view."""
     swept: Sequence[str] = ()
@@ -106,6 +112,8 @@ def write_thought(form: ThoughtForm, corner: Tile, reasons: Reasons, plan: Plan)
     parts = [form.me.format(name(reasons.me))]
     if reasons.blocked:
         parts.append(form.blocked.format(name(reasons.blocked)))
+    if form.free:
+        parts.append(form.free.format(name(reasons.me), " ".join(reasons.free) or form.target_absent))
     if reasons.targets:
         shown = (f"{target} {name(tile) if tile else form.target_absent}" for target, tile in reasons.targets)
         parts.append(form.target.format(", ".join(shown)))
