@@ -78,6 +78,7 @@ READ_PX = [
     ("swipe([10, 20], [30, 40])", drag(10, 20, 30, 40)),
     ("pyautogui.moveTo(10, 20); pyautogui.dragTo(30, 40, 2, button='left')", drag(10, 20, 30, 40)),
     ("actions:\nDRAG <point>[[10,20]]</point> <point>[[30,40]]</point>", drag(10, 20, 30, 40)),
+    ({"name": "drag_and_drop", "args": {"x": 10, "y": 20, "destination_x": 30, "destination_y": 40}}, drag(10, 20, 30, 40)),
     # keys together, and one after another
     ({"action": "press", "key": "Control+A"}, [key("ctrl", "a")]),
     ({"action": "key", "text": "ctrl shift t"}, [key("ctrl", "shift", "t")]),
@@ -122,6 +123,9 @@ READ_PX = [
     ("{'action': 'CLICK', 'position': [300, 80]}, {'action': 'ENTER', 'value': None}", [*click(300, 80), ENTER]),
     ("```json\n{\"action\": \"click\", \"x\": 300, \"y\": 80}\n```\nthen\n```json\n{\"action\": \"press_enter\"}\n```", [*click(300, 80), ENTER]),
     ("Grounded Operation: CLICK(box=[[280, 70, 320, 90]], element_info='Save')\n<<op>>", click(300, 80)),
+    ("CLICK(box=[[080,070,520,090]], element_info='007')", click(300, 80)),
+    ("Action: click(300, 80)\nAction: type(content='abc')", [*click(300, 80), Action("type", text="abc")]),
+    ({"action": "click", "point": [300, 80], "input_text": "no input text"}, click(300, 80)),
     ("FAIL", [Action("terminate", status="failure")]),
     ({"action": "finish", "message": "three"}, [Action("answer", text="three"), Action("terminate", status="success")]),
 ]  # fmt: skip
@@ -175,6 +179,7 @@ REFUSED = [
     ({"action": "key", "key": "a", "duration": 2}, "px", "extra_argument"),
     ({"action": "type", "text": "a", "clear": True}, "px", "extra_argument"),
     ({"action": "drag", "path": [[1, 2], [3, 40], [5, 6]]}, "px", "bad_argument"),
+    ({"action": "swipe", "coordinate": [10, 20, 30, 40]}, "px", "bad_argument"),
     ({"action": "swipe", "coordinate": [300, 80], "direction": "up"}, "px", "extra_argument"),
     ({"action": "SWIPE", "direction": "up"}, "px", "missing_argument"),
     ("SWIPE [UP]", "px", "missing_argument"),
@@ -214,6 +219,7 @@ REFUSED = [
     ("scroll(300, 80) to see more", "px", "no_action not_literal"),
     ("```scroll(3, 80)```", "px", "extra_argument"),
     # what breaks off
+    ('{"action": "click", "x": 300, "y": 80, "action": "type", "text": "a"}', "px", "not_json"),
     ('{"action": "scroll", "coordinate": [300, 80], "pixels": ', "px", "not_json"),
     ('{"action": "click", "x": 300, "y": 80}\n{"action": "type", "te', "px", "no_action not_json"),
     ("click(300, 80)\ntype(content='and so", "px", "not_literal"),

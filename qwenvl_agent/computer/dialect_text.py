@@ -68,6 +68,8 @@ TIMING = ("interval", "duration", "tween", "pause", "logScreenshot", "_pause")
 RENAMED = {"message": "text", "secs": "time"}
 """pyautogui's names of arguments, where they mean something else in other dialects."""
 MAX_REPEATS = 50
+PADDED_BOX = re.compile(r"\[\[[\d, ]*\]\]")
+"""CogAgent pads its numbers with zeros, which Python does not read."""
 CALL_START = re.compile(r"([A-Za-z_][\w.]*)\(")
 
 
@@ -122,10 +124,10 @@ def _unfenced(text: str) -> str:
 
 def _json(text: str) -> list:
     """The list that is all of the text, or else the objects in it; none if one of them breaks off."""
-    decoder, values, at = json.JSONDecoder(), [], 0
+    decoder, values, at = json.JSONDecoder(object_pairs_hook=_unique_keys), [], 0
     try:
         if text.startswith("["):
-            return [value] if (value := json.loads(text)) else []
+            return [value] if (value := decoder.decode(text)) else []
     except (ValueError, RecursionError):
         pass
     while start := OBJECT.search(text, at):
@@ -142,12 +144,24 @@ def _json(text: str) -> list:
     return values
 
 
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """ValueError for a key that is there twice: which holds is unknown."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError(pairs)
+    return value
+
+
 def _literal(text: str) -> list:
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start or text[start - 1 : start] == "(" or KEYED_OBJECT.search(text, end):
         return []
     try:
-        value = ast.literal_eval(text[start : end + 1])
+        tree = ast.parse(text[start : end + 1], mode="eval")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Dict):
+                _unique_keys([(ast.dump(key) if key else "**", None) for key in node.keys])
+        value = ast.literal_eval(tree)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return []
     values = list(value) if isinstance(value, tuple) else [value]
@@ -156,7 +170,7 @@ def _literal(text: str) -> list:
 
 def _calls(text: str) -> list:
     """Every call of the program, or of the lines that are one."""
-    tree = _parse(text)
+    tree = None if ACTION_LINE.search(PREFIX.sub("", text, count=1)) else _parse(text)
     statements = tree.body if tree else [statement for line in text.splitlines() for statement in _line(line)]
     calls = [s.value for s in statements if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
     others = [s for s in statements if not isinstance(s, ast.Expr | ast.Import | ast.ImportFrom | ast.Pass)]
@@ -178,10 +192,18 @@ def _line(line: str) -> list[ast.stmt]:
 
 
 def _parse(code: str) -> ast.Module | None:
-    try:
-        return ast.parse(PREFIX.sub("", code, count=1).strip())
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return None
+    code = PREFIX.sub("", code, count=1).strip()
+    for text in (code, PADDED_BOX.sub(_without_zeros, code)):
+        try:
+            return ast.parse(text)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            if text is code and "[[0" not in code and ",0" not in code:
+                return None
+    return None
+
+
+def _without_zeros(box: re.Match) -> str:
+    return re.sub(r"(?<!\d)0+(?=\d)", "", box.group())
 
 
 def _not_literal(node: ast.AST) -> ActionError:

@@ -51,6 +51,7 @@ from qwenvl_agent.computer.synonyms import (
     DIRECTION_WORDS,
     DIRECTIONS,
     NESTING_KEYS,
+    NOTHING,
     OTHER_REMARKS,
     PLACE,
     REMARKS,
@@ -293,6 +294,7 @@ class _Reader:
         for name, item in fields.values.items():
             is_scalar = isinstance(item, str | int | float)
             is_empty = item is False or (isinstance(item, str | list | tuple | dict) and not item)
+            is_empty = is_empty or (isinstance(item, str) and item.lower() in NOTHING)
             if is_empty or (name in REMARK_NAMES and is_scalar):
                 continue
             if name in ("type", "status") and isinstance(item, str) and item in CALL_TYPES:
@@ -388,10 +390,21 @@ class _Reader:
         start, end = self._end(fields, "start"), self._end(fields, "end")
         if start is None and end is not None:
             return self._point_value(fields), end
-        value = fields.values.get("coordinate", fields.values.get("position"))
-        if start is None and isinstance(value, list | tuple) and len(value) == 2 and not are_numbers(value):
-            return tuple(self._take(fields, "coordinate"))  # type: ignore[arg-type, return-value]
-        return start, end
+        points = self._points(fields) if start is None else None
+        return points or (start, end)
+
+    def _points(self, fields: Fields) -> tuple[object, object] | None:
+        """Both ends, where they stand as one position."""
+        name = next((name for name in NAMES["coordinate"] if name in fields), "")
+        value = fields.values.get(name)
+        if isinstance(value, list | tuple) and len(value) == 2 and not are_numbers(value):
+            self._take(fields, "coordinate")
+            return value[0], value[1]
+        if isinstance(value, list | tuple) and len(value) == 4:
+            raise ActionError(
+                "bad_argument", f"{name} {short(value)} of a drag: two ends or a box is not said; write path"
+            )
+        return None
 
     def _end(self, fields: Fields, which: str) -> object:
         names = (f"x_{which}", f"y_{which}")

@@ -19,10 +19,10 @@ def _row(words: str, kind: str, **implied: object) -> dict[str, tuple[str, dict]
 
 ACTIONS: dict[str, tuple[str, dict]] = {
     **{plain(kind): (kind, {}) for kind in KINDS},
-    **_row("click tap left_single click_element mouse_click single_click left_tap", "left_click"),
+    **_row("click tap left_single click_element mouse_click single_click left_tap click_at", "left_click"),
     **_row("dbl_click left_double double_tap", "double_click"),
     **_row("right_single context_click context_menu right_tap", "right_click"),
-    **_row("hover move move_to move_mouse mouse_hover move_cursor", "mouse_move"),
+    **_row("hover move move_to move_mouse mouse_hover move_cursor hover_at", "mouse_move"),
     **_row("drag drag_to drag_and_drop swipe left_drag mouse_drag", "left_click_drag"),
     **_row("input write typewrite type_text input_text enter_text fill select select_option typing", "type"),
     **_row("press hotkey keypress press_key keyboard key_press key_combination", "key"),
@@ -31,7 +31,7 @@ ACTIONS: dict[str, tuple[str, dict]] = {
     **_row("scroll_horizontal horizontal_scroll", "hscroll"),
     **{plain(f"scroll_{way}"): ("scroll", {"direction": way}) for way in ("up", "down", "left", "right")},
     **_row("sleep", "wait"),
-    **_row("finish finished done stop complete completed exit", "terminate"),
+    **_row("finish finished done stop complete completed exit end", "terminate"),
     **_row("fail impossible infeasible", "terminate", status="failure"),
     **_row("respond say", "answer"),
 }
@@ -64,11 +64,11 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "path": ("path", "points", "trajectory", "waypoints"),
     "x_start": ("start_x", "from_x", "x_start", "x_from", "x0"),
     "y_start": ("start_y", "from_y", "y_start", "y_from", "y0"),
-    "x_end": ("end_x", "to_x", "x_end", "x_to", "x2"),
-    "y_end": ("end_y", "to_y", "y_end", "y_to", "y2"),
+    "x_end": ("end_x", "to_x", "x_end", "x_to", "x2", "destination_x"),
+    "y_end": ("end_y", "to_y", "y_end", "y_to", "y2", "destination_y"),
     "button": ("button", "mouse_button"),
     "clicks": ("clicks", "num_clicks", "click_count", "count"),
-    "text": ("text", "content", "value", "input", "message", "answer", "string", "response"),
+    "text": ("text", "content", "value", "input", "message", "answer", "string", "response", "input_text"),
     "submit": ("enter", "submit", "press_enter"),
     "keys": (
         "keys",
@@ -145,6 +145,8 @@ OTHER_REMARKS = (
     *("call_id", "interval", "delay", "speed", "pause", "tween", "log_screenshot", "_pause", "episode_id"),
 )
 """The same, but seldom: dropped under the name dropped_argument. How fast is no part of an action."""
+NOTHING = ("none", "null", "n/a", "no input text", "no input text [default]")
+"""Texts that say, as "" does, that there is no such argument."""
 CALL_TYPES = ("function", "tool_use", "tool_call", "function_call", "computer_call", "action", "completed")
 """What stands as `type` or `status` of an object that holds an action: what it is, not what it does."""
 
