@@ -18,9 +18,13 @@ from multiprocessing.connection import wait
 
 
 @contextmanager
-def parallel_map(num_workers: int, method: str = "fork") -> Iterator[Callable]:
-    """A `map` of processes, which are gone on every way out; BrokenProcessPool if one of them was killed."""
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context(method), initializer=follow_the_parent)
+def parallel_map(
+    num_workers: int, method: str = "fork", begin: Callable[[], object] = lambda: None
+) -> Iterator[Callable]:
+    """A `map` of processes, which are gone on every way out; BrokenProcessPool if one of them was killed. Each calls
+    `begin` first, which a forked process need not be sent."""
+    initializer = partial(_start, begin) if method == "fork" else follow_the_parent
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context(method), initializer=initializer)
     try:
         yield partial(_in_order, pool, 4 * num_workers)
     except BrokenProcessPool:
@@ -42,6 +46,11 @@ def _in_order(pool: ProcessPoolExecutor, num_ahead: int, function: Callable, ite
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def _start(begin: Callable[[], object]) -> None:
+    follow_the_parent()
+    begin()
 
 
 def follow_the_parent() -> None:

@@ -54,7 +54,6 @@ INDEX_DTYPE = np.dtype(
 # Only to tell long rows from short ones before any tokenizer is at hand.
 CHARS_PER_TOKEN = 3.0
 PIXELS_PER_TOKEN = 32 * 32
-MAX_ENCODED_PROMPTS = 1024
 ROWS_A_BATCH = 10_000
 """Of an Arrow file: each batch costs some 8 KB of memory when it is opened."""
 _to_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each row
@@ -90,36 +89,101 @@ def file_stamps(paths: list[str]) -> bytes:
     return np.fromiter(numbers, dtype="<i8", count=2 * len(paths)).tobytes()
 
 
-def write_files(items: Iterable[Item], folder: Path) -> dict:
+@dataclass(frozen=True)
+class Encoded:
+    """Items as the cache keeps them, in their order. Plain data, for other processes."""
+
+    places: list[str | Reject]
+    """Of each item: its source, or the reject."""
+    steps: pa.RecordBatch
+    """Of the rows; `prompt` is the position in `prompts`."""
+    prompts: list["_Prompt"]
+    """The distinct ones, in the order in which they are first used."""
+    contents: list[bytes]
+    """Of each row: what the dataset's hash covers, besides the prompt."""
+    stamps: bytes
+    """`file_stamps` of the rows' pictures."""
+    notes: Counter[str]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A (system prompt, tools), encoded."""
+
+    record: dict
+    content: bytes
+
+
+def encode(items: Iterable[Item]) -> Encoded:
+    """What the cache keeps of the items; a row that cannot be kept is a reject."""
+    prompts, notes = _Prompts(), Counter[str]()
+    places, steps, contents, pictures = list[str | Reject](), list[dict](), list[bytes](), list[str]()
+    for item in items:
+        if isinstance(item, FileNote):
+            notes[item.name] += item.count
+            continue
+        if isinstance(item, Reject):
+            places.append(item)
+            continue
+        step = _encode_step(item)
+        try:
+            content = _content(step)
+            prompt = prompts.number(item)  # last: no other than a row that is kept makes it known
+        except UnicodeEncodeError as error:
+            # JSON may spell half a surrogate pair, which is no character: no file and no tokenizer can hold it.
+            fault = f"{error.object[error.start]!r} is half a character: correct the text"
+            places.append(Reject(item.source, fault))
+            continue
+        places.append(item.source)
+        steps.append({**step, "prompt": prompt})
+        contents.append(content)
+        pictures += [picture["path"] for picture in step["pictures"]]
+        notes.update(item.notes)
+    batch = pa.RecordBatch.from_pylist(steps, schema=STEP_FEATURES.arrow_schema)
+    return Encoded(places, batch, prompts.encoded, contents, file_stamps(pictures), notes)
+
+
+class _Prompts:
+    """The distinct prompts of some rows; a million rows name a handful, so each is encoded once."""
+
+    def __init__(self) -> None:
+        self.encoded: list[_Prompt] = []
+        self.numbers: dict[tuple[str, int], int] = {}
+        self.tools: list[tuple[Tool, ...]] = []
+        """Kept because they are known again by their identity."""
+
+    def number(self, row: SourceRow) -> int:
+        """UnicodeEncodeError for half a character."""
+        key = (row.system_prompt, id(row.tools))
+        if key not in self.numbers:
+            record = _encode_prompt(row)
+            self.encoded.append(_Prompt(record, _to_json(record).encode()))
+            self.tools.append(row.tools)
+            self.numbers[key] = len(self.encoded) - 1
+        return self.numbers[key]
+
+
+def write_files(batches: Iterable[Encoded], folder: Path) -> dict:
     """The four data files; returns what meta.json holds."""
     notes: Counter[str] = Counter()
     records = _Places()
     rows_digest, stamps_digest = hashlib.sha256(), hashlib.sha256()
     with (
         _Table(folder / "steps.arrow", STEP_FEATURES) as steps,
-        _Prompts(folder / "prompts.arrow") as prompts,
+        _PromptTable(folder / "prompts.arrow") as prompts,
         _RejectLog(folder / "rejects.jsonl") as rejects,
     ):
-        for item in items:
-            if isinstance(item, FileNote):
-                notes[item.name] += item.count
-                continue
-            records.add(item.source)
-            if isinstance(item, Reject):
-                rejects.add(item)
-                continue
-            step = _encode_step(item)
-            try:
-                prompt = prompts.encode(item)
-                content = _content(prompt, step)
-            except UnicodeEncodeError as error:
-                # JSON may spell half a surrogate pair, which is no character: no file and no tokenizer can hold it.
-                rejects.add(Reject(item.source, f"{error.object[error.start]!r} is half a character: correct the text"))
-                continue
-            rows_digest.update(content)
-            steps.write({**step, "prompt": prompts.number(prompt)})
-            notes.update(item.notes)
-            stamps_digest.update(file_stamps([picture["path"] for picture in step["pictures"]]))
+        for batch in batches:
+            for place in batch.places:
+                records.add(place.source if isinstance(place, Reject) else place)
+                if isinstance(place, Reject):
+                    rejects.add(place)
+            used = batch.steps.column("prompt").to_numpy()
+            for prompt, content in zip(used, batch.contents, strict=True):
+                rows_digest.update(b"[%b, %b]" % (batch.prompts[prompt].content, content))
+            stamps_digest.update(batch.stamps)
+            notes.update(batch.notes)
+            steps.write(_with_column(batch.steps, "prompt", prompts.numbers_of(batch.prompts)[used]))
         steps.close()
         num_episodes = _write_index(folder, rejects)
     return {
@@ -135,13 +199,18 @@ def write_files(items: Iterable[Item], folder: Path) -> dict:
     }
 
 
+def _with_column(batch: pa.RecordBatch, name: str, values: np.ndarray) -> pa.RecordBatch:
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True)) | {name: pa.array(values, pa.int64())}
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
+
+
 class _Table:
-    """An Arrow file for `datasets`, written ROWS_A_BATCH rows at a time."""
+    """An Arrow file for `datasets`, written about ROWS_A_BATCH rows at a time."""
 
     def __init__(self, path: Path, features: datasets.Features):
         self.schema = features.arrow_schema
         self.stream = pa.ipc.new_stream(str(path), self.schema)
-        self.rows: list[dict] = []
+        self.batches: list[pa.RecordBatch] = []
 
     def __enter__(self) -> Self:
         return self
@@ -149,9 +218,9 @@ class _Table:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def write(self, row: dict) -> None:
-        self.rows.append(row)
-        if len(self.rows) == ROWS_A_BATCH:
+    def write(self, batch: pa.RecordBatch) -> None:
+        self.batches.append(batch)
+        if sum(batch.num_rows for batch in self.batches) >= ROWS_A_BATCH:
             self._flush()
 
     def close(self) -> None:
@@ -160,45 +229,27 @@ class _Table:
         self.stream.close()
 
     def _flush(self) -> None:
-        if self.rows:
-            self.stream.write_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
-            self.rows = []
+        if any(batch.num_rows for batch in self.batches):
+            self.stream.write_table(pa.Table.from_batches(self.batches, self.schema).combine_chunks())
+        self.batches = []
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    """A (system prompt, tools), encoded."""
-
-    record: dict
-    content: bytes
-    tools: tuple[Tool, ...]
-    """Kept because it is known again by its identity."""
-
-
-class _Prompts(_Table):
-    """The distinct prompts; a million rows name a handful, so each is encoded once."""
+class _PromptTable(_Table):
+    """The distinct prompts of all rows."""
 
     def __init__(self, path: Path):
         super().__init__(path, PROMPT_FEATURES)
         self.numbers: dict[bytes, int] = {}
-        self.encoded: dict[tuple[str, int], _Prompt] = {}
 
-    def encode(self, row: SourceRow) -> _Prompt:
-        """UnicodeEncodeError for half a character."""
-        key = (row.system_prompt, id(row.tools))
-        if key not in self.encoded:
-            if len(self.encoded) == MAX_ENCODED_PROMPTS:
-                self.encoded.clear()
-            record = _encode_prompt(row)
-            self.encoded[key] = _Prompt(record, _to_json(record).encode(), row.tools)
-        return self.encoded[key]
-
-    def number(self, prompt: _Prompt) -> int:
-        key = hashlib.sha256(prompt.content).digest()
-        if key not in self.numbers:
+    def numbers_of(self, prompts: list[_Prompt]) -> np.ndarray:
+        """(num_prompts,) their positions in the table, in which those that are new are written."""
+        keys = [hashlib.sha256(prompt.content).digest() for prompt in prompts]
+        new = {key: prompt.record for key, prompt in zip(keys, prompts, strict=True) if key not in self.numbers}
+        for key in new:
             self.numbers[key] = len(self.numbers)
-            self.write(prompt.record)
-        return self.numbers[key]
+        if new:
+            self.write(pa.RecordBatch.from_pylist(list(new.values()), schema=self.schema))
+        return np.array([self.numbers[key] for key in keys], dtype=np.int64)
 
 
 def _encode_prompt(row: SourceRow) -> dict:
@@ -240,10 +291,10 @@ def _key(text: str) -> int:
     )
 
 
-def _content(prompt: _Prompt, step: dict) -> bytes:
-    """What the dataset's hash covers: all that a model can see, and no folder's name. As JSON, [prompt, step]."""
+def _content(step: dict) -> bytes:
+    """What the dataset's hash covers of a step: all that a model can see, and no folder's name."""
     pictures = [[os.path.basename(p["path"]), p["width"], p["height"]] for p in step["pictures"]]
-    return b"[%b, %b]" % (prompt.content, _to_json({**step, "source": "", "pictures": pictures}).encode())
+    return _to_json({**step, "source": "", "pictures": pictures}).encode()
 
 
 def _write_index(folder: Path, rejects: "_RejectLog") -> int:

@@ -17,15 +17,12 @@ kernel may take back, and that all processes of a machine share.
 
 import copy
 import hashlib
-import itertools
 import json
-import os
 import shutil
 import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,9 +36,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from qwenvl_agent.config import KINDS_WITH_OWN_PROMPTS, DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.containers import data_files, num_records
 from qwenvl_agent.containers.note import Note, ignore
-from qwenvl_agent.data.cache_files import column_of, file_stamps, write_files
-from qwenvl_agent.data.readers import READERS, read_rows
-from qwenvl_agent.data.source import Item, Reject, SourceRow
+from qwenvl_agent.data.cache_files import Encoded, column_of, file_stamps, write_files
+from qwenvl_agent.data.indexing import index
+from qwenvl_agent.data.readers import READERS
 from qwenvl_agent.file_signatures import check_is_data
 from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, ToolCall, ToolResult, Turn
@@ -54,7 +51,6 @@ READ_COLUMNS = ("episode_id", "turn_index", "source", "weight", "prompt", "text"
 MAX_DECODED_PROMPTS = 1024
 LONG_FILE = 2**24
 """Bytes from which indexing takes some seconds."""
-DECODED_AHEAD = 64
 MAX_LINES_WHOLE = 2000
 """Of a file whose pictures are decoded when it is read, unless data.check_pictures says otherwise: some seconds."""
 LOG_SECONDS = 30.0
@@ -350,8 +346,7 @@ def index_source(cfg: SourceConfig, data_cfg: DataConfig) -> tuple[Path, Path]:
     folder = Path(data_cfg.cache_dir) / key
     if not _is_fresh(folder):
         with _progress(path.name, sum(file.stat().st_size for file in files)) as note:
-            items = read_rows(files, cfg, data_cfg, note)
-            _write_cache(_with_whole_pictures(items) if is_whole else items, folder)
+            _write_cache(index(files, cfg, data_cfg, note, decodes_pictures=is_whole), folder)
     return path, folder
 
 
@@ -382,23 +377,6 @@ def _stamp(path: Path) -> dict[str, int]:
     stat = path.stat()
     names = ("dev", "ino", "size", "mtime_ns", "ctime_ns")
     return {name: getattr(stat, f"st_{name}") for name in names}
-
-
-def _with_whole_pictures(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, with a reject for each row that has a picture which cannot be decoded."""
-    items = iter(items)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while some := list(itertools.islice(items, DECODED_AHEAD)):
-            yield from pool.map(_if_pictures_are_whole, some)
-
-
-def _if_pictures_are_whole(item: Item) -> Item:
-    for picture in item.step.observation.pictures if isinstance(item, SourceRow) else ():
-        try:
-            picture.open()
-        except ValueError as error:
-            return Reject(item.source, str(error).replace(picture.path, repr(picture.path)))
-    return item
 
 
 @contextmanager
@@ -458,13 +436,13 @@ def _is_fresh(folder: Path) -> bool:
     return stamps.hexdigest() == meta["picture_stamps_digest"]
 
 
-def _write_cache(items: Iterable[Item], folder: Path) -> None:
+def _write_cache(batches: Iterable[Encoded], folder: Path) -> None:
     """Write everything under a temporary name, then rename: another process sees the whole cache or none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
     temporary.mkdir()
     try:
-        meta = write_files(items, temporary)
+        meta = write_files(batches, temporary)
         write_json(temporary / "meta.json", meta)
         if not _is_fresh(folder):  # else another rank was faster, and what it wrote is the same
             shutil.rmtree(folder, ignore_errors=True)

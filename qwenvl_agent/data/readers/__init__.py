@@ -29,7 +29,7 @@ class Reader:
     write the new digest into tests/test_reader_versions.py, which fails until both are done. A comment, a faster way or
     another wording of a reject need no new version: a million rows would be read anew for nothing."""
     survey: Callable[[Iterable[Record], Origin], Any] = lambda records, origin: None
-    join: Callable[[Iterable[Any], Origin], Iterable[Item]] = lambda items, origin: items
+    join: Callable[[Iterable[Any], Origin], Iterable[Item]] | None = None
     beside: Callable[[Path, SourceConfig], str] = lambda path, cfg: ""
     """What else than the file's bytes decides what its rows hold; part of the key too."""
 
@@ -41,7 +41,8 @@ def read_rows(
     reader, origin = READERS[cfg.kind], origin_of(files[0], cfg, data_cfg)
     origin = replace(origin, surveyed=reader.survey(records_of(files), origin))
     read = reader.open(origin)
-    yield from reader.join((item for record in records_of(files, note) for item in read(record)), origin)
+    items = (item for record in records_of(files, note) for item in read(record))
+    yield from reader.join(items, origin) if reader.join else items
 
 
 READERS = {
