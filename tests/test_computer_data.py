@@ -4,6 +4,8 @@ import json
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from source_rows import read_rows
 
@@ -269,3 +271,60 @@ def test_hashes_tell_pixels_and_sizes_apart():
 def test_the_summary_counts_everything():
     text = summary(3, Counter(box_outside=2), Counter(box_cut=1))
     assert text == "3 samples, 2 rejected\n  rejected 2 x box_outside\n  box_cut: 1"
+
+
+# Wrong types, at each field
+
+NOTHING = (None, "")
+EMPTY = (None, "", [], {})
+TAKEN = {
+    "instruction": lambda v: isinstance(v, str) and v.strip(),
+    "screenshot": lambda v: False,
+    "action": lambda v: False,
+    "reasoning": lambda v: v is None or isinstance(v, str),
+    "image_size": lambda v: v is None,
+    "box": lambda v: v is None,
+    "id": lambda v: v is None or isinstance(v, str) or type(v) is int,
+    "episode_id": lambda v: v is None or isinstance(v, str) or type(v) is int,
+    "group": lambda v: v is None or isinstance(v, str) or type(v) is int,
+    "origin": lambda v: v is None or isinstance(v, str) or type(v) is int,
+    "licence": lambda v: v is None or isinstance(v, str) or type(v) is int,
+    "step": lambda v: v is None or type(v) is int and 0 <= v <= 10**9,
+    "history": lambda v: v in NOTHING or isinstance(v, list) and all(isinstance(line, str) for line in v),
+    "actions": lambda v: v in NOTHING or v == [],
+    "split": lambda v: v is None,
+    "details": lambda v: v in EMPTY or isinstance(v, dict),
+}
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("aZ0 <>[]{}'\"", max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "x", "bytes"]), inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wrong")
+    screenshot().save(folder / "a.png")
+    return folder
+
+
+@given(field=st.sampled_from(sorted(TAKEN)), value=JUNK)
+def test_a_wrong_type_in_any_field_costs_its_record_alone_with_place_and_message(pictures, field, value):
+    record = KITTEN | {field: value}
+    (pictures / "dataset.jsonl").write_text("\n".join(map(json.dumps, (record, SEARCH, record | {field: value}))))
+    items = list(read_samples(pictures))
+    assert len(items) == 3 and isinstance(items[1], Sample)
+    if TAKEN[field](value):
+        assert isinstance(items[0], Sample) and items[2].reason == "duplicate"
+    else:
+        assert [type(items[0]), items[0].source] == [Rejected, f"{pictures}/dataset.jsonl:1"]
+        assert len(items[0].message) > 20 and "nothing here reads" not in items[0].message
+
+
+@pytest.mark.parametrize("boxes", [3, [], [3], [None], [[1, 2, 3]], [[5, 5, 1, 9]], [[1, 2, True, 4]], {"a": 1}, [[]]])
+def test_hit_boxes_of_another_form_are_rejected_where_the_file_is_read(read, boxes):
+    (reject,) = read({**KITTEN, "details": {"hit_boxes": boxes}})
+    assert reject.reason == "bad_hit_boxes" and "details.hit_boxes" in reject.message

@@ -182,8 +182,8 @@ def samples_of(file: Path, declared: Declared) -> Iterator[Sample | Rejected]:
 
 def samples_at(path: Path, declared: Declared, sources: Collection[str]) -> dict[str, Sample]:
     """Of a source's records those at these places, by place; no other is decoded."""
-    found, files = {}, [file for file in containers.data_files(path) if any(str(file) in source for source in sources)]
-    for file in files:
+    found: dict[str, Sample] = {}
+    for file in containers.data_files(path):
         wanted = {source for source in sources if source.startswith(f"{file}:")}
         records = (record for record in containers.read_records(file) if record.source in wanted)
         items = map(sample_reader(PictureFolder(file.parent), declared), islice(records, len(wanted)))
