@@ -65,7 +65,7 @@ def read_conversation(conversation: Record, folder: PictureFolder) -> Iterator[S
     placed, place_notes = fill_places(found.messages, record.get("objects"), pictures.screen)
     messages, message_notes = normal_messages(placed)
     system_prompt, messages = split_system(found.system, messages)
-    tools = build_tools(normal_tools(found.tools))
+    tools = build_tools(normal_tools(found.tools)) if found.tools else ()
     steps = build_steps(messages, tools, pictures)
     pictures.check_all_used()
     if not pictures.num_shown:

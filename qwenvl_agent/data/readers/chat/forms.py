@@ -266,7 +266,7 @@ def _text(value: Any, key: str) -> str:
 
 def only_one(record: dict, keys: tuple[str, ...]) -> Any:
     """The value of the one key that is given; ValueError if two are, and differ."""
-    given = [key for key in keys if record.get(key)]
+    given = [key for key in keys if key in record and record[key]]
     if len(given) > 1 and any(record[key] != record[given[0]] for key in given):
         raise ValueError(f"{' and '.join(given)} are given, and differ: which holds is unknown; keep one")
     return record[given[0]] if given else None

@@ -77,11 +77,12 @@ def _check_unmarked(item: Placed) -> None:
     if not isinstance(message, dict):
         return
     content = message.get("content") or message.get("value")
-    if isinstance(content, str) and "<" not in content:
-        return
-    # As a list it is read part by part; only what has a tag at all is looked at closely.
-    for text in (content,) if isinstance(content, str) else _strings(content):
-        found = MARK.search(text) if "<" in text else None
+    if isinstance(content, list):
+        texts = [part.get("text") or part.get("value") for part in content if isinstance(part, dict)]
+    else:
+        texts = [content]
+    for text in texts:
+        found = MARK.search(text) if isinstance(text, str) and "<" in text else None
         if found:
             raise ValueError(
                 f"{item.place} has {found.group()!r}, which marks a place or stands for one: it would be learned as words; "
