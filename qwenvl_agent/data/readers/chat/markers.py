@@ -19,7 +19,7 @@ def check_markers(record: dict) -> None:
     check_row_markers(record, "take the row out, or give every assistant message its weight")
     hidden = record.get("mask")
     if isinstance(hidden, str) and hidden.lower() in ANSWERERS:
-        raise ValueError(f"mask of the row is {hidden[:80]!r}: its answers are not to be learned; take the row out")
+        raise LeftOutError(f"mask of the row is {hidden[:80]!r}: its answers are not to be learned; take the row out")
     for key in SCORE_KEYS:
         value = record.get(key)
         if value is None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Set
 from functools import lru_cache
 
+from qwenvl_agent.json_input import LeftOutError
 from qwenvl_agent.row_markers import as_number
 
 MARKER = re.compile(
@@ -30,7 +31,7 @@ def unread_marker(values: Mapping, known: Set, place: str) -> Iterator[str]:
         value = values[key]
         if not _is_empty(value) and _kind(key) == "marker":
             if _is_against(key, value):
-                raise ValueError(
+                raise LeftOutError(
                     f"{place} has {key[:MAX_NAME]!r}: {str(value)[:80]}: it is marked as one not to learn, in a way that is "
                     "not known here; take it out, or give the answer weight 0"
                 )
