@@ -18,7 +18,7 @@ from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.inference.endpoint import to_chat
 from qwenvl_agent.inference.load import find_run, load_model
 from qwenvl_agent.model.build import build_model, build_processor, save_weights
-from qwenvl_agent.prompt import render_prompt
+from qwenvl_agent.prompt import as_asked, render_prompt
 from qwenvl_agent.training.checkpoint import link
 from scripts import merge_adapter
 
@@ -131,6 +131,7 @@ def test_the_folders_processor_makes_the_prompts_of_training(exported):
     whole = AutoProcessor.from_pretrained(made.directory)
     collator = Collator(processor, FORMATS["native"], config.prompt, config.vision, config.train)
     for request in (request_of(6, 0), request_of(1, 1, size=200)):
+        request = as_asked(request, config.prompt.ask_for_thought)
         messages = to_chat(
             render_prompt(request, FORMATS["native"]).text, [""] * (2 * bool(request.history[0].observation.pictures))
         )
