@@ -68,7 +68,6 @@ LINE = re.compile(rf"(?m)^[ \t]*({NAME})\(")
 ELEMENT = re.compile(r"<function=|<invoke name=")
 ACTION_CALL = re.compile(rf"(?m)^[ \t]*Action:[ \t]*({NAME})[ \t]*(?:[(\[{{]|$)")
 JSON_NAME = re.compile(rf"""["'](?:name|action|tool|function)["']\s*:\s*["']({NAME})["']""")
-WORD_CALL = re.compile(rf"(?<![A-Za-z0-9_.-])({NAME})\(")
 THOUGHT_LABEL = re.compile(r"(?m)^[ \t]*Thought:[ \t]*")
 
 
@@ -106,7 +105,8 @@ def read_written(text: str, tools: Sequence[Tool], place: str) -> Written:
             f"{place} has a call as an element ({_begin(text, ELEMENT)}), which no model family here writes: it would be "
             "learned as words; write it as tool_calls"
         )
-    is_like_one = failures or "✿" in text or any(_names(mark, text, tools) for mark in (WORD_CALL, JSON_NAME))
+    _refuse_among_words(text, tools, place)
+    is_like_one = failures or "✿" in text or _names(JSON_NAME, text, tools) or _names_in_words(text, tools)
     return Written("", [], (LIKE_A_CALL,) if tools and is_like_one else ())
 
 
@@ -143,6 +143,22 @@ def _not_read(failure: str, place: str) -> str:
 def _begins_call(text: str, tools: Sequence[Tool]) -> bool:
     """Whether what cannot be read is meant as a call of one of the row's tools."""
     return any(_names(pattern, text, tools) for pattern in (ACTION_CALL, LINE, JSON_NAME))
+
+
+def _refuse_among_words(text: str, tools: Sequence[Tool], place: str) -> None:
+    """ValueError for a whole call as JSON within a line, which the parser of answers would take for one."""
+    if not tools or "{" not in text:
+        return
+    for call in formats_of(DEFAULT)["native"].parse(text, tools).turn.tool_calls:
+        if call.arguments and tool_named(tools, call.name):
+            raise ValueError(
+                f"{place} has a call of {call.name!r} among its words: it would be learned as words, in none of the formats; "
+                "write it on a line of its own, or as tool_calls"
+            )
+
+
+def _names_in_words(text: str, tools: Sequence[Tool]) -> bool:
+    return any(re.search(rf"(?<![A-Za-z0-9_-]){re.escape(tool.name)}\(", text) for tool in tools)
 
 
 def _names(pattern: re.Pattern, text: str, tools: Sequence[Tool]) -> bool:
@@ -382,8 +398,6 @@ def _json_calls(text: str, at: int, tools: Sequence[Tool], repairs: Repairs) -> 
 
 
 def _name_and_arguments(item: Any, repairs: Repairs) -> tuple[object, object]:
-    if isinstance(item, dict) and isinstance(item.get("function"), dict):
-        item = item["function"]
     for name, arguments in ARGUMENTS_OF.items():
         if isinstance(item, dict) and item.keys() == {name, arguments}:
             return item[name], item[arguments]
