@@ -81,3 +81,25 @@ def test_what_says_itself_that_it_is_not_to_be_learned_does_not_count(read):
     rows, config = read([*map(screen, range(4)), *(screen(x, split="test") for x in range(4, 8))])
     assert rejected_share(rows.report["sources"][0]) == 0 and rows.report["sources"][0]["num_left_out"] == 4
     check_rejected(rows.report["sources"], config)
+
+
+@pytest.mark.slow
+def test_a_training_ends_at_its_start_with_one_paragraph(tmp_path, capsys):
+    from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
+
+    import train
+
+    data = save_dataset(tmp_path / "data", num_rows=6)
+    with open(data, "a", encoding="utf-8") as file:
+        file.write("{broken\n{broken\n")
+    config = tiny_config(tmp_path, save_tiny_checkpoint(tmp_path / "base"), data)
+    path = save_config(config, tmp_path / "config.json")
+    assert train.main(["--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "2 of 8 records are rejected (25.0%), and data.max_rejected is 10.0%" in said
+    assert "dataset.jsonl:7: not JSON" in said and "Traceback" not in said
+    for name, content in (("data.csv", b"a,b,c\n1,2,3\n"), ("utf16.jsonl", "{}".encode("utf-16"))):
+        (tmp_path / name).write_bytes(content)
+        sources = json.dumps([{"path": str(tmp_path / name), "kind": "chat"}])
+        assert train.main(["--config", str(path), "--overwrite", "--set", f"data.sources={sources}"]) == 2
+        assert "no row can be read from it" in capsys.readouterr().err
