@@ -47,7 +47,7 @@ def test_the_text_is_what_is_learned(tmp_path, kind, name, shown):
     """As `check-data` prints it, `>` before what is learned; without the marks it is the text that `show` colours."""
     config, row = first_row(tmp_path, kind)
     prompt = PromptConfig(format=name)
-    printed = list(row_lines(FirstRow(row.source, render(row, FORMATS[name], prompt)), "chat"))[2:]
+    printed = list(row_lines(FirstRow(row.source, render(row, FORMATS[name], prompt))))[2:]
     lines = [line for line in printed if not line.startswith("  picture: ")]
     assert shown.split("\n") == lines, "\n".join(lines)
     collator = build_collator(
