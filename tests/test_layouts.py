@@ -10,6 +10,7 @@ from test_computer_data import HEIGHT, WIDTH, screenshot
 
 from qwenvl_agent.computer import Action
 from qwenvl_agent.curation.convert import LAYOUTS, convert, known_pictures
+from qwenvl_agent.curation.layout import check_patterns
 from qwenvl_agent.data.readers.computer import Sample
 from scripts import convert_data
 
@@ -810,6 +811,11 @@ def test_a_wrong_layout_file_is_refused_with_file_and_key(folder, layout, messag
     with pytest.raises(ValueError) as error:
         list(convert(folder / "rows.jsonl", str(folder / "mine.json"), folder))
     assert message in str(error.value) and str(error.value).startswith(f"{folder}/mine.json")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_patterns_of_shipped_layouts_are_taken(layout):
+    check_patterns(Path(layout), LAYOUTS[layout])
 
 
 def test_the_documentation_says_of_every_layout_what_it_was_tried_on_and_where_its_facts_stand():

@@ -136,8 +136,6 @@ class Layout:
             _check_entry(f"actions.{name}", entry, bool(self.box))
         for path, kind in self.files.items():
             settings.check_choice(f"files.{path}", kind, ("text", "json"))
-        for i, rule in enumerate(self.extract):
-            check_pattern(f"extract[{i}].pattern", rule.pattern)
         assert self.transform in ("", *TRANSFORMS), self.transform
 
     @property
@@ -187,6 +185,15 @@ def load_layout(path: Path) -> Layout:
         raise ValueError(f"{path}: {error}") from None
 
 
+def check_patterns(path: Path, layout: Layout) -> None:
+    """ValueError for a pattern that RE2 does not take; apart from loading, because RE2's library takes a second to load."""
+    for i, rule in enumerate(layout.extract):
+        try:
+            check_pattern(f"extract[{i}].pattern", rule.pattern)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
 @cache
 def shipped_layouts() -> dict[str, Layout]:
     """Name -> layout of the published data sets that are known."""
@@ -198,7 +205,9 @@ def find_layout(name: str) -> tuple[str, Layout]:
     if name in shipped_layouts():
         return name, shipped_layouts()[name]
     if name.endswith(".json"):
-        return Path(name).stem, load_layout(Path(name))
+        layout = load_layout(Path(name))
+        check_patterns(Path(name), layout)
+        return Path(name).stem, layout
     raise ValueError(
         f"layout {name!r} is not known: the file cannot be read; use one of {', '.join(shipped_layouts())}, or the path of "
         "a layout file (.json)"
