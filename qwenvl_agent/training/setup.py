@@ -37,6 +37,7 @@ from qwenvl_agent.training.profile import StepProfiler
 from qwenvl_agent.training.run import Run
 from qwenvl_agent.training.state import check_data, resume_run
 from qwenvl_agent.training.stop import StopRequest
+from qwenvl_agent.training.turns import in_turns
 from qwenvl_agent.training.zero import build_accelerator
 
 
@@ -92,10 +93,13 @@ def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, acc
 
 def read_rows(config: Config, accelerator: Accelerator, collator: Collator) -> Rows:
     """Those that fit the budget, with what the suite needs held out."""
-    with accelerator.main_process_first():  # the cache is written once
+
+    def read() -> Rows:
         rows = build_rows(config.data, config.prompt)
         check_rejected(rows.report["sources"], config.data)
-        rows = drop_unusable(rows, collator)
+        return drop_unusable(rows, collator)
+
+    rows = in_turns(accelerator, "the data is indexed", read)  # the cache is written once
     check_held_out(config.eval, rows.held_out)
     return rows
 
