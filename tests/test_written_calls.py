@@ -310,6 +310,7 @@ def written_turns(draw) -> Turn:
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @given(turn=written_turns())
+@example(turn=Turn("", (ToolCall("move", {"a": "✿FUNCTION✿"}),)))
 @example(turn=Turn("", (ToolCall("move", {"a": "```\n", "b": "Action: move(\n✿ARGS✿"}), ToolCall("move", {"a": [{}]}))))
 def test_what_is_written_in_a_spelling_is_read_back(spelling, turn):
     written = SPELLINGS[spelling](turn.tool_calls)

@@ -117,8 +117,6 @@ def _attempt(name: str, text: str, tools: Sequence[Tool], place: str, failures: 
         found = READS[name](text, tools, repairs)
     except ParseError as error:
         failures.append(f"{SHOWN[name]} {error.name}")
-        if name in MARKED:
-            raise ValueError(_not_read(failures[-1], place)) from None
         return None
     if not found:
         return None
@@ -142,7 +140,8 @@ def _not_read(failure: str, place: str) -> str:
 
 def _begins_call(text: str, tools: Sequence[Tool]) -> bool:
     """Whether what cannot be read is meant as a call of one of the row's tools."""
-    return any(_names(pattern, text, tools) for pattern in (ACTION_CALL, LINE, JSON_NAME))
+    has_marks = "✿FUNCTION✿" in text or REACT.search(text)
+    return bool(has_marks) or any(_names(pattern, text, tools) for pattern in (ACTION_CALL, LINE, JSON_NAME))
 
 
 def _refuse_among_words(text: str, tools: Sequence[Tool], place: str) -> None:
@@ -418,8 +417,6 @@ READS: dict[str, Read] = {
     "lines": _read_lines,
 }
 """By what a note calls them, in the order in which they are tried."""
-MARKED = ("qwen_agent_marks", "react")
-"""Those whose marks stand for nothing else."""
 SHOWN = {
     "qwen_agent_marks": "✿FUNCTION✿, ✿ARGS✿:",
     "react": "Action:, Action Input:",
