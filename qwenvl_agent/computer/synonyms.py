@@ -5,10 +5,12 @@ action and is no remark makes a reading an error, whatever it holds: a word is t
 """
 
 import re
+from functools import lru_cache
 
 from qwenvl_agent.computer.tool import CLICKS, KINDS, NAME
 
 
+@lru_cache(maxsize=4096)  # the same few dozen keys in every record
 def plain(word: str) -> str:
     return re.sub(r"[\s_-]", "", word).lower()
 

@@ -118,22 +118,27 @@ def weigh(written: Sequence[Numbers], box: Numbers | None, screen: Screen, form:
     if not written and box is None:
         return None
     faults = _faults(written, box, screen)
-    fits = sum(1 << i for i, each in enumerate(WAYS) if not faults[each])
+    fits = sum(1 << i for i, fault in enumerate(faults) if not fault)
     sides = screen.width_px, screen.height_px
     larger = max(sides) > LARGER * GRID.cells, min(sides) > 3 * 100
-    return Evidence(fits, faults[way], box is not None and bool(written), form, *larger)
+    return Evidence(fits, faults[WAYS.index(way)], box is not None and bool(written), form, *larger)
 
 
-def _faults(written: Sequence[Numbers], box: Numbers | None, screen: Screen) -> dict[Way, str]:
-    """For every way, why the record cannot be written in it."""
-    keys = tuple(product(UNIT_NAMES, BOX_ORDERS))
-    points = {key: _points(written, screen, *key) for key in keys}
-    boxes = {key: _box(box, screen, *key) if box is not None else None for key in keys}
-    slack = {unit: _slack(unit, screen) for unit in UNIT_NAMES}
-    return {
-        way: _fault(points[way.unit, way.box_order], boxes[way.box_unit, way.box_order], slack[way.unit])
-        for way in WAYS
-    }
+def _faults(written: Sequence[Numbers], box: Numbers | None, screen: Screen) -> list[str]:
+    """For each of WAYS, why the record cannot be written in it."""
+    has_boxes = any(len(place) == 4 for place in written)
+    boxes = [box and _box(box, screen, unit, order) for unit, order in product(UNIT_NAMES, BOX_ORDERS)]
+    faults: list[str] = []
+    for unit in UNIT_NAMES:
+        points = _points(written, screen, unit, "xyxy")
+        # Most records have none of it: a unit that the places leave no room for, and places whose order says nothing.
+        if isinstance(points, str) and not has_boxes:
+            faults += [points] * len(boxes)
+            continue
+        by_order = points, _points(written, screen, unit, "xywh") if has_boxes else points
+        slack = _slack(unit, screen)
+        faults += [_fault(by_order[i % 2], box_px, slack) for i, box_px in enumerate(boxes)]
+    return faults
 
 
 def _fault(points: list[Point] | str, box: Numbers | str | None, slack: Point) -> str:
