@@ -705,6 +705,15 @@ def test_an_entry_of_a_nested_file_is_a_row_by_itself_too(converted):
         converted("aitw", {"general": "none"})
 
 
+def test_a_tfrecord_is_refused_with_the_way_out(folder):
+    for content in (b"\x1f\x8b\x08\x00", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"):
+        (folder / "rows-00000-of-00020").write_bytes(content)
+        with pytest.raises(
+            ValueError, match="is no text .a TFRecord, or compressed.: .* write each example of a TFRecord"
+        ):
+            list(convert(folder / "rows-00000-of-00020", "android_control", folder))
+
+
 # Which layout
 
 

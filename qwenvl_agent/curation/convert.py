@@ -33,6 +33,7 @@ NUM_TRIED = 20
 """Rows that other layouts are tried on."""
 MISPLACED = (*OF_PLACES, "size_differs")
 """Reasons of places that are where they cannot be: many of them mean that the layout is not the file's."""
+GZIP = b"\x1f\x8b"
 FILES = ("*.json", "*.jsonl", "*.parquet")
 
 
@@ -69,6 +70,7 @@ def picture_files(folder: Path) -> PictureFiles:
 def annotation_files(path: Path) -> list[Path]:
     """The file, or a folder's, in order of their names."""
     if not path.is_dir():
+        _check_is_text(path)
         return [path]
     files = sorted(file for pattern in FILES for file in path.glob(pattern))
     if not files:
@@ -76,6 +78,16 @@ def annotation_files(path: Path) -> list[Path]:
             f"{path} has no {', '.join(FILES)}: there is nothing to read; name the folder of the annotations"
         )
     return files
+
+
+def _check_is_text(path: Path) -> None:
+    with open(path, "rb") as file:
+        start = file.read(16)
+    if path.suffix != ".parquet" and (start.startswith(GZIP) or b"\0" in start):
+        raise ValueError(
+            f"{path} is no text (a TFRecord, or compressed): no row can be read; unpack it, and write each example of a "
+            "TFRecord as a row of JSON with the same field names, its pictures as files"
+        )
 
 
 def known_pictures(path: Path, layout: str, pictures: Path) -> KnownPictures:
