@@ -77,6 +77,8 @@ MAX_ACTIONS = 50
 BOX_SLACK_PX = 1.0
 TIME = re.compile(r"([0-9]+(?:\.[0-9]*)?)\s*([a-z]*)")
 NAMES = {argument: tuple(plain(name) for name in names) for argument, names in ARGUMENTS.items()}
+NESTING_NAMES = tuple(plain(name) for name in NESTING_KEYS)
+CALL_NAMES = tuple(plain(name) for name in CALL_KEYS)
 REMARK_NAMES = {plain(name) for name in REMARKS}
 OTHER_REMARK_NAMES = {plain(name) for name in OTHER_REMARKS}
 OWN_CLICK = {kind: click for click, kind in CLICKED.items()}
@@ -169,8 +171,10 @@ class Fields:
 
     def take(self, argument: str) -> tuple[object, str]:
         """(value, name as written) of an argument by the first of its names that is there; (None, "") if none is."""
-        name = next((name for name in NAMES[argument] if name in self.values), None)
-        return (None, "") if name is None else (self.values.pop(name), self.written[name])
+        for name in NAMES[argument]:
+            if name in self.values:
+                return self.values.pop(name), self.written[name]
+        return None, ""
 
 
 class _Reader:
@@ -227,13 +231,13 @@ class _Reader:
     def _read_object(self, value: dict, depth: int) -> list[Action]:
         fields = Fields(value)
         self._take_thought(fields)
-        for key in NESTING_KEYS:
-            if isinstance(nested := fields.values.get(plain(key)), dict | list):
+        for key in NESTING_NAMES:
+            if isinstance(nested := fields.values.get(key), dict | list):
                 self.note("nested_action")
-                return self._read_nested(fields, plain(key), nested, depth)
-        for key in CALL_KEYS:
-            if (arguments := arguments_of(fields.values.get(plain(key)))) is not None:
-                del fields.values[plain(key)]
+                return self._read_nested(fields, key, nested, depth)
+        for key in CALL_NAMES:
+            if key in fields and (arguments := arguments_of(fields.values[key])) is not None:
+                del fields.values[key]
                 return self._read_call(fields, arguments, depth)
         written = fields.values.get("action")
         if isinstance(written, str) and "(" in written:
@@ -245,7 +249,7 @@ class _Reader:
         return actions
 
     def _take_thought(self, fields: Fields) -> None:
-        thoughts = [fields.values.pop(plain(key)) for key in THOUGHTS if plain(key) in fields]
+        thoughts = [fields.values.pop(key) for key in THOUGHTS if key in fields]
         self.thought = next((str(thought) for thought in thoughts if thought), self.thought)
 
     def _read_nested(self, fields: Fields, key: str, nested: object, depth: int) -> list[Action]:

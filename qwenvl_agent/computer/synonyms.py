@@ -12,7 +12,7 @@ from qwenvl_agent.computer.tool import CLICKS, KINDS, NAME
 
 @lru_cache(maxsize=4096)  # the same few dozen keys in every record
 def plain(word: str) -> str:
-    return re.sub(r"[\s_-]", "", word).lower()
+    return word if word.isalnum() and word.islower() else re.sub(r"[\s_-]", "", word).lower()
 
 
 def _row(words: str, kind: str, **implied: object) -> dict[str, tuple[str, dict]]:
