@@ -254,13 +254,18 @@ def test_world_form_names_places():
     )
 
 
-def test_looking_form_names_the_ways_out_before_it_plans():
+def test_looking_form_names_the_ways_out_and_the_distance_before_it_plans():
     trees = {(11, 10), (10, 9)}
-    for player, free in (((10, 10), "LEFT DOWN"), ((5, 5), "RIGHT LEFT UP DOWN"), ((0, 0), "RIGHT DOWN")):
+    for player, free, shown in (
+        ((10, 10), "f5 LEFT DOWN", "h3 4"),
+        ((13, 8), "f5 RIGHT LEFT UP DOWN", "e5 1"),
+        ((0, 0), "a0 RIGHT DOWN", "none"),
+    ):
         looking, calls = decide({(12, 8): RED_TIGER}, trees=trees, player=player, thought_form="looking")
         plain, same = decide({(12, 8): RED_TIGER}, trees=trees, player=player)
         me, _, rest = plain.partition(". ")
-        assert (looking, calls) == (f"{me}. free {me.removeprefix('Me ')} {free}. {rest}", same)
+        rest = rest.replace(f"tiger {shown[:2]}.", f"tiger {shown}.") if shown != "none" else rest
+        assert (looking, calls) == (f"{me}. free {free}. {rest}", same)
     around = {(9, 10), (11, 10), (10, 9), (10, 11)}
     assert " free f5 none. " in decide({}, trees=around, thought_form="looking")[0]
 

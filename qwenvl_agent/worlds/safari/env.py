@@ -96,6 +96,7 @@ class SafariEnv:
         self.found: list[Animal] = []
         self.declared: list[str] = []
         self.caught: list[Animal] = []
+        self.gone: list[Tile] = []
         self.false_declarations: list[str] = []
         self.num_invalid_calls = 0
         self.end_reason = ""
@@ -113,24 +114,25 @@ class SafariEnv:
         player: Tile | None = None,
         turn: int = 0,
         found: Sequence[int] = (),
+        gone: Sequence[Tile] = (),
         calls: Sequence[ToolCall] = (),
         unseen: Sequence[Tile] = (),
     ) -> None:
         """The options of `reset`.
 
         notepad: brought along, from an earlier mission or an earlier turn. player: place to stand on. turn: turns taken
-        before. found: indices of the mission's targets that were found; under `catch` they are off the map. calls:
-        those of the turn before, run from `player`. unseen: trees that the first picture does not show.
+        before. found: indices of the mission's targets that were found. gone: places of the animals that were caught.
+        calls: those of the turn before, run from `player`. unseen: trees that the first picture does not show.
         """
-        if player is not None:
-            self.player = check_standing(self.world, self.rules, player)
-        self.notepad, self.turn, self.unseen = str(notepad), turn, frozenset(unseen)
+        for place in gone:
+            self.caught.append(self.world.animals.pop(place))
+        self.gone = list(gone)
         for target in (self.mission.targets[index] for index in found):
             self.found.append(target)
             self.declared.append(self.mission.wording(target))
-            if self.rules.rules == "catch":
-                self.caught.append(target)
-                del self.world.animals[next(p for p, animal in self.world.animals.items() if animal == target)]
+        if player is not None:
+            self.player = check_standing(self.world, self.rules, player)
+        self.notepad, self.turn, self.unseen = str(notepad), turn, frozenset(unseen)
         if calls:
             before = self.player
             self.tell(before, [ToolResult(call.name, self.run_call(call)[0]) for call in calls])
@@ -245,6 +247,7 @@ class SafariEnv:
         if animal is None:
             return {"success": False, "reason": "no_animal"}, False
         self.caught.append(animal)
+        self.gone.append(tile)
         shown = {"emoji": SPRITES[animal.kind], "bgColor": COLOURS[animal.colour]}
         return {"success": True, "animal": shown, "position": xy(tile)}, True
 

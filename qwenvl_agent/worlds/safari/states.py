@@ -14,8 +14,9 @@ from qwenvl_agent.worlds.safari.sweep import zones_to_and_fro
 from qwenvl_agent.worlds.safari.world import DIRECTIONS, Animal, SafariRules, Tile, walk
 from qwenvl_agent.worlds.world import DrawnState
 
-NEAR = 3
-"""Tiles to a target, up to which a place counts as near."""
+NEAR = (1, 2, 2, 3)
+"""Tiles to a target of a place that counts as near, each as likely. Every episode ends one tile before its last target, so
+what looks like it and is not yet there has to be shown as often: two tiles away."""
 OTHER_NOTES = 0.15
 """Share of states whose notepad is not the one that was written on the way."""
 FIRST_TURN = 0.1
@@ -36,6 +37,7 @@ def draw_state(env: SafariEnv, rng: random.Random, near: float) -> DrawnState:
         "player": place,
         "notepad": notepad,
         "found": [env.mission.targets.index(animal) for animal in env.found],
+        "gone": list(env.gone),
     }
     if rng.random() < FIRST_TURN and not env.found:
         return DrawnState(options, (kind, notes_kind, "first_turn"))
@@ -49,7 +51,7 @@ def draw_state(env: SafariEnv, rng: random.Random, near: float) -> DrawnState:
 
 
 def draw_place(env: SafariEnv, rng: random.Random, near: float) -> tuple[Tile, str]:
-    """A place to stand on and whether it is near a target; of near ones every distance is as likely."""
+    """A place to stand on and whether it is near a target."""
     places = [(x, y) for y in range(env.rules.height) for x in range(env.rules.width) if not env.is_blocked((x, y))]
     weights = {place: 1 + PER_WALL * len(walls_beside(env, place)) for place in places}
 
@@ -58,7 +60,7 @@ def draw_place(env: SafariEnv, rng: random.Random, near: float) -> tuple[Tile, s
 
     if rng.random() < near:
         goals = [place for place, animal in env.world.animals.items() if animal in current_targets(env)]
-        rings = [[p for p in places if min(walk(p, goal) for goal in goals) == d] for d in range(1, NEAR + 1)]
+        rings = [[p for p in places if min(walk(p, goal) for goal in goals) == d] for d in NEAR]
         rings = [ring for ring in rings if ring]
         if rings:
             return draw(rng.choice(rings)), "near"

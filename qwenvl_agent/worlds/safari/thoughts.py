@@ -11,7 +11,7 @@ from qwenvl_agent.worlds.safari.context import Context, read_context
 from qwenvl_agent.worlds.safari.missions import find_targets, read_mission, resolve_target
 from qwenvl_agent.worlds.safari.notepad import tile_name
 from qwenvl_agent.worlds.safari.paths import Action
-from qwenvl_agent.worlds.safari.world import DIRECTIONS, Tile
+from qwenvl_agent.worlds.safari.world import DIRECTIONS, Tile, walk
 
 MAX_WORDS_CHARS = 80
 """Of a target that no lexicon knows."""
@@ -50,6 +50,8 @@ class ThoughtForm:
     tile: Callable[[Tile, Tile], str]
     free: str = ""
     """The directions in which the player's tile can be left, before anything is planned; "": not said."""
+    says_distance: bool = False
+    """Whether a target's tile is followed by how many tiles away it is: only what is 1 away may be declared."""
 
 
 THOUGHT_FORMS = {
@@ -71,8 +73,8 @@ THOUGHT_FORMS = {
 THOUGHT_FORMS["world"] = replace(
     THOUGHT_FORMS["tiles"], me="At {}.", tile=lambda view, world: f"({world[0]}, {world[1]})"
 )
-THOUGHT_FORMS["looking"] = replace(THOUGHT_FORMS["tiles"], free="free {} {}.")
-"""In the words in which the tiny base has learned it (scripts/pretrain_tiny.py, stage ways)."""
+THOUGHT_FORMS["looking"] = replace(THOUGHT_FORMS["tiles"], free="free {} {}.", says_distance=True)
+"""The ways out are said in the words in which the tiny base has learned them (scripts/pretrain_tiny.py, stage ways)."""
 
 
 def thought_form_named(name: str) -> ThoughtForm:
@@ -115,8 +117,9 @@ def write_thought(form: ThoughtForm, corner: Tile, reasons: Reasons, plan: Plan)
     if form.free:
         parts.append(form.free.format(name(reasons.me), " ".join(reasons.free) or form.target_absent))
     if reasons.targets:
-        shown = (f"{target} {name(tile) if tile else form.target_absent}" for target, tile in reasons.targets)
-        parts.append(form.target.format(", ".join(shown)))
+        parts.append(
+            form.target.format(", ".join(_target(form, name, reasons.me, *shown) for shown in reasons.targets))
+        )
     parts += [form.swept.format(zone) for zone in reasons.swept]
     if reasons.go:
         go = name(reasons.go)
@@ -128,6 +131,12 @@ def write_thought(form: ThoughtForm, corner: Tile, reasons: Reasons, plan: Plan)
         parts.append(form.way.format(" ".join(map(name, reasons.way))))
     parts.append(form.plan.format(plan.text()))
     return " ".join(parts)
+
+
+def _target(form: ThoughtForm, name: Callable[[Tile], str], me: Tile, target: str, tile: Tile | None) -> str:
+    if tile is None:
+        return f"{target} {form.target_absent}"
+    return f"{target} {name(tile)}" + (f" {walk(me, tile)}" if form.says_distance else "")
 
 
 def generate_thought(text: str, calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> str:
