@@ -11,6 +11,7 @@ What is broken, too large, or would have to be guessed is refused by name, never
 """
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +93,9 @@ def picture_errors(name: str) -> Iterator[None]:
             f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels: decoding it could fill the memory; make it smaller"
         ) from None
     except Exception as error:  # Pillow's parsers raise whatever they stumble over
-        raise ValueError(f"{name} is not a readable picture ({error or type(error).__name__}): save it again") from None
+        # Pillow names a buffer by its place in memory, which would make every such reject a reason of its own.
+        what = re.sub(r"<_io\.\w+ object at \w+>", "of these bytes", str(error)) or type(error).__name__
+        raise ValueError(f"{name} is not a readable picture ({what}): save it again") from None
 
 
 def check_aspect_ratio(width: int, height: int, name: str) -> None:

@@ -16,6 +16,7 @@ from qwenvl_agent.computer.synonyms import (
     DIRECTIONS,
     KINDS,
     OTHER_REMARKS,
+    REFERENCES,
     REMARKS,
     SECONDS,
     TAKES,
@@ -127,6 +128,8 @@ READ_PX = [
     ("Action: click(300, 80)\nAction: type(content='abc')", [*click(300, 80), Action("type", text="abc")]),
     ({"action": "click", "point": [300, 80], "input_text": "no input text"}, click(300, 80)),
     ("FAIL", [Action("terminate", status="failure")]),
+    ({"action": "done", "success": False}, [Action("terminate", status="failure")]),
+    ({"action": "done", "success": True}, [Action("terminate", status="success")]),
     ({"action": "finish", "message": "three"}, [Action("answer", text="three"), Action("terminate", status="success")]),
 ]  # fmt: skip
 
@@ -138,6 +141,8 @@ def test_what_others_write_is_read_as_they_mean_it(value, expected):
 
 
 REFUSED = [
+    ({"action": "fail", "status": "success"}, "px", "bad_argument"),
+    ({"action": "type", "text": "abc", "index": 3}, "px", "extra_argument"),
     # a unit or a sign that is not said
     ({"action": "scroll", "direction": "down", "amount": 3}, "px", "unknown_unit"),
     ({"action": "scroll", "amount": -300}, "px", "unknown_unit"),
@@ -377,6 +382,9 @@ def test_a_key_that_nobody_knows_is_an_error(kind, name, value):
 def test_remarks_are_dropped_but_never_a_place(name):
     for kind, whole in WHOLE.items():
         if plain(name) in {plain(word) for argument in TAKES[kind] for word in ARGUMENTS[argument]}:
+            continue
+        if name in REFERENCES and not dialects.read({"action": kind, **whole}, PAGE, "px").written:
+            assert dialects.read({"action": kind, **whole, name: 3}, PAGE, "px").error == "extra_argument"
             continue
         value = {"action": kind, **whole}
         reading = dialects.read({**value, name: "a cat"}, PAGE, "px")

@@ -85,7 +85,7 @@ def test_a_picture_is_written_once_and_again_when_it_is_lost_or_cut(folder):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (b"no picture", r"images\[0\] is not a readable picture"),
+        (b"no picture", r"images\[0\] is not a readable picture \(cannot identify image file of these bytes\)"),
         (f"data:image/png;base64,{TEXT[:100]}%%", r"images\[0\] is no base64 .*: the picture is damaged"),
         (f"data:text/html;base64,{TEXT}", r"images\[0\] is a data URI of 'text/html': no picture"),
         ("data:image/svg+xml,<svg/>", r"images\[0\] is a data URI that is not base64"),

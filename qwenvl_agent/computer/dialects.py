@@ -54,6 +54,7 @@ from qwenvl_agent.computer.synonyms import (
     NOTHING,
     OTHER_REMARKS,
     PLACE,
+    REFERENCES,
     REMARKS,
     SECONDS,
     STATUSES,
@@ -81,6 +82,7 @@ NESTING_NAMES = tuple(plain(name) for name in NESTING_KEYS)
 CALL_NAMES = tuple(plain(name) for name in CALL_KEYS)
 REMARK_NAMES = {plain(name) for name in REMARKS}
 OTHER_REMARK_NAMES = {plain(name) for name in OTHER_REMARKS}
+REFERENCE_NAMES = {plain(name) for name in REFERENCES}
 OWN_CLICK = {kind: click for click, kind in CLICKED.items()}
 
 
@@ -245,6 +247,7 @@ class _Reader:
             return self._read_nested(fields, "action", written, depth)
         kind, name, implied = self._kind(fields)
         actions = self._build(kind, name, implied, fields)
+        self._check_references(kind, actions, fields)
         self._check_rest(kind, fields)
         return actions
 
@@ -306,6 +309,13 @@ class _Reader:
             if not is_scalar or name not in OTHER_REMARK_NAMES:
                 raise self._unread(kind, fields.written[name], name, item)
             self.note("dropped_argument")
+
+    def _check_references(self, kind: str, actions: list[Action], fields: Fields) -> None:
+        """ActionError for an element that is named by a number or a path in a page, where nothing else says the place."""
+        named = REFERENCE_NAMES & fields.values.keys()
+        if named and not any(action.x_px is not None for action in actions):
+            name = min(named)
+            raise self._unread(kind, fields.written[name], name, fields.values[name])
 
     def _unread(self, kind: str, written: str, name: str, item: object) -> ActionError:
         hint = UNCLEAR.get(kind, {}).get(name)
@@ -568,11 +578,14 @@ class _Reader:
         return SECONDS[unit]
 
     def _terminate(self, implied: dict, fields: Fields) -> list[Action]:
-        status = implied.get("status", self._take(fields, "status"))
+        given = self._take(fields, "status")
+        status = implied.get("status") if given is None else given
         text = self._take(fields, "text")
         known = STATUSES.get(str(status).lower()) if status is not None else "success"
         if known is None:
             raise ActionError("bad_argument", f"status is {short(status)}: use success or failure")
+        if known != implied.get("status", known):
+            raise ActionError("bad_argument", f"status is {short(status)} of an action that says it failed: keep one")
         if known != status:
             self.note("default_status" if status is None else "renamed_status")
         if text is not None and not isinstance(text, str):

@@ -95,7 +95,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "wheel_y": ("delta_y", "scroll_y"),
     "time": ("time", "seconds", "duration", "value", "secs", "delay"),
     "milliseconds": ("ms", "milliseconds", "millis", "duration_ms", "time_ms"),
-    "status": ("status", "result", "goal_status"),
+    "status": ("status", "result", "goal_status", "success", "succeeded", "is_success", "is_successful"),
     "speed": ("duration", "time", "steps"),
 }
 """For each argument its names, our own first. One word may name different arguments of different actions.
@@ -147,6 +147,8 @@ OTHER_REMARKS = (
     *("call_id", "interval", "delay", "speed", "pause", "tween", "log_screenshot", "_pause", "episode_id"),
 )
 """The same, but seldom: dropped under the name dropped_argument. How fast is no part of an action."""
+REFERENCES = ("index", "element_id", "selector", "xpath", "css")
+"""Those of them that say where: errors beside an action that has no place of its own."""
 NOTHING = ("none", "null", "n/a", "no input text", "no input text [default]")
 """Texts that say, as "" does, that there is no such argument."""
 CALL_TYPES = ("function", "tool_use", "tool_call", "function_call", "computer_call", "action", "completed")
