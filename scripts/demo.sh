@@ -6,15 +6,16 @@ cd "$(dirname "$0")/.."
 config=configs/safari_tiny.json
 results=runs/safari_tiny/eval
 started=$(date +%s)
-oracle=(max_path=4 max_final_path=1) # the one that was recorded is the one that answers are compared with
+# The oracle that is recorded is the one that answers are compared with.
+oracle=(max_path=4 max_final_path=1 waypoints=borders thought_form=looking)
 reference=("${oracle[@]/#/--oracle=}")
 compile=() # a step takes little more than half of the time where there is a C++ compiler
 if command -v "${CXX:-g++}" >/dev/null; then compile=(--set model.compile=true); fi
 
 run() { echo "\$ $*"; "$@"; }
 
-run python scripts/generate_oracle.py --config $config --out generated/safari_tiny --episodes 2500 --noise 0.2 \
-    --oracle max_path=4 --oracle max_final_path=1 --workers 2 --overwrite
+run python scripts/generate_oracle.py --config $config --out generated/safari_tiny --episodes 4000 --noise 0.2 \
+    --resets 0.5 --near 0.6 "${reference[@]}" --workers 2 --overwrite
 run accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
     --num_cpu_threads_per_process "$(nproc)" \
     train.py --config $config --overwrite ${compile[@]+"${compile[@]}"}
