@@ -34,7 +34,11 @@ def packed(kind: str) -> bytes:
         ("data.zip", packed("zip"), "a ZIP archive: no row can be read from it; unpack it (unzip data.zip)"),
         ("data.jsonl", packed("zip"), "a ZIP archive"),
         ("data.tar", packed("tar"), "a tar archive"),
-        ("data.jsonl.gz", gzip.compress(ROW.encode(), mtime=0), "compressed with gzip: no row can be read from it; unpack it"),
+        (
+            "data.jsonl.gz",
+            gzip.compress(ROW.encode(), mtime=0),
+            "compressed with gzip: no row can be read from it; unpack it",
+        ),
         ("data.jsonl", ROW.encode("utf-16"), "text in UTF-16: no row can be read from it; save it as UTF-8"),
         ("data.jsonl", ROW.encode("utf-16-le"), "it holds zero bytes"),
         ("data.csv", b"instruction,screenshot,x,y\nopen,a.png,1,2\n", "a table of 4 columns as text (CSV)"),
