@@ -22,7 +22,7 @@ run accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --
 for policy in oracle noisy_oracle random; do
     run python eval.py --policy $policy --config $config --out $results/$policy
 done
-run python eval.py --model tiny --config $config "${reference[@]}" --out $results/base
+run python eval.py --model tiny --config $config --episodes 50 "${reference[@]}" --out $results/base
 run python eval.py --run runs/safari_tiny "${reference[@]}" --out $results/trained
 run python eval.py --run runs/safari_tiny --blank-pictures --episodes 50 "${reference[@]}" --out $results/blank
 run python eval.py --compare $results/{trained,base,random,noisy_oracle,oracle,blank}
