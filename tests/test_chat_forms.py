@@ -338,7 +338,7 @@ REFUSED = {
     ),
     "pixels in an answer": (
         talk({**ASK, "content": "<image>Q"}, {**TELL, "content": '[{"bbox_2d": [135, 114, 1016, 672]}]'}, images=["a.png"]),
-        "messages[1] has the place [135, 114, 1016, 672], which is beyond 1000",
+        "messages[1] has the place [135, 114, 1016, 672], which is not within 0 to 1000",
     ),
     "answers that are masked": ({**talk(ASK, TELL), "mask": "Assistant"}, "mask of the row is 'Assistant'"),
     "a task that failed": (talk(ASK, TELL, task_completed=False), "the row has 'task_completed': False"),
@@ -366,6 +366,26 @@ REFUSED = {
     ),
     "a system message in the middle": (talk(ASK, {"role": "system", "content": "S"}, TELL), "write its words into the first system message"),
 }  # fmt: skip
+
+
+def called(coordinate, name="computer_use"):
+    calls = [
+        {
+            "type": "function",
+            "function": {"name": name, "arguments": {"action": "left_click", "coordinate": coordinate}},
+        }
+    ]
+    return talk(ASK, {"role": "assistant", "content": "", "tool_calls": calls})
+
+
+@pytest.mark.parametrize("name", ["computer_use", "mobile_use"])
+def test_places_of_calls_are_on_the_grid_or_refused(read, name):
+    (row,) = read(called([200, 1000], name))
+    assert row.notes == ("places_as_they_are_written",)
+    for place, said in (([1200, 300], "not within 0 to 1000"), ([-3, 300], "not within"), ([0.2, 0.3], "fractions")):
+        (reject,) = read(called(place, name))
+        assert said in reject.message
+    assert read(called([0.2, 0.3], "look"))[0].notes == ()
 
 
 @pytest.mark.parametrize("fault", REFUSED)

@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 from qwenvl_agent.data.readers.chat.content import text_only
+from qwenvl_agent.data.readers.chat.places import has_places
 from qwenvl_agent.data.readers.chat.written_calls import plain_thought, read_written, refuse_calls
 from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.families.calls import ARGUMENT_KEYS
@@ -65,6 +66,7 @@ def build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str |
     notes += ("null_arguments_left_out",) if num_left_out else ()
     for call, _ in calls:
         _check_call(call, tools, place)
+    notes += ("places_as_they_are_written",) if any([has_places(call, place) for call, _ in calls]) else ()
     reasoning = message.get("reasoning_content") or ""
     if not isinstance(reasoning, str):
         raise ValueError(f"{place} reasoning_content is {str(reasoning)[:80]}: it cannot be read; give text")

@@ -7,8 +7,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from qwenvl_agent.computer.dialect_units import CALLED
 from qwenvl_agent.coordinates import GRID, Screen
 from qwenvl_agent.data.readers.chat.forms import ANSWERERS, Placed, speaker
+from qwenvl_agent.schema import ToolCall
 
 PLACEHOLDER = re.compile(r"<ref-object>|<bbox>")
 MARK = re.compile(r"<\|(?:box|object_ref|quad)_(?:start|end)\|>|<ref-object>|<bbox>(?![^<]*</bbox>)")
@@ -17,6 +19,9 @@ UNITS = {"real": "px", "norm1": "fraction"}
 """ms-swift's names for `bbox_type`, the first its default."""
 KNOWN_KEYS = frozenset(("ref", "bbox", "bbox_type", "image_id", "width", "height"))
 TEXT_KEYS = ("content", "value", "tool_calls", "function_call")
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+COORDINATES = ("coordinate", "coordinate2", "start_coordinate")
+"""Of a call of the computer's tools: its places."""
 OWN_PLACE = re.compile(r'"(?:bbox_2d|point_2d)"\s*:\s*(\[[-\d.,\s]*\])')
 """A place in an answer as Qwen's models write it, in pixels of the picture (2.5) or on the grid (2, 3)."""
 SLACK_PX = 1.0
@@ -98,12 +103,32 @@ def _has_own_places(item: Placed) -> bool:
         return False
     places = OWN_PLACE.findall(content)
     for place in places:
-        if any(float(number) > GRID.cells for number in re.findall(r"\d+(?:\.\d+)?", place)):
-            raise ValueError(
-                f"{item.place} has the place {place[:80]}, which is beyond {GRID.cells}: places are in thousandths of the "
-                "picture here, and these are pixels (Qwen2.5-VL); divide by its width and height, times 1000"
-            )
+        _check_on_grid([float(number) for number in NUMBER.findall(place)], f"{item.place} has the place {place[:80]}")
     return bool(places)
+
+
+def has_places(call: ToolCall, place: str) -> bool:
+    """Whether a call of the computer's tools writes places, as it stands; ValueError for those that cannot be on the grid."""
+    if call.name not in CALLED:
+        return False
+    values = [call.arguments.get(name) for name in COORDINATES]
+    points = [value for value in values if isinstance(value, list) and all(type(n) in (int, float) for n in value)]
+    for point in points:
+        _check_on_grid(point, f"{place} calls {call.name} at {str(point)[:80]}")
+    return bool(points)
+
+
+def _check_on_grid(numbers: list[float], what: str) -> None:
+    if any(number > GRID.cells or number < 0 for number in numbers):
+        raise ValueError(
+            f"{what}, which is not within 0 to {GRID.cells}: places are in thousandths of the picture here, and these are pixels "
+            "(Qwen2.5-VL); divide by its width and height, times 1000"
+        )
+    if any(number % 1 for number in numbers) and all(number <= 1 for number in numbers):
+        raise ValueError(
+            f"{what}, fractions of the picture: places are in thousandths here, and all would be in the corner; write them "
+            "times 1000"
+        )
 
 
 def _filled(message: Any, left: dict[str, Iterator[str]]) -> Any:
