@@ -66,7 +66,8 @@ def build_turn(message: dict, tools: tuple[Tool, ...]) -> tuple[Turn, list[str |
     notes += ("null_arguments_left_out",) if num_left_out else ()
     for call, _ in calls:
         _check_call(call, tools, place)
-    notes += ("places_as_they_are_written",) if any([has_places(call, place) for call, _ in calls]) else ()
+    placed = [has_places(call, place) for call, _ in calls]
+    notes += ("places_as_they_are_written",) if any(placed) else ()
     reasoning = message.get("reasoning_content") or ""
     if not isinstance(reasoning, str):
         raise ValueError(f"{place} reasoning_content is {str(reasoning)[:80]}: it cannot be read; give text")
