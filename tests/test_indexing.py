@@ -138,14 +138,14 @@ def test_what_the_machine_lacks_ends_the_reading_from_any_process(tmp_path, monk
 
 
 SLOW = """
-import sys, time
+import os, sys, time
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.data import indexing
 from qwenvl_agent.data.dataset import build_rows
 indexing.num_processes, indexing.ALONE_SECONDS = (lambda: 2), 0.0
 whole = indexing._read
 def slow(*arguments):
-    print("reading", flush=True)
+    os.write(1, b"reading\n")  # whole, however many processes write
     time.sleep(0.2)
     return whole(*arguments)
 indexing._read, indexing.CHUNK_RECORDS = slow, 1
