@@ -145,7 +145,7 @@ from qwenvl_agent.data.dataset import build_rows
 indexing.num_processes, indexing.ALONE_SECONDS = (lambda: 2), 0.0
 whole = indexing._read
 def slow(*arguments):
-    os.write(1, b"reading\n")  # whole, however many processes write
+    os.write(1, b"reading\\n")  # whole, however many processes write
     time.sleep(0.2)
     return whole(*arguments)
 indexing._read, indexing.CHUNK_RECORDS = slow, 1
