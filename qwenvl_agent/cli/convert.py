@@ -113,14 +113,20 @@ def check_places(args: argparse.Namespace, num_samples: int, rejects: Counter) -
 
 
 def layout_table() -> Table:
-    """As wide as a terminal: licences and where the facts stand are in docs/DATA.md."""
+    """`published`: whether rows were tried, or files in their shape. As wide as a terminal: licences and where the facts stand are in docs/DATA.md."""
     table = Table(
-        *(Column(name, no_wrap=True) for name in ("layout", "places", "action", "split", "tried on")), box=SIMPLE
+        *(Column(name, no_wrap=True) for name in ("layout", "places", "action", "split", "published")), box=SIMPLE
     )
     for name, layout in LAYOUTS.items():
         box = f"box {layout.box_order}, {layout.box_unit}" if layout.box else ""
         point = f"point {layout.point_unit}" if layout.point and not layout.box else ""
-        table.add_row(name, box or point, layout.action_unit if layout.action else "click", layout.split, layout.tried)
+        table.add_row(
+            name,
+            box or point,
+            layout.action_unit if layout.action else "click",
+            layout.split,
+            layout.tried.removeprefix("published "),
+        )
     return table
 
 
