@@ -113,7 +113,10 @@ def check_places(args: argparse.Namespace, num_samples: int, rejects: Counter) -
 
 
 def layout_table() -> Table:
-    """`published`: whether rows were tried, or files in their shape. As wide as a terminal: licences and where the facts stand are in docs/DATA.md."""
+    """`published`: whether published rows were tried, or files in their shape.
+
+    As wide as a terminal: licences and where the facts stand are in docs/DATA.md.
+    """
     table = Table(
         *(Column(name, no_wrap=True) for name in ("layout", "places", "action", "split", "published")), box=SIMPLE
     )
