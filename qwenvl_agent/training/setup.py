@@ -7,6 +7,7 @@ the state       all that a checkpoint holds besides, if there is one
 the batches     workers that read ahead of the loop
 """
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,9 @@ from qwenvl_agent.training.state import check_data, resume_run
 from qwenvl_agent.training.stop import StopRequest
 from qwenvl_agent.training.turns import in_turns
 from qwenvl_agent.training.zero import build_accelerator
+
+SETTLE_S = 0.2
+"""After which threads that have just begun, or just answered a collective, are at rest."""
 
 
 def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, accept_changes: bool = False) -> Run:
@@ -138,4 +142,7 @@ def plan_of(config: Config, rows: RowDataset, model: nn.Module, processor: Proce
 def start_reading(run: Run) -> Iterator[dict]:
     """Micro-batches from the run's step on, without end; the workers start now."""
     feature_dir = run.features and run.features.directory
+    # CPython 3.11 frees a fork's other threads before it makes their lock anew: a worker that is forked while a thread
+    # of the process group or of TensorBoard begins or ends its state would wait for that lock for ever.
+    time.sleep(SETTLE_S)
     return iter(build_loader(run.config, run.rows.train, run.collator, run.sampler, feature_dir))
