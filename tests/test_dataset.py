@@ -360,7 +360,7 @@ print(len(rows.train), int(status.split("RssAnon:")[1].split()[0]) // 1024)
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from Linux's /proc")
 def test_memory_does_not_grow_with_rows(tmp_path):
     """RssAnon leaves out the pages of memory-mapped Arrow, which the kernel may take back."""
-    used = {}
+    indexed, opened = {}, {}
     Image.new("RGB", (320, 160)).save(tmp_path / "view.png")
     for num_rows in (10_000, 100_000):
         path = tmp_path / f"{num_rows}.jsonl"
@@ -369,10 +369,13 @@ def test_memory_does_not_grow_with_rows(tmp_path):
                 row = safari_row(f"ep{i // 10}", i % 10, image_file="view.png", thought_text=f"Thought {i}. " * 20)
                 file.write(json.dumps(row) + "\n")
         command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "cache")]
-        count, used[num_rows] = map(int, subprocess.check_output(command, text=True).split())
-        assert count == num_rows
+        for used in (indexed, opened):
+            count, used[num_rows] = map(int, subprocess.check_output(command, text=True).split())
+            assert count == num_rows
     # The text of 90,000 more rows is 90 MB, their index 3 MB; what is not mapped is their positions, 0.4 MB.
-    assert used[100_000] - used[10_000] < 5, used
+    assert opened[100_000] - opened[10_000] < 5, opened
+    # What indexing leaves in allocators differs by some 10 MB from run to run, with processes and without.
+    assert indexed[100_000] - indexed[10_000] < 25, indexed
 
 
 @pytest.mark.parametrize(("kind", "num_rows"), [("safari", 1), ("recorded", 2), ("chat", 3), ("computer", 3)])
