@@ -138,7 +138,8 @@ def test_what_the_machine_lacks_ends_the_reading_from_any_process(tmp_path, monk
 
 
 SLOW = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, and that is inherited
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.data import indexing
 from qwenvl_agent.data.dataset import build_rows
