@@ -368,6 +368,22 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (talk(ASK, {**TELL, "mask": True}), "not said"),
+        (talk(ASK, TELL, mask=0), "not said"),
+        (talk({**ASK, "content": "<video>Q"}, TELL), "cannot be shown"),
+        (talk({**ASK, "content": "Q <audio>"}, TELL), "cannot be shown"),
+    ],
+)
+def test_what_may_mean_either_or_is_not_there_is_refused(read, record, said):
+    (reject,) = read(record)
+    assert isinstance(reject, Reject) and said in reject.message
+    (row,) = read(talk({**ASK, "content": "What does <video>x</video> do?"}, TELL))
+    assert row.notes == ()
+
+
 def called(coordinate, name="computer_use"):
     calls = [
         {

@@ -142,6 +142,7 @@ def test_what_others_write_is_read_as_they_mean_it(value, expected):
 
 REFUSED = [
     ({"action": "fail", "status": "success"}, "px", "bad_argument"),
+    ({"action": "done", "completed": False}, "px", "extra_argument"),
     ({"action": "type", "text": "abc", "index": 3}, "px", "extra_argument"),
     # a unit or a sign that is not said
     ({"action": "scroll", "direction": "down", "amount": 3}, "px", "unknown_unit"),

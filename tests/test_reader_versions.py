@@ -21,7 +21,7 @@ from qwenvl_agent.data.source import Reject
 GOLDEN = {
     "safari": ((2, 2), "6c567e239f426bfb"),
     "recorded": ((2, 2), "e356fd450ac3ca93"),
-    "chat": ((2, 6), "2359a403aad48d41"),
+    "chat": ((2, 7), "2359a403aad48d41"),
     "computer": ((2, 2), "e6f2f11ed58089c0"),
 }
 """Kind of source -> (versions of the cache and of the reader, digest of the rows of the corpus below)."""

@@ -6,8 +6,7 @@ declare its unit; `data.readers.units` asks.
 
 import re
 
-from qwenvl_agent.computer.tool import ARGUMENTS, KINDS
-from qwenvl_agent.computer.tool import NAME as TOOL
+from qwenvl_agent.computer.tool import ARGUMENTS, GRID_TOOLS, KINDS
 
 OWN_FORM = "the tool's own arguments, as {'action': 'left_click', 'coordinate': [500, 300]}"
 """Anthropic's tool has the same in pixels: a suspicion, where the others are as good as a statement."""
@@ -17,7 +16,6 @@ TEXT_FORMS = (
     ("UI-TARS' start_box, end_box or point", re.compile(r"\b(?:start|end)_(?:box|point)\s*=|\bpoint\s*=\s*['\"]?<")),
     ("tags, as <point> or <box>", re.compile(r"<(?:point|box)>|<\|(?:point|box)_start\|>")),
 )
-CALLED = (TOOL, "mobile_use")
 QWEN_KEYS = ("bbox_2d", "point_2d")
 MAX_DEPTH = 5
 MAX_CHARS = 20_000
@@ -35,7 +33,7 @@ def thousandths_form(value: object, depth: int = 0) -> str:
 
 
 def _form_of_object(value: dict, depth: int) -> str:
-    if value.get("name") in CALLED:
+    if value.get("name") in GRID_TOOLS:
         return CALL_FORM
     if any(key in value for key in QWEN_KEYS) or (str(value.get("action")) in KINDS and _is_grid_like(value)):
         return OWN_FORM

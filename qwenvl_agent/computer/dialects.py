@@ -300,7 +300,9 @@ class _Reader:
         """ActionError for a key that was not read and is no remark: whatever it says would be lost."""
         for name, item in fields.values.items():
             is_scalar = isinstance(item, str | int | float)
-            is_empty = item is False or (isinstance(item, str | list | tuple | dict) and not item)
+            is_empty = (item is False and kind != "terminate") or (
+                isinstance(item, str | list | tuple | dict) and not item
+            )
             is_empty = is_empty or (isinstance(item, str) and item.lower() in NOTHING)
             if is_empty or (name in REMARK_NAMES and is_scalar):
                 continue

@@ -7,7 +7,7 @@ action and is no remark makes a reading an error, whatever it holds: a word is t
 import re
 from functools import lru_cache
 
-from qwenvl_agent.computer.tool import CLICKS, KINDS, NAME
+from qwenvl_agent.computer.tool import CLICKS, GRID_TOOLS, KINDS
 
 
 @lru_cache(maxsize=4096)  # the same few dozen keys in every record
@@ -39,7 +39,7 @@ ACTIONS: dict[str, tuple[str, dict]] = {
 }
 """Name -> the tool's action, and the arguments that the name itself gives. A list is chosen from by clicking it and
 typing the option."""
-TOOLS = (NAME, "mobile_use", "computer")
+TOOLS = (*GRID_TOOLS, "computer")
 """Tools whose call holds an action of ours: Qwen's two, Anthropic's."""
 ACTION_KEYS = ("action", "action_type", "type", "operation", "op", "name", "function")
 NESTING_KEYS = ("next_action", "action", "function", "actions")

@@ -14,6 +14,10 @@ from qwenvl_agent.coordinates import GRID
 from qwenvl_agent.schema import Tool
 
 NAME = "computer_use"
+GRID_TOOLS = (NAME, "mobile_use")
+"""Qwen's tools whose places are on the model's grid."""
+PLACE_KEYS = ("start_coordinate", "coordinate", "coordinate2")
+"""Of a call of theirs."""
 STATUSES = ("success", "failure")
 MAX_TEXT_CHARS = 2000
 MAX_KEYS = 5

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwenvl_agent.computer.tool import NAME
+from qwenvl_agent.computer.tool import GRID_TOOLS, PLACE_KEYS
 from qwenvl_agent.coordinates import GRID, Screen
 from qwenvl_agent.data.readers.computer import Box, Sample, samples_at
 from qwenvl_agent.data.readers.units import Declared
@@ -27,8 +27,6 @@ MAX_TRIED = 64
 MAX_SIDE_PX = 1200
 HEIGHT_REM = 26
 """Of the tallest picture on the page."""
-TOOLS = (NAME, "mobile_use")
-PLACE_KEYS = ("start_coordinate", "coordinate", "coordinate2")
 INTRO = """<h2>Where {num} rows teach to act</h2>
 <p>Circle: the place as the model is to write it, on its grid. Frame: the box of what is meant, as the data has it. If they
 lie apart, or beside what the words name, the source's <code>unit</code>, <code>box_unit</code> or <code>box_order</code> is
@@ -61,7 +59,7 @@ def marks_of(rows: "RowDataset") -> list[Mark]:
 def mark_of(row: Row) -> Mark | None:
     """Without the box, which a row does not hold; None if its turn names no place on a picture."""
     observation = row.request.observation
-    calls = tuple(call for call in row.turn.tool_calls if call.name in TOOLS)
+    calls = tuple(call for call in row.turn.tool_calls if call.name in GRID_TOOLS)
     places = [call.arguments[key] for call in calls for key in PLACE_KEYS if key in call.arguments]
     if not places or not observation.pictures:
         return None

@@ -24,7 +24,7 @@ from qwenvl_agent.data.source import Origin, Reject, SourceRow
 from qwenvl_agent.json_input import reject_of
 from qwenvl_agent.picture_store import PictureFolder
 
-VERSION = 6
+VERSION = 7
 """Of the rows that a file gives; see `readers.Reader`."""
 UNSEEN_KEYS = frozenset(("videos", "video", "audios", "audio"))
 KNOWN_KEYS = frozenset(

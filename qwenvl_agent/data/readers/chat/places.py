@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from qwenvl_agent.computer.dialect_units import CALLED
+from qwenvl_agent.computer.tool import GRID_TOOLS, PLACE_KEYS
 from qwenvl_agent.coordinates import GRID, Screen
 from qwenvl_agent.data.readers.chat.forms import ANSWERERS, Placed, speaker
 from qwenvl_agent.schema import ToolCall
@@ -20,8 +20,6 @@ UNITS = {"real": "px", "norm1": "fraction"}
 KNOWN_KEYS = frozenset(("ref", "bbox", "bbox_type", "image_id", "width", "height"))
 TEXT_KEYS = ("content", "value", "tool_calls", "function_call")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-COORDINATES = ("coordinate", "coordinate2", "start_coordinate")
-"""Of a call of the computer's tools: its places."""
 OWN_PLACE = re.compile(r'"(?:bbox_2d|point_2d)"\s*:\s*(\[[-\d.,\s]*\])')
 """A place in an answer as Qwen's models write it, in pixels of the picture (2.5) or on the grid (2, 3)."""
 SLACK_PX = 1.0
@@ -109,9 +107,9 @@ def _has_own_places(item: Placed) -> bool:
 
 def has_places(call: ToolCall, place: str) -> bool:
     """Whether a call of the computer's tools writes places, as it stands; ValueError for those that cannot be on the grid."""
-    if call.name not in CALLED:
+    if call.name not in GRID_TOOLS:
         return False
-    values = [call.arguments.get(name) for name in COORDINATES]
+    values = [call.arguments.get(name) for name in PLACE_KEYS]
     points = [value for value in values if isinstance(value, list) and all(type(n) in (int, float) for n in value)]
     for point in points:
         _check_on_grid(point, f"{place} calls {call.name} at {str(point)[:80]}")

@@ -1,11 +1,16 @@
 """The steps of a conversation: each assistant message with what it answers and what answers it."""
 
+import re
+
 from qwenvl_agent.data.readers.chat.calls import build_turn
 from qwenvl_agent.data.readers.chat.content import parts
 from qwenvl_agent.data.readers.chat.markers import weight_of
 from qwenvl_agent.data.readers.chat.pictures import Pictures
 from qwenvl_agent.data.readers.chat.results import build_results, observed
 from qwenvl_agent.schema import Observation, Picture, Step, Tool
+
+UNSEEN = re.compile(r"<(video|audio)>(?![^<]*</\1>)")
+"""Placeholders of other trainers; a pair of tags is text about a page."""
 
 
 def build_steps(messages: list[dict], tools: tuple[Tool, ...], pictures: Pictures) -> list[tuple]:
@@ -66,6 +71,11 @@ def _build_observation(messages: list[dict], pictures: Pictures) -> tuple[Observ
                 shown.append(pictures.take(value, f"{message['place']} image"))
             else:
                 text += value
+        if message["role"] == "user" and (found := UNSEEN.search(text)):
+            raise ValueError(
+                f"{message['place']} has {found.group()}, which stands for what cannot be shown: only text and pictures can; "
+                "take the row out or give frames"
+            )
         if message["role"] == "user" and text.strip():
             texts.append(text.strip())
     return Observation("\n".join(texts), tuple(shown)), ("image_moved",) if is_moved else ()

@@ -29,6 +29,11 @@ def unread_marker(values: Mapping, known: Set, place: str) -> Iterator[str]:
     """Notes of unknown keys that may say how much to learn; ValueError for one that says not to."""
     for key in sorted(values.keys() - known):
         value = values[key]
+        if key.lower() == "mask" and as_number(value) is not None:
+            raise ValueError(
+                f"{place} has {key[:MAX_NAME]!r}: {str(value)[:80]}: whether it is to be learned or left out is not said; give "
+                "weight 0 or 1"
+            )
         if not _is_empty(value) and _kind(key) == "marker":
             if _is_against(key, value):
                 raise LeftOutError(
