@@ -11,7 +11,11 @@ from qwenvl_agent.worlds.safari.baselines import random_move
 from qwenvl_agent.worlds.safari.context import context_text, read_context
 from qwenvl_agent.worlds.safari.env import estimate_turns
 from qwenvl_agent.worlds.safari.missions import Mission
+from qwenvl_agent.worlds.safari.perception import perception_rows
+from qwenvl_agent.worlds.safari.thoughts import thought_form_named
 from qwenvl_agent.worlds.safari.world import (
+    COLOURS,
+    KINDS,
     REPORT_SEEDS,
     SELECTION_SEEDS,
     TRAIN_SEEDS,
@@ -268,6 +272,47 @@ def test_targets_keep_their_distance_and_stay_out_of_the_first_view():
     assert env.reset(seed=3)[1]["first_view_outside"] is True
 
 
+@pytest.mark.parametrize(
+    ("more", "is_there"),
+    [
+        ({"max_distance": 12}, lambda x, y: walk((x, y), (10, 10)) <= 12),
+        ({"targets_at": "first_view"}, lambda x, y: in_view((x, y), (5, 5))),
+        ({"targets_at": "border"}, lambda x, y: x in (0, 19) or y in (0, 19)),
+    ],
+)
+def test_targets_stand_where_the_rules_want_them(more, is_there):
+    rules = SafariRules.from_json({**SMALL, **more})
+    for seed in range(15):
+        world, targets = draw_task(rules, random.Random(seed))
+        assert all(is_there(*place) for place, animal in world.animals.items() if animal in targets)
+
+
+PAIRS = ["red tiger", "blue lion", "green pig", "pink koala"]
+
+
+def test_what_is_left_out_is_never_seen_and_never_asked_about():
+    rules = SafariRules.from_json({**SMALL, "left_out": PAIRS, "languages": ["en"], "plain_missions": True})
+    for seed in range(15):
+        world, targets = draw_task(rules, random.Random(seed))
+        assert not {animal.name for animal in (*world.animals.values(), *targets)} & set(PAIRS)
+        rows = list(perception_rows(rules, seed, thought_form_named("tiles")))
+        said = " ".join(f"{row.mission} {row.turn.thought} {row.turn.tool_calls}" for row in rows)
+        assert rows and not [pair for pair in PAIRS if pair in said]
+
+
+def test_only_what_is_asked_for_is_a_target():
+    rules = SafariRules.from_json({**SMALL, "asked_for": PAIRS, "num_targets": [1, 1]})
+    asked = {target.name for seed in range(15) for target in draw_task(rules, random.Random(seed))[1]}
+    assert asked == set(PAIRS)
+
+
+def test_rules_that_say_nothing_leave_every_world_as_it_was():
+    """The figures and recordings of earlier versions rest on it."""
+    world, targets = draw_task(SafariRules.from_json(SMALL), random.Random(7))
+    assert sorted(world.animals.items())[:2] == [((1, 14), ("blue", "monkey")), ((5, 5), ("orange", "giraffe"))]
+    assert targets == (("green", "elephant"), ("purple", "zebra"))
+
+
 def test_most_targets_of_the_demo_suite_are_out_of_the_first_view():
     env = SafariEnv(SafariRules.from_json({**SMALL, "num_targets": [1]}))
     assert sum(env.reset(seed=seed)[1]["first_view_outside"] for seed in REPORT_SEEDS[:60]) >= 36
@@ -283,6 +328,10 @@ def test_most_targets_of_the_demo_suite_are_out_of_the_first_view():
         ({"num_targets": [0, 0, 0]}, "one to three weights"),
         ({"languages": ["en", "fr"]}, "safari.languages is 'fr'.*use one of ko, en, zh"),
         ({"ordered": 2}, "safari.ordered is 2.0, above 1: it is a share"),
+        ({"min_distance": 9, "max_distance": 8}, "use at least min_distance, 9"),
+        ({"left_out": ["tiger red"]}, "safari.left_out has 'tiger red', which is no animal.*as 'red tiger'"),
+        ({"left_out": [f"{c} {k}" for c in COLOURS for k in KINDS]}, "fewer than all 64 animals"),
+        ({"left_out": ["red tiger"], "asked_for": ["red tiger"]}, "safari.asked_for is .*use none of left_out"),
     ],
 )
 def test_rules_that_build_no_world_are_refused(values, message):
@@ -291,7 +340,7 @@ def test_rules_that_build_no_world_are_refused(values, message):
 
 
 def test_a_suite_without_worlds_says_so():
-    with pytest.raises(ValueError, match="no world with targets at least 45 tiles away"):
+    with pytest.raises(ValueError, match="no world with targets that fit the rules in 200 draws .min_distance 45"):
         make_env("safari", **SMALL, min_distance=45).reset(seed=0)
 
 

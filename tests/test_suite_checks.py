@@ -61,7 +61,11 @@ def test_what_fits_is_taken(kinds, evaluation):
         ("safari", {"world": {"plain_missions": "no"}}, "safari.plain_missions is 'no', which is not of type bool"),
         ("safari", {"world": {"ordered": float("nan")}}, "safari.ordered is nan, no number"),
         ("safari", {"world": {"num_targets": [1, -0.5]}}, "safari.num_targets is -0.5, below 0"),
-        ("safari", {"world": SMALL | {"min_distance": 45}}, "no world with targets at least 45 tiles away"),
+        (
+            "safari",
+            {"world": SMALL | {"min_distance": 45}},
+            "no world with targets that fit the rules in 200 draws .min_distance 45",
+        ),
         (
             "computer",
             {"suite": "none", "world": {"step_seconds": float("nan")}},

@@ -19,7 +19,7 @@ from qwenvl_agent.worlds.safari.env import system_prompt
 from qwenvl_agent.worlds.safari.missions import with_particles, word_target
 from qwenvl_agent.worlds.safari.render import GROUND, PLAYER, TREE, render_view, symbol_animal, view_symbols
 from qwenvl_agent.worlds.safari.thoughts import ThoughtForm
-from qwenvl_agent.worlds.safari.world import COLOURS, KINDS, VIEW, Animal, SafariRules, Tile, draw_world, view_corner
+from qwenvl_agent.worlds.safari.world import VIEW, Animal, SafariRules, Tile, draw_animal, draw_world, view_corner
 from qwenvl_agent.worlds.world import RecordedTurn
 
 QUESTIONS_PER_WORLD = 8
@@ -53,13 +53,13 @@ class View:
         return animal.name if animal else {GROUND: "free", TREE: "tree"}[self.symbol(tile)]
 
 
-def ask_list(view: View, language: str, rng: random.Random, plain: bool) -> tuple[str, str, str]:
+def ask_list(view: View, language: str, rng: random.Random, rules: SafariRules) -> tuple[str, str, str]:
     """(question, what the thought says, answer); animals row by row."""
     answer = ", ".join(f"{animal.name} {view.name(tile)}" for tile, animal in view.animals.items()) or "none"
     return QUESTIONS["list"][language], "", answer
 
 
-def ask_at(view: View, language: str, rng: random.Random, plain: bool) -> tuple[str, str, str]:
+def ask_at(view: View, language: str, rng: random.Random, rules: SafariRules) -> tuple[str, str, str]:
     """Half of the time about an animal's tile."""
     anywhere = (rng.randrange(VIEW), rng.randrange(VIEW))
     tile = rng.choice(list(view.animals)) if view.animals and rng.random() < 0.5 else anywhere
@@ -67,16 +67,17 @@ def ask_at(view: View, language: str, rng: random.Random, plain: bool) -> tuple[
     return QUESTIONS["at"][language].format(view.name(tile)), view.form.content.format(answer), answer
 
 
-def ask_where(view: View, language: str, rng: random.Random, plain: bool) -> tuple[str, str, str]:
+def ask_where(view: View, language: str, rng: random.Random, rules: SafariRules) -> tuple[str, str, str]:
     """Half of the time about an animal in view, else often about one that shares its colour or kind."""
     seen = list(view.animals.values())
-    other = Animal(rng.choice(list(COLOURS)), rng.choice(KINDS))
+    other = draw_animal(rules, rng)
     target = rng.choice(seen) if seen else other
     if rng.random() < 0.5:
         target = rng.choice((other, Animal(target.colour, other.kind), Animal(other.colour, target.kind)))
+        target = other if target.name in rules.left_out else target
     places = [view.name(tile) for tile, animal in view.animals.items() if animal == target]
     answer = f"{target.name} {' '.join(places) or view.form.target_absent}"
-    words = word_target(target, language, rng, plain)
+    words = word_target(target, language, rng, rules.plain_missions)
     return with_particles(QUESTIONS["where"][language].format(words)), view.form.target.format(answer), answer
 
 
@@ -94,7 +95,7 @@ def perception_rows(rules: SafariRules, seed: int, form: ThoughtForm) -> Iterato
         player = rng.choice(free)
         symbols = view_symbols(world, player)
         view = View(symbols, player, view_corner(player, rules.width, rules.height), form)
-        question, said, answer = rng.choice(ASKS)(view, rng.choice(rules.languages), rng, rules.plain_missions)
+        question, said, answer = rng.choice(ASKS)(view, rng.choice(rules.languages), rng, rules)
         thought = " ".join(part for part in (form.me.format(view.name(view.me)), said) if part)
         picture = Picture.from_image(render_view(symbols, rules.tile_px))
         yield RecordedTurn(

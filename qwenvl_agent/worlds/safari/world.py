@@ -4,7 +4,7 @@ x grows to the right, y downward. A seed and a `SafariRules` are a world: all ra
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Literal, NamedTuple
@@ -101,18 +101,33 @@ class SafariRules:
     """Every free tile can be reached from the start."""
     min_distance: Annotated[int, Range(0, 10**6, "no way has that length")] = 0
     """Every animal that would do stands at least this many tiles (dx + dy) from the start."""
+    max_distance: Annotated[int, Range(1, 10**6, "no way has that length")] = 10**6
+    """Every animal that would do stands at most this many tiles (dx + dy) from the start."""
     outside_first_view: Annotated[float, Range(0, 1, "it is a share")] = 0.0
     """At least this share of worlds has no animal that would do in the first view."""
+    targets_at: Literal["anywhere", "first_view", "border"] = "anywhere"
+    """Where every animal that would do stands: anywhere, in the first view, or on the outermost tiles of the world."""
+    left_out: tuple[str, ...] = ()
+    """Animals that no world holds, as "red tiger": a recording shows none of them, so that others can be unseen."""
+    asked_for: tuple[str, ...] = ()
+    """Animals that alone are asked for; none: all."""
 
     def __post_init__(self):
         object.__setattr__(self, "languages", tuple(self.languages))
         object.__setattr__(self, "num_targets", tuple(self.num_targets))
+        object.__setattr__(self, "left_out", tuple(self.left_out))
+        object.__setattr__(self, "asked_for", tuple(self.asked_for))
         check_values(self, "safari")
+        for name in ("left_out", "asked_for"):
+            check_animals(f"safari.{name}", getattr(self, name))
         free = self.width * self.height - 1
         checks = (
             (self.num_trees + self.num_animals <= free * 0.6, "num_trees", "at most 60 % of the tiles occupied"),
             (self.languages, "languages", "some of ko, en, zh"),
             (1 <= len(self.num_targets) <= 3 and sum(self.num_targets) > 0, "num_targets", "one to three weights"),
+            (self.min_distance <= self.max_distance, "max_distance", f"at least min_distance, {self.min_distance}"),
+            (len(set(self.left_out)) < NUM_ANIMALS, "left_out", f"fewer than all {NUM_ANIMALS} animals"),
+            (not set(self.asked_for) & set(self.left_out), "asked_for", "none of left_out"),
         )
         for holds, name, wanted in checks:
             if not holds:
@@ -126,6 +141,20 @@ class SafariRules:
     def from_json(cls, values: dict) -> "SafariRules":
         """Rules from JSON values; ValueError naming the nearest key for one that does not exist."""
         return build(cls, values, "safari")
+
+
+NUM_ANIMALS = len(COLOURS) * len(KINDS)
+
+
+def check_animals(path: str, names: Iterable[str]) -> None:
+    """ValueError for a name that is none of an animal's."""
+    for name in names:
+        colour, _, kind = name.partition(" ")
+        if colour not in COLOURS or kind not in KINDS:
+            raise ValueError(
+                f"{path} has {name!r}, which is no animal: nothing would be left out or asked for; write a colour and a "
+                f"kind, as 'red tiger' ({', '.join(COLOURS)}; {', '.join(KINDS)})"
+            )
 
 
 @dataclass
@@ -206,12 +235,20 @@ def draw_world(rules: SafariRules, rng: random.Random) -> World:
         drawn = connect(rules, *free, rng) if rules.connected else free
         if drawn:
             trees, places = drawn
-            animals = {place: Animal(rng.choice(list(COLOURS)), rng.choice(KINDS)) for place in places}
+            animals = {place: draw_animal(rules, rng) for place in places}
             return World(rules.width, rules.height, frozenset(trees), animals, rules.start)
     raise ValueError(
         f"{rules.num_trees} trees and {rules.num_animals} animals leave no connected {rules.width}x{rules.height} "
         "world: it cannot be built; use fewer, or connected=false"
     )
+
+
+def draw_animal(rules: SafariRules, rng: random.Random) -> Animal:
+    """Any that the rules do not leave out."""
+    while True:
+        animal = Animal(rng.choice(list(COLOURS)), rng.choice(KINDS))
+        if animal.name not in rules.left_out:
+            return animal
 
 
 def connect(
@@ -268,17 +305,41 @@ def draw_task(rules: SafariRules, rng: random.Random) -> tuple[World, tuple[Anim
         if len(candidates) >= wish[0]:
             return world, tuple(rng.sample(candidates, wish[0]))
     raise ValueError(
-        f"no world with targets at least {rules.min_distance} tiles away in {MAX_DRAWS} draws: the suite would be "
-        "empty; use more animals, a larger world, a smaller min_distance or fewer targets"
+        f"no world with targets that fit the rules in {MAX_DRAWS} draws (min_distance {rules.min_distance}, max_distance "
+        f"{rules.max_distance}, targets_at {rules.targets_at}, {len(rules.asked_for) or NUM_ANIMALS} animals to ask for): the "
+        "suite would be empty; use more animals, a larger world, weaker rules or fewer targets"
     )
 
 
 def possible_targets(rules: SafariRules, world: World, is_outside: bool) -> list[Animal]:
-    """What a mission may ask for: all that stand far enough away and, if asked, out of the first view."""
+    """What a mission may ask for: all that stand where the rules want them and, if asked, out of the first view."""
     corner = view_corner(world.start, world.width, world.height)
-    too_near = {
+    is_there = TARGET_PLACES[rules.targets_at]
+
+    def would_do(place: Tile) -> bool:
+        is_as_far = rules.min_distance <= walk(place, world.start) <= rules.max_distance
+        return is_as_far and is_there(world, place) and not (is_outside and in_view(place, corner))
+
+    unfit = {animal for place, animal in world.animals.items() if not would_do(place)}
+    asked_for = set(rules.asked_for)
+    return [
         animal
-        for place, animal in world.animals.items()
-        if walk(place, world.start) < rules.min_distance or (is_outside and in_view(place, corner))
-    }
-    return [animal for animal in dict.fromkeys(world.animals.values()) if animal not in too_near]
+        for animal in dict.fromkeys(world.animals.values())
+        if animal not in unfit and (not asked_for or animal.name in asked_for)
+    ]
+
+
+def in_first_view(world: World, place: Tile) -> bool:
+    return in_view(place, view_corner(world.start, world.width, world.height))
+
+
+def on_border(world: World, place: Tile) -> bool:
+    return place[0] in (0, world.width - 1) or place[1] in (0, world.height - 1)
+
+
+TARGET_PLACES: dict[str, Callable[[World, Tile], bool]] = {
+    "anywhere": lambda world, place: True,
+    "first_view": in_first_view,
+    "border": on_border,
+}
+"""By `SafariRules.targets_at`."""
