@@ -57,6 +57,8 @@ def test_comparison_pairs_the_seeds(tmp_path):
     third = write(tmp_path, "third", [won(seed, True) for seed in range(14, 28)])
     other = write(tmp_path, "other", [won(seed, True) for seed in range(28)], world={"width": 50})
     none = write(tmp_path, "none", [won(99, True)])
+    younger = write(tmp_path, "younger", [won(1, False)], world={**WORLD, "left_out": []})  # a rule of later, unused
+    assert compare([first, younger])["tests"][0]["num_cases"] == 1
     tests = compare([first, second, third, other, none])["tests"]
     assert (tests[0]["only_first"], tests[0]["only_second"], round(tests[0]["p_value"], 3)) == (20, 8, 0.036)
     assert tests[0]["difference"]["value"] == pytest.approx(12 / 28)

@@ -109,9 +109,8 @@ def test_all(results: Sequence[Result]) -> list[dict]:
 def paired(first: Result, other: Result) -> dict:
     """McNemar's test of `first` against `other`; `not_paired` says why there is none."""
     names = {"first": first.name, "second": other.name}
-    key = first.suite.paired_by
-    if first.about[key] != other.about[key]:
-        return {**names, "not_paired": f"another {key.replace('_', ' ')}"}
+    if first.suite.pairing(first.about) != other.suite.pairing(other.about):
+        return {**names, "not_paired": f"another {first.suite.paired_by.replace('_', ' ')}"}
     ours, theirs = first.successes, other.successes
     cases = [case for case in ours if case in theirs]
     if not cases:

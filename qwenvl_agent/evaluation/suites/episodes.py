@@ -53,6 +53,10 @@ class Episodes(Suite):
     def case_of(self, record: EpisodeRecord) -> str:
         return str(record.seed)
 
+    def pairing(self, about: dict) -> object:
+        """All rules, as the world has them: one that is younger than a result had its default."""
+        return dict(self.world.rules)
+
     def outcome(self, record: EpisodeRecord) -> str:
         return self.world.outcome(record)
 

@@ -142,6 +142,10 @@ class Suite:
         """The case's name, by which two results find the same one."""
         raise NotImplementedError
 
+    def pairing(self, about: dict) -> object:
+        """What a result must share with another to be tested against it."""
+        return about[self.paired_by]
+
     def outcome(self, record) -> str:
         """One of `outcomes`."""
         raise NotImplementedError
