@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from qwenvl_agent.worlds.safari.world import COLOURS, KINDS, SPRITES, VIEW, Animal, Tile, World, view_corner
 
-SHEET_PATH = Path(__file__).parents[2] / "assets" / "sprites.png"
+SHEET_PATH = Path(__file__).parents[2] / "assets" / "sprites" / "noto.png"
 CELL_PX = 96
 """Side of one sprite in the sheet."""
 
