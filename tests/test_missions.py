@@ -9,8 +9,7 @@ import pytest
 from qwenvl_agent.worlds.safari.missions import (
     COLOUR_WORDS,
     KIND_WORDS,
-    PHRASES,
-    SENTENCES,
+    PHRASINGS,
     read_mission,
     resolve_target,
     with_particles,
@@ -19,6 +18,7 @@ from qwenvl_agent.worlds.safari.missions import (
 from qwenvl_agent.worlds.safari.world import COLOURS, KINDS, Animal
 
 LANGUAGES = ("ko", "en", "zh")
+PHRASES = {lang: [p for _, tables in PHRASINGS.values() for t in tables for p in t[lang]] for lang in LANGUAGES}
 ANIMALS = [Animal(colour, kind) for colour in COLOURS for kind in KINDS]
 
 
@@ -27,11 +27,12 @@ def test_every_wording_of_every_target_is_understood(language):
     """Alone and in every sentence for one target."""
     colours, kinds = COLOUR_WORDS[language], KIND_WORDS[language]
     assert list(colours) == list(COLOURS) and list(kinds) == list(KINDS)
-    for animal, phrase in product(ANIMALS, PHRASES[language]):
+    sentences = {s for tables, _ in PHRASINGS.values() for table in tables for s in table[language][1, False]}
+    for animal, phrase in product(ANIMALS, dict.fromkeys(PHRASES[language])):
         for colour, kind in product(colours[animal.colour], kinds[animal.kind]):
             wording = phrase.format(colour=colour, kind=kind)
             assert resolve_target(wording) == animal, wording
-            for sentence in SENTENCES[language][1, False]:
+            for sentence in sentences:
                 mission = read_mission(with_particles(sentence.format(wording)))
                 assert (mission.targets, mission.wordings) == ((animal,), (wording,)), mission.text
 
@@ -40,10 +41,11 @@ def test_every_wording_of_every_target_is_understood(language):
 @pytest.mark.parametrize("num_targets", [1, 2, 3])
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("plain", [False, True])
-def test_a_mission_is_read_as_it_was_written(language, num_targets, ordered, plain):
+@pytest.mark.parametrize("phrasing", PHRASINGS)
+def test_a_mission_is_read_as_it_was_written(language, num_targets, ordered, plain, phrasing):
     rng = random.Random(f"{language} {num_targets} {ordered}")
     for _ in range(60):
-        mission = write_mission(tuple(rng.sample(ANIMALS, num_targets)), ordered, language, rng, plain)
+        mission = write_mission(tuple(rng.sample(ANIMALS, num_targets)), ordered, language, rng, plain, phrasing)
         assert read_mission(mission.text) == mission
         assert mission.ordered == (ordered and num_targets > 1)
         assert all(wording in mission.text for wording in mission.wordings)
@@ -63,6 +65,25 @@ def test_a_mission_is_read_as_it_was_written(language, num_targets, ordered, pla
 def test_plain_missions(language, ordered, text):
     targets = (Animal("red", "tiger"), Animal("blue", "giraffe"))
     assert write_mission(targets, ordered, language, random.Random(0), plain=True).text == text
+
+
+def test_held_out_phrasings_are_in_no_other_set():
+    def forms(phrasing, kind):
+        tables = PHRASINGS[phrasing][kind]
+        by_key = [table[language] for table in tables for language in LANGUAGES]
+        groups = [group for table in by_key for group in (table.values() if isinstance(table, dict) else [table])]
+        return {form for group in groups for form in group}
+
+    for kind in (0, 1):
+        held_out, usual, more = (forms(phrasing, kind) for phrasing in ("held_out", "usual", "more"))
+        assert held_out and not held_out & more and usual < more
+
+
+def test_a_plain_mission_has_plain_words_in_any_sentence():
+    rng, target = random.Random(0), (Animal("cyan", "pig"),)
+    missions = [write_mission(target, False, "en", rng, plain=True, phrasing="held_out") for _ in range(60)]
+    assert {mission.wordings for mission in missions} == {("cyan pig",)}
+    assert len({mission.text for mission in missions}) == 4
 
 
 def test_the_recorded_missions():

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwenvl_agent.settings_reference import tables_of
 from qwenvl_agent.worlds.recording import png_bytes
+from qwenvl_agent.worlds.safari import SafariEnv
 from qwenvl_agent.worlds.safari.render import (
     GROUND,
     NUM_SYMBOLS,
@@ -20,7 +22,8 @@ from qwenvl_agent.worlds.safari.render import (
     tile_pictures,
     view_symbols,
 )
-from qwenvl_agent.worlds.safari.world import COLOURS, KINDS, Animal, World
+from qwenvl_agent.worlds.safari.sprites import SHEETS
+from qwenvl_agent.worlds.safari.world import COLOURS, KINDS, Animal, SafariRules, World
 
 RED_TIGER, RED_LION = Animal("red", "tiger"), Animal("red", "lion")
 
@@ -37,6 +40,52 @@ def test_what_is_drawn_is_read_back(tile_px):
         assert (picture.mode, picture.size) == ("RGB", (10 * tile_px, 10 * tile_px))
         assert (read_view(picture) == symbols).all()
     assert len({tile.tobytes() for tile in tile_pictures(tile_px)}) == NUM_SYMBOLS == 75
+
+
+@pytest.mark.parametrize("sheet", SHEETS)
+@pytest.mark.parametrize("tile_px", [8, 24, 48])
+def test_every_sheet_is_read_back_and_taken_for_no_other(sheet, tile_px):
+    symbols = np.arange(100).reshape(10, 10).astype(np.uint8) % NUM_SYMBOLS
+    picture = render_view(symbols, tile_px, sheet)
+    assert (read_view(picture, sheet) == symbols).all()
+    for other in SHEETS.keys() - {sheet}:
+        with pytest.raises(ValueError, match=f"rendered here with the sprites '{other}'"):
+            read_view(picture, other)
+
+
+def test_a_sheet_of_ones_own_is_drawn_from(tmp_path):
+    """One with cells of another size, in which every picture is turned."""
+    own = str(tmp_path / "own.png")
+    with Image.open(SHEETS["noto"]) as sheet:
+        sheet.transpose(Image.Transpose.FLIP_TOP_BOTTOM).resize((9 * 40, 40)).save(own)
+    env = SafariEnv(SafariRules(sprites=own, tile_px=32, num_targets=[1]))
+    observation, _ = env.reset(seed=1)
+    assert (read_view(observation.pictures[0].open(), own) == env.view()).all()
+    assert observation.pictures[0].open() != render_view(env.view(), 32)
+
+
+@pytest.mark.parametrize(
+    ("size", "colour", "message"),
+    [
+        (None, None, r"own.png.*No such file.* no animal can be drawn"),
+        ((96, 96), None, r"96x96 px is no row of 9 square cells \(tree, tiger"),
+        ((90, 10), None, "at 48 px a tile some things look exactly alike"),
+    ],
+)
+def test_a_sheet_that_cannot_be_read_back_is_refused(tmp_path, size, colour, message):
+    own = tmp_path / "own.png"
+    if size:
+        Image.new("RGBA", size, colour).save(own)
+    with pytest.raises(ValueError, match=message):
+        tile_pictures(48, str(own))
+
+
+def test_rules_name_the_sheets_that_there_are():
+    with pytest.raises(
+        ValueError, match="sprites 'apple': no such sheet is shipped, .* fluent, noto, noto_mono, twemoji"
+    ):
+        SafariRules(sprites="apple")
+    assert all(name in tables_of(SafariRules) for name in SHEETS)
 
 
 def test_the_recorded_look():

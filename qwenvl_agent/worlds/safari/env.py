@@ -87,7 +87,8 @@ class SafariEnv:
         rules = self.rules
         self.world, targets = draw_task(rules, rng)
         ordered = rng.random() < rules.ordered
-        self.mission = write_mission(targets, ordered, rng.choice(rules.languages), rng, rules.plain_missions)
+        language = rng.choice(rules.languages)
+        self.mission = write_mission(targets, ordered, language, rng, rules.plain_missions, rules.phrasing)
         self.player = self.world.start
         self.notepad = ""
         self.last: str | None = NOTHING_YET if rules.tell_last else None
@@ -169,7 +170,7 @@ class SafariEnv:
         return self.observation(), float(info["success"]), terminated, truncated, info
 
     def observation(self) -> Observation:
-        picture = render_view(self.view(), self.rules.tile_px)
+        picture = render_view(self.view(), self.rules.tile_px, self.rules.sprites)
         step = min(self.turn + 1, self.rules.max_turns)  # after the last turn there is no further step
         found = ", ".join(self.declared)
         parts = (self.mission.text, step, self.rules.max_turns, self.player, found, self.notepad, self.last)

@@ -7,9 +7,17 @@ so what can be written can be read, and one lexicon serves the mission, `declare
 import random
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from qwenvl_agent.worlds.safari.phrasings import (
+    HELD_OUT,
+    HELD_OUT_PHRASES,
+    MORE,
+    MORE_PHRASES,
+    Phrases,
+    Sentences,
+)
 from qwenvl_agent.worlds.safari.world import Animal
 
 # The first word is the one that plain missions use.
@@ -80,14 +88,14 @@ KIND_WORDS: Words = {
         "koala": ("考拉", "树袋熊", "无尾熊"),
     },
 }
-PHRASES = {
+PHRASES: Phrases = {
     "ko": ("{colour} {kind}", "{colour} 배경의 {kind}", "{colour} 바탕의 {kind}"),
     "en": ("{colour} {kind}", "{kind} on a {colour} background", "{kind} on the {colour} background"),
     "zh": ("{colour}{kind}", "{colour}的{kind}", "{colour}背景的{kind}"),
 }
 
 # By language, number of targets and whether the order is given. [을] and [과] take the form that the sound before needs.
-SENTENCES = {
+SENTENCES: Sentences = {
     "ko": {
         (1, False): ("{0}[을] 잡아줘", "{0}[을] 찾아줘", "{0}[을] 찾아라.", "{0} 어디 있어? 찾아 줘!"),
         (2, False): ("{0}[과] {1}[을] 잡아줘", "{0}, {1}[을] 모두 찾아줘"),
@@ -110,8 +118,17 @@ SENTENCES = {
         (3, True): ("先找到{0}，再找到{1}，最后找到{2}", "首先抓住{0}，然后{1}，最后{2}。"),
     },
 }
-ORDER_WORDS = re.compile(r"\b(?:first|then|after that|next)\b|먼저|그\s?다음|순서|先|再|然后", re.IGNORECASE)
-PARTICLES = {"을": ("을", "를"), "과": ("과", "와"), "이": ("이", "가")}
+PHRASINGS: dict[str, tuple[tuple[Sentences, ...], tuple[Phrases, ...]]] = {
+    "usual": ((SENTENCES,), (PHRASES,)),
+    "more": ((SENTENCES, MORE), (PHRASES, MORE_PHRASES)),
+    "held_out": ((HELD_OUT,), (HELD_OUT_PHRASES,)),
+}
+"""Sentences and phrases of a target, by the rule `phrasing`."""
+ORDER_WORDS = re.compile(
+    r"\b(?:first|then|after that|next|in th(?:is|at) order|start with)\b|먼저|그\s?다음|순서|차례|나중에|끝으로|先|再|然后|顺序|接着",
+    re.IGNORECASE,
+)
+PARTICLES = {"을": ("을", "를"), "과": ("과", "와"), "이": ("이", "가"), "은": ("은", "는")}
 """After a consonant, after a vowel."""
 
 
@@ -136,10 +153,10 @@ def _target_pattern() -> str:
     zh_colour, zh_kind = _choice(COLOUR_WORDS["zh"]), _choice(KIND_WORDS["zh"])
     return "|".join(
         (
-            rf"{ko_colour}\s*(?:(?:배경|바탕)(?:의|에)?\s*(?:있는\s*)?)?{ko_kind}",
+            rf"{ko_colour}\s*(?:(?:배경|바탕|칸)(?:의|에)?\s*(?:있는\s*)?)?{ko_kind}",
             rf"\b{en_colour}[\s-]+(?:background\s+)?{en_kind}\b",
-            rf"\b{en_kind}\s+(?:on|with)\s+(?:an?|the)?\s*{en_colour}(?:\s+background)?\b",
-            rf"{zh_colour}\s*(?:背景)?\s*的?\s*{zh_kind}",
+            rf"\b{en_kind}\s+(?:on|with|in)\s+(?:an?|the)?\s*{en_colour}(?:\s+(?:background|tile|square))?\b",
+            rf"{zh_colour}\s*(?:(?:背景|格子|方块)[上里]?)?\s*的?\s*{zh_kind}",
         )
     )
 
@@ -162,24 +179,33 @@ class Mission:
 
 
 def write_mission(
-    targets: tuple[Animal, ...], ordered: bool, language: str, rng: random.Random, plain: bool = False
+    targets: tuple[Animal, ...],
+    ordered: bool,
+    language: str,
+    rng: random.Random,
+    plain: bool = False,
+    phrasing: str = "usual",
 ) -> Mission:
-    """A mission for these targets; `plain` takes the first phrasing and the first words."""
+    """A mission for these targets in one of PHRASINGS.
+
+    `plain` takes each language's first words for a target, and of the usual phrasing its first sentence.
+    """
     ordered = ordered and len(targets) > 1
-    wordings = tuple(word_target(target, language, rng, plain) for target in targets)
-    sentences = SENTENCES[language][len(targets), ordered]
-    text = with_particles(_pick(sentences, rng, plain).format(*wordings))
-    return Mission(text, tuple(targets), wordings, ordered)
+    wordings = tuple(word_target(target, language, rng, plain, phrasing) for target in targets)
+    sentences = [form for table in PHRASINGS[phrasing][0] for form in table[language][len(targets), ordered]]
+    sentence = _pick(sentences, rng, plain and phrasing == "usual")
+    return Mission(with_particles(sentence.format(*wordings)), tuple(targets), wordings, ordered)
 
 
-def word_target(target: Animal, language: str, rng: random.Random, plain: bool = False) -> str:
-    """Words for a target, as a mission would name it."""
+def word_target(target: Animal, language: str, rng: random.Random, plain: bool = False, phrasing: str = "usual") -> str:
+    """Words for a target, as a mission of that phrasing would name it."""
     colour = _pick(COLOUR_WORDS[language][target.colour], rng, plain)
     kind = _pick(KIND_WORDS[language][target.kind], rng, plain)
-    return _pick(PHRASES[language], rng, plain).format(colour=colour, kind=kind)
+    phrases = PHRASES[language] if plain else [form for table in PHRASINGS[phrasing][1] for form in table[language]]
+    return _pick(phrases, rng, plain).format(colour=colour, kind=kind)
 
 
-def _pick(forms: tuple[str, ...], rng: random.Random, plain: bool) -> str:
+def _pick(forms: Sequence[str], rng: random.Random, plain: bool) -> str:
     return forms[0] if plain else rng.choice(forms)
 
 

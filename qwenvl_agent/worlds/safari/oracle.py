@@ -73,7 +73,7 @@ class SafariOracle:
 
     def turn_on(self, request: Request) -> Turn:
         observation = request.observation
-        return self.turn(read_view(observation.pictures[0].open()), observation.text)
+        return self.turn(read_view(observation.pictures[0].open(), self.rules.sprites), observation.text)
 
     def turn(self, symbols: np.ndarray, text: str) -> Turn:
         """The turn for a (10, 10) view and a context text."""

@@ -97,7 +97,7 @@ def perception_rows(rules: SafariRules, seed: int, form: ThoughtForm) -> Iterato
         view = View(symbols, player, view_corner(player, rules.width, rules.height), form)
         question, said, answer = rng.choice(ASKS)(view, rng.choice(rules.languages), rng, rules)
         thought = " ".join(part for part in (form.me.format(view.name(view.me)), said) if part)
-        picture = Picture.from_image(render_view(symbols, rules.tile_px))
+        picture = Picture.from_image(render_view(symbols, rules.tile_px, rules.sprites))
         yield RecordedTurn(
             episode_id=f"{seed:08x}",
             mission=question,

@@ -1,20 +1,17 @@
 """The picture of a view, and the way back: both go through the same table of tiles, so reading is exact.
 
-A view is a (10, 10) array of symbols, row first. 75 symbols, hence 75 tile pictures a size, drawn once: ground, tree,
-64 animals, and the player on bare ground or on an animal's colour (the disc hides the kind, not the colour).
+A view is a (10, 10) array of symbols, row first. 75 symbols, hence 75 tile pictures of each size and sprite sheet, drawn
+once: ground, tree, 64 animals, and the player on bare ground or on an animal's colour (the disc hides the kind, not the
+colour).
 """
 
-from functools import cache
-from pathlib import Path
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from qwenvl_agent.worlds.safari.sprites import USUAL_SHEET, load_sheet
 from qwenvl_agent.worlds.safari.world import COLOURS, KINDS, SPRITES, VIEW, Animal, Tile, World, view_corner
-
-SHEET_PATH = Path(__file__).parents[2] / "assets" / "sprites" / "noto.png"
-CELL_PX = 96
-"""Side of one sprite in the sheet."""
 
 GROUND_RGB = "#FFFFFF"
 LINE_RGB = "#F0F0F0"
@@ -23,6 +20,8 @@ SPRITE_SHARE = 0.8
 """Of a tile's side."""
 SUPERSAMPLE = 8
 """The player is drawn this much larger, then reduced."""
+MAX_KNOWN_TILES = 64
+"""Sizes and sheets whose tiles are kept: 150 KB at 16 px, 900 KB at 64, each twice."""
 
 GROUND, TREE = 0, 1
 FIRST_ANIMAL = 2
@@ -66,27 +65,29 @@ def view_symbols(world: World, player: Tile) -> np.ndarray:
     return symbols
 
 
-@cache
-def tile_pictures(tile_px: int) -> np.ndarray:
-    """(75, T, T, 3) uint8: the picture of every symbol at one tile size."""
-    sprites = load_sprites(tile_px)
+@lru_cache(maxsize=MAX_KNOWN_TILES)
+def tile_pictures(tile_px: int, sheet: str = USUAL_SHEET) -> np.ndarray:
+    """(75, T, T, 3) uint8: the picture of every symbol at one tile size; ValueError if two of them look alike."""
+    sprites = load_sprites(tile_px, sheet)
     tiles = [ground_tile(tile_px), with_sprite(ground_tile(tile_px), sprites["tree"])]
     for kind in KINDS:
         tiles += [with_sprite(Image.new("RGB", (tile_px, tile_px), rgb), sprites[kind]) for rgb in COLOURS.values()]
     tiles.append(with_player(ground_tile(tile_px)))
     tiles += [with_player(Image.new("RGB", (tile_px, tile_px), rgb)) for rgb in COLOURS.values()]
     assert len(tiles) == NUM_SYMBOLS
+    if len({tile.tobytes() for tile in tiles}) < NUM_SYMBOLS:
+        raise ValueError(
+            f"sprites {sheet!r}: at {tile_px} px a tile some things look exactly alike, so no view could be read; use larger "
+            "tiles or a sheet with nine different pictures"
+        )
     return np.stack([np.asarray(tile) for tile in tiles])
 
 
-def load_sprites(tile_px: int) -> dict[str, Image.Image]:
+def load_sprites(tile_px: int, sheet: str) -> dict[str, Image.Image]:
     """The sheet's pictures, reduced to their share of a tile."""
     side = round(tile_px * SPRITE_SHARE)
-    with Image.open(SHEET_PATH) as sheet:
-        cells = [sheet.crop((i * CELL_PX, 0, (i + 1) * CELL_PX, CELL_PX)) for i in range(len(SPRITES))]
-    return {
-        name: cell.resize((side, side), Image.Resampling.LANCZOS) for name, cell in zip(SPRITES, cells, strict=True)
-    }
+    cells = load_sheet(sheet, tuple(SPRITES))
+    return {name: cell.resize((side, side), Image.Resampling.LANCZOS) for name, cell in cells.items()}
 
 
 def ground_tile(tile_px: int) -> Image.Image:
@@ -118,20 +119,20 @@ def with_player(tile: Image.Image) -> Image.Image:
     return tile
 
 
-def render_view(symbols: np.ndarray, tile_px: int) -> Image.Image:
+def render_view(symbols: np.ndarray, tile_px: int, sheet: str = USUAL_SHEET) -> Image.Image:
     """The picture of a (10, 10) view, RGB, 10 tiles of `tile_px` a side."""
-    tiles = tile_pictures(tile_px)[symbols]  # (rows, columns, T, T, 3)
+    tiles = tile_pictures(tile_px, sheet)[symbols]  # (rows, columns, T, T, 3)
     side = VIEW * tile_px
     return Image.fromarray(tiles.swapaxes(1, 2).reshape(side, side, 3))
 
 
-@cache
-def _symbol_of_tile(tile_px: int) -> dict[bytes, int]:
-    return {tile.tobytes(): symbol for symbol, tile in enumerate(tile_pictures(tile_px))}
+@lru_cache(maxsize=MAX_KNOWN_TILES)
+def _symbol_of_tile(tile_px: int, sheet: str) -> dict[bytes, int]:
+    return {tile.tobytes(): symbol for symbol, tile in enumerate(tile_pictures(tile_px, sheet))}
 
 
-def read_view(picture: Image.Image) -> np.ndarray:
-    """The (10, 10) symbols of a rendered picture, exactly; ValueError for a picture that was not drawn here."""
+def read_view(picture: Image.Image, sheet: str = USUAL_SHEET) -> np.ndarray:
+    """The (10, 10) symbols of a picture that was rendered with this sheet, exactly; ValueError for any other picture."""
     tile_px, rest = divmod(picture.width, VIEW)
     if rest or picture.height != picture.width:
         raise ValueError(
@@ -139,12 +140,12 @@ def read_view(picture: Image.Image) -> np.ndarray:
             "give a rendered safari view"
         )
     pixels = np.asarray(picture.convert("RGB")).reshape(VIEW, tile_px, VIEW, tile_px, 3).swapaxes(1, 2)
-    symbol_of = _symbol_of_tile(tile_px)
+    symbol_of = _symbol_of_tile(tile_px, sheet)
     symbols = np.zeros((VIEW, VIEW), dtype=np.uint8)
     for row, column in np.ndindex(VIEW, VIEW):
         symbol = symbol_of.get(pixels[row, column].tobytes())
         if symbol is None:
-            symbol = nearest_symbol(pixels[row, column])
+            symbol = nearest_symbol(pixels[row, column], sheet)
         symbols[row, column] = symbol
     return symbols
 
@@ -153,14 +154,14 @@ MAX_TILE_DIFFERENCE = 8.0
 """Mean difference of a pixel's channel up to which a tile still counts as read: another Pillow smooths differently."""
 
 
-def nearest_symbol(tile: np.ndarray) -> int:
+def nearest_symbol(tile: np.ndarray, sheet: str = USUAL_SHEET) -> int:
     """The symbol whose picture is nearest to a (T, T, 3) tile; ValueError if none is near."""
-    pictures = tile_pictures(len(tile)).astype(np.int16)
+    pictures = tile_pictures(len(tile), sheet).astype(np.int16)
     difference = np.abs(pictures - tile.astype(np.int16)).mean(axis=(1, 2, 3))
     symbol = int(difference.argmin())
     if difference[symbol] > MAX_TILE_DIFFERENCE:
         raise ValueError(
             f"a tile differs from every known tile by {difference[symbol]:.1f} a channel: the view cannot be read; "
-            "give a picture that was rendered here and saved without loss"
+            f"give a picture that was rendered here with the sprites {sheet!r} and saved without loss"
         )
     return symbol

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Annotated, Literal, NamedTuple
 
 from qwenvl_agent.settings import Range, build, check_values
+from qwenvl_agent.worlds.safari.sprites import USUAL_SHEET, load_sheet
 
 VIEW = 10
 """The player sees VIEW x VIEW tiles."""
@@ -90,13 +91,18 @@ class SafariRules:
     languages: tuple[Literal["ko", "en", "zh"], ...] = ("ko", "en", "zh")
     """Of the missions."""
     plain_missions: bool = False
-    """Only each language's first phrasing and first words: for models that start from random weights."""
+    """Only each language's first words, and of the usual phrasing its first sentence: for models that start from random
+    weights."""
+    phrasing: Literal["usual", "more", "held_out"] = "usual"
+    """Which sentences: usual; more, which has them and others; held_out, which shares none with these, to evaluate on."""
     num_targets: Annotated[tuple[float, ...], Range(0, 1e9, "missions are drawn by it")] = (0.6, 0.25, 0.15)
     """Weights of missions with 1, 2, 3 targets."""
     ordered: Annotated[float, Range(0, 1, "it is a share")] = 0.5
     """Share of the missions with several targets in which the order is given."""
     tile_px: Annotated[int, Range(8, 1024, "no picture has such tiles")] = 48
     """Side of a tile in the picture."""
+    sprites: str = USUAL_SHEET
+    """Whose emoji are drawn: noto, noto_mono, twemoji, fluent, or the path of a sheet (scripts/build_sprites.py)."""
     connected: bool = True
     """Every free tile can be reached from the start."""
     min_distance: Annotated[int, Range(0, 10**6, "no way has that length")] = 0
@@ -120,6 +126,8 @@ class SafariRules:
         check_values(self, "safari")
         for name in ("left_out", "asked_for"):
             check_animals(f"safari.{name}", getattr(self, name))
+        if self.sprites != USUAL_SHEET:
+            load_sheet(self.sprites, tuple(SPRITES))
         free = self.width * self.height - 1
         checks = (
             (self.num_trees + self.num_animals <= free * 0.6, "num_trees", "at most 60 % of the tiles occupied"),
