@@ -1,4 +1,4 @@
-"""What the context tells of the turn before, other states for the oracle to be recorded in, and how missions are lost."""
+"""What the context tells of the turn before, and other states for the oracle to be recorded in."""
 
 import hashlib
 import json
@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 
 from qwenvl_agent.cli import record
-from qwenvl_agent.records import EpisodeRecord, StepRecord
 from qwenvl_agent.schema import ToolCall, ToolResult, Turn
 from qwenvl_agent.worlds import make_world
 from qwenvl_agent.worlds.recording import encode, record_episode
@@ -220,34 +219,6 @@ def test_no_history_reaches_over_a_reset():
     turns, counts = record_episode(world, 2, TEACHER, 0.0, resets=0.5)
     gaps = sum(b.turn_index - a.turn_index - 1 for a, b in zip(turns, turns[1:], strict=False))
     assert counts["reset_states"] - 1 <= gaps <= counts["reset_states"] and gaps > 0
-
-
-# how missions are lost
-
-
-def lost(*places: tuple[int, int], **values) -> EpisodeRecord:
-    steps = [StepRecord(context=context_text("Find it.", i + 1, 40, place, "", "")) for i, place in enumerate(places)]
-    return EpisodeRecord(seed=0, steps=steps, turns=len(steps), **{"end_reason": "max_turns", **values})
-
-
-@pytest.mark.parametrize(
-    ("record", "outcome"),
-    [
-        (lost(*[(1, 1)] * 3, *[(5, 5)] * 10), "stands_still"),
-        (lost(*[(5, 5), (6, 5)] * 6), "to_and_fro"),
-        (lost(*[(5, y % 5) for y in range(12)]), "to_and_fro"),
-        (lost(*[(5, y % 6) for y in range(12)]), "walks_about"),
-        (lost((5, 5), end_reason="done"), "done_early"),
-        (lost((5, 5), end_reason="done", harm=["red pig"]), "done_harm"),
-        (lost(*[(5, 5)] * 12, harm=["red pig"]), "done_harm"),
-        (lost((5, 5), end_reason="parse_abort"), "parse_abort"),
-        (lost((5, 5), end_reason="done", success=True), "done_ok"),
-    ],
-)
-def test_a_lost_mission_is_classed_by_its_last_turns(record, outcome):
-    world = make_world("safari", SMALL)
-    assert world.outcome(record) == outcome
-    assert outcome in world.labels.outcomes or outcome == "parse_abort"
 
 
 def test_tiles_are_named_in_the_view_that_is_shown():

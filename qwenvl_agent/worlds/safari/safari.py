@@ -11,6 +11,7 @@ from qwenvl_agent.json_input import Reject
 from qwenvl_agent.picture_store import PictureFolder
 from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import Env, Policy, Tool, Turn
+from qwenvl_agent.statistics import wilson
 from qwenvl_agent.worlds.recording import RecordedRow
 from qwenvl_agent.worlds.safari import diagnosis, failures, judge
 from qwenvl_agent.worlds.safari.baselines import NoisyOracle, RandomAgent, random_move
@@ -23,17 +24,22 @@ from qwenvl_agent.worlds.safari.states import draw_state
 from qwenvl_agent.worlds.safari.thoughts import thought_form_named
 from qwenvl_agent.worlds.safari.tools import TOOLS
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, SafariRules
-from qwenvl_agent.worlds.world import Counterfactual, DrawnState, Labels, RecordedTurn, SeedSets, World
+from qwenvl_agent.worlds.world import Counterfactual, DrawnState, Labels, Metrics, RecordedTurn, SeedSets, World
 
 ORACLE_SETTINGS = ("max_path", "max_final_path", "thought_form", "waypoints")
 LABELS = Labels(
     goals="targets found",
     success="declare_done called, every target found, nothing declared falsely",
     harm="false declarations",
+    metrics={
+        "stand_still_rate": (
+            "stand-stills",
+            f"share of the episodes with {failures.STILL_TURNS} turns in a row that changed nothing but notes",
+        )
+    },
     outcomes={
         "done_ok": "all found and done",
         "done_early": "declared done too early",
-        "done_harm": "declared something falsely",
         **failures.OUTCOMES,
     },
     refusals=judge.REFUSALS,
@@ -123,8 +129,11 @@ class Safari(World):
     def outcome(self, record: EpisodeRecord) -> str:
         outcome = super().outcome(record)
         if record.harm:
-            return "done_harm"
-        return failures.way_lost(record) if outcome == "max_turns" and record.steps else outcome
+            return failures.false_declaration(self.settings, record)
+        return failures.way_lost(self.settings, record) if outcome == "max_turns" and record.steps else outcome
+
+    def metrics(self, records: Sequence[EpisodeRecord]) -> Metrics:
+        return {"stand_still_rate": wilson(sum(map(failures.has_stand_still, records)), len(records))}
 
     def counterfactuals(self) -> Mapping[str, Counterfactual]:
         return {
