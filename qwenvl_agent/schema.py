@@ -6,6 +6,7 @@ anyway), escapes the spellings of control tokens in text that the model reads (`
 the model is to write (`check_written`), because there an escaped spelling would be taught.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -278,11 +279,17 @@ class Request:
     observation: Observation
     asks_for_thought: bool = True
     """Whether the format's words about the thought follow the system prompt; not where that is a user's own."""
+    draw: str = field(default="", compare=False)
+    """No part of the prompt: what a policy that draws answers draws this one by, if it draws each by itself."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "system_prompt", clean(self.system_prompt))
         object.__setattr__(self, "tools", tuple(self.tools))
         object.__setattr__(self, "history", tuple(self.history))
+
+    def draw_number(self, seed: int) -> int:
+        """What to draw the answer by under this seed, in the 31 bits that every server takes."""
+        return int.from_bytes(hashlib.sha256(f"{seed} {self.draw}".encode()).digest()[:4], "big") >> 1
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from tiny_run import save_tiny_checkpoint
 from qwenvl_agent.config import ModelConfig, PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.formats import FORMATS
-from qwenvl_agent.inference.decoding import RoomyLayer, cast_weights, count_shared, decode, share_prefix
+from qwenvl_agent.inference.decoding import RoomyLayer, cast_weights, choose, count_shared, decode, share_prefix
 from qwenvl_agent.model.build import build_model, build_processor
 from qwenvl_agent.model.call import model_inputs
 from qwenvl_agent.schema import Observation, Picture, Request, Tool
@@ -92,7 +92,7 @@ def test_the_batch_ends_with_its_last_row(model, collator, one_by_one, monkeypat
     """Also when the rows that ended before have not left."""
     monkeypatch.setattr("qwenvl_agent.inference.decoding.LEAVE_BELOW", 0.0)
     ends = iter([[7, 1, 1], [1, 7, 1], [2, 2, 7], [3, 3, 3]])  # rows 0, 1, 2 end one after another
-    monkeypatch.setattr("qwenvl_agent.inference.decoding.choose", lambda logits, _: torch.tensor(next(ends)))
+    monkeypatch.setattr("qwenvl_agent.inference.decoding.choose", lambda logits, *_: torch.tensor(next(ends)))
     made = decode(model, inputs_of(collator, REQUESTS[:3]), end_id=7, max_new_tokens=NUM_TOKENS)
     assert made == [[7], [1, 7], [1, 1, 7]]
 
@@ -157,3 +157,20 @@ def test_under_autocast_keys_are_kept_as_attention_takes_them(base, collator):
 def test_without_autocast_no_weight_is_cast(model):
     with cast_weights(model):
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_row_with_a_draw_of_its_own_writes_the_same_alone_and_in_any_batch(model, collator):
+    draws, settings = [5, 6, 7, 5, 9], {"end_id": -1, "max_new_tokens": NUM_TOKENS, "temperature": 0.7}
+    alone = [
+        decode(model, inputs_of(collator, [one]), draws=[draw], **settings)[0]
+        for one, draw in zip(REQUESTS, draws, strict=True)
+    ]
+    assert decode(model, inputs_of(collator, REQUESTS), draws=draws, **settings) == alone
+    assert decode(model, inputs_of(collator, REQUESTS), draws=[8, *draws[1:]], **settings)[1:] == alone[1:]
+    assert decode(model, inputs_of(collator, REQUESTS[:1]), draws=[8], **settings) != alone[:1]
+
+
+def test_a_number_cuts_the_distribution():
+    shares = torch.tensor([[0.0, 0.25, 0.0, 0.75]])
+    cuts = [choose(shares.log(), 1.0, [number]).item() for number in (0.0, 0.2, 0.26, 1 - 1e-16)]
+    assert cuts == [1, 1, 3, 3]

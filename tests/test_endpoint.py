@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -204,6 +205,10 @@ def test_what_a_request_asks_for(collator):
     assert server.headers[0]["Authorization"] == "Bearer k"
     _, server = act(collator, [request_of()] * 3, temperature=0.7, seed=5, batch_size=1)
     assert [(body["temperature"], body["seed"]) for body in server.bodies] == [(0.7, 6), (0.7, 7), (0.7, 8)]
+    drawn = [replace(request_of(), draw=draw) for draw in ("0/0", "0/1", "0/0")]
+    _, server = act(collator, drawn, temperature=0.7, seed=5, batch_size=1, draws_each=True)
+    seeds = [body["seed"] for body in server.bodies]
+    assert seeds[0] == seeds[2] == drawn[0].draw_number(5) != seeds[1] and max(seeds) < 2**31
 
 
 def test_white_pictures_if_asked_for(collator):

@@ -1,5 +1,7 @@
 """A real (random, tiny) Qwen3-VL behind the policy."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -85,6 +87,15 @@ def test_sampling_is_repeatable_and_leaves_training_alone(parts):
         assert any(p.requires_grad for p in model.parameters()) and all(p.grad is None for p in model.parameters())
     finally:
         model.eval()
+
+
+def test_answers_drawn_each_by_itself_do_not_depend_on_the_batch(parts):
+    asked = [replace(one, draw=f"{i}/0") for i, one in enumerate(REQUESTS)]
+    policy = build_policy(parts, temperature=2.0, draws_each=True)
+    texts = [answer.text for answer in policy.act(asked)]
+    assert [policy.act([one])[0].text for one in asked] == texts  # and not on what was asked before
+    assert build_policy(parts, temperature=2.0, draws_each=True, seed=1).act(asked)[0].text != texts[0]
+    assert policy.act([replace(asked[0], draw="0/1")])[0].text != texts[0]
 
 
 def test_blank_pictures_are_white_and_of_the_same_size():

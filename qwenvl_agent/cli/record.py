@@ -5,12 +5,18 @@
     qwenvl-agent record --set rules=catch --out generated/safari --episodes 3000 --workers 8
     qwenvl-agent record --world path/to/world.py:make_world --out generated/mine --episodes 1000
     qwenvl-agent record --task perception --out generated/perception --episodes 5000
+    qwenvl-agent record --run runs/safari_tiny --out generated/own --episodes 1000 --oracle max_path=4
 
 The world is --world, else the config's (eval.suite, if that is a world), else safari. Episode i plays the world of seed
 `seed-start + i`. With --noise p, random turns are played between the oracle's own, which alone are recorded, so the data
 holds states that the oracle would never reach. With --resets p it is put into another state before that share of its turns,
 half of them near a goal (--near), where the world offers such states. `--task` records what else a world offers: the safari's `perception` are
 questions about views, with exact answers.
+
+With --run, --model or --policy that policy plays, at --temperature, and every state that it comes to is recorded once, with
+the turn that the oracle would take there; the oracle also plays where an answer cannot be read, where a turn would lose the
+mission, and at the third visit of a state. Seeds are training seeds that are in none of the run's data. The same command
+records the same, whatever --batch-size is, as far as the model's logits are the same in another batch.
 """
 
 import argparse
@@ -25,9 +31,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from qwenvl_agent.cli import record_policy
 from qwenvl_agent.cli.dataset import refuse_to_lose, write_manifest
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import load_config
+from qwenvl_agent.inference.load import Source
 from qwenvl_agent.processes import parallel_map
 from qwenvl_agent.settings import apply_override
 from qwenvl_agent.worlds import World, known_worlds, make_world
@@ -61,7 +69,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     parser.add_argument("--episodes", type=bounded(int, 1), required=True)
-    parser.add_argument("--seed-start", type=bounded(int, 0), default=0)
+    parser.add_argument("--seed-start", type=bounded(int, 0), help="default: 0; of a policy, behind those of its data")
     parser.add_argument("--config", type=Path, help="take the world from eval.suite and its rules from eval.world")
     parser.add_argument(
         "--world", metavar="NAME", help=f"{', '.join(known_worlds())}, or path/to/file.py:make_world; over --config"
@@ -84,12 +92,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--near", type=bounded(float, 0, 1), default=0.5, help="share of these that are near a goal")
     parser.add_argument("--workers", type=bounded(int, 1), default=1, help="processes")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
+    record_policy.add_options(parser)
     return parser.parse_args(argv)
 
 
-def asked_world(args: argparse.Namespace) -> tuple[str, dict]:
-    """Name and rules."""
-    eval_cfg = load_config(args.config).eval if args.config else None
+def asked_world(args: argparse.Namespace, source: Source | None) -> tuple[str, dict]:
+    """Name and rules: the config's, or those of the policy's run."""
+    of_policy = source.config.eval if source else None
+    eval_cfg = load_config(args.config).eval if args.config else of_policy
     suite = eval_cfg.suite if eval_cfg else ""
     name = args.world or (suite if suite in known_worlds() or ":" in suite else "safari")
     values = dict(eval_cfg.world) if eval_cfg and name in (suite, "safari") else {}
@@ -141,15 +151,21 @@ def write_episodes(
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     refuse_to_lose(args.out, args.overwrite)
-    name, values = asked_world(args)
+    record_policy.check_options(args)
+    source = record_policy.find_source(args)
+    name, values = asked_world(args, source)
     world = make_world(name, values)
     settings: dict = {}
     for override in args.oracle:
         apply_override(settings, override)
+    about = {"world": name, "task": args.task, "rules": dict(world.rules), "oracle": settings}
+    about |= {"tools": [tool.to_json() for tool in tools_of(world)]}
+    if record_policy.is_asked(args):
+        return record_policy.record_policy(args, world, settings, about | {"seed_set": "training"}, source)
     check_task(world, name, args.task, settings, args.resets)
-    seeds = range(args.seed_start, args.seed_start + args.episodes)
-    about = {"world": name, "task": args.task, "rules": dict(world.rules), "seed_set": seed_set(world, seeds)}
-    about |= {"oracle": settings, "noise": args.noise, "tools": [tool.to_json() for tool in tools_of(world)]}
+    first = args.seed_start or 0
+    seeds = range(first, first + args.episodes)
+    about |= {"seed_set": seed_set(world, seeds), "noise": args.noise}
     if args.resets:
         about |= {"resets": args.resets, "near": args.near}
     of_seed = partial(

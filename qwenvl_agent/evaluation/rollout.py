@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -32,6 +33,20 @@ from qwenvl_agent.schema import (
 from qwenvl_agent.tool_schema import argument_error
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What the next turn of an episode is chosen from: `env` is in the state that `request` shows."""
+
+    record: EpisodeRecord
+    """As it has grown until now."""
+    env: Env
+    request: Request
+    answer: Answer
+    """The policy's."""
+    expected: Turn | None
+    """The reference's turn."""
+
+
 def rollout(
     make_env: Callable[[], Env],
     policy: Policy,
@@ -43,6 +58,8 @@ def rollout(
     time_limit_s: float | None = None,
     reference: Policy | None = None,
     picture_dir: str | Path | None = None,
+    overrule: Callable[[Decision], Answer] | None = None,
+    on_turn: Callable[[Decision, Answer, Observation], None] | None = None,
     on_progress: Callable[[EpisodeRecord], None] | None = None,
 ) -> list[EpisodeRecord]:
     """Play one episode per seed, up to `batch_size` at a time; records in the order of `seeds`.
@@ -50,7 +67,8 @@ def rollout(
     The world answers a turn without a call too; `max_parse_errors` in a row from which no call could be read end the
     episode. After `time_limit_s` no further step begins: running episodes fail, seeds not yet started get no
     record. `reference` is asked at every step too and its calls are recorded beside the policy's; it never acts.
-    Pictures are kept under `picture_dir`. `on_progress` gets each record as its episode ends. Every environment that was
+    Pictures are kept under `picture_dir`. `overrule` has the last word on what is played where the policy answered, and
+    `on_turn` is told what was and what is seen then; the record's last step is that turn. `on_progress` gets each record as its episode ends. Every environment that was
     made is closed, whatever happens.
     """
     seed, uses = Counter(seeds).most_common(1)[0] if seeds else (0, 0)
@@ -80,7 +98,7 @@ def rollout(
                 )
             settle()  # a world may crash at reset
             if running:
-                _play_one_turn(running, policy, reference)
+                _play_one_turn(running, policy, reference, overrule, on_turn)
                 settle()
     finally:
         for episode in running:  # of an error that ends all of them
@@ -139,7 +157,8 @@ class _RunningEpisode:
             self._read(info)
 
     def request(self) -> Request:
-        return Request(self.env.system_prompt, self.env.tools, tuple(self.history), self.observation)
+        draw = f"{self.record.seed}/{self.record.turns}"
+        return Request(self.env.system_prompt, self.env.tools, tuple(self.history), self.observation, draw=draw)
 
     def take(self, answer: Answer, expected: Turn | None) -> None:
         """Play the answer's turn and record all of it; without an answer there is no turn, and the episode ends."""
@@ -213,10 +232,21 @@ def calls_json(turn: Turn) -> list[dict]:
     return [{"name": call.name, "arguments": call.arguments} for call in turn.tool_calls]
 
 
-def _play_one_turn(running: list[_RunningEpisode], policy: Policy, reference: Policy | None) -> None:
+def _play_one_turn(
+    running: list[_RunningEpisode],
+    policy: Policy,
+    reference: Policy | None,
+    overrule: Callable[[Decision], Answer] | None,
+    on_turn: Callable[[Decision, Answer, Observation], None] | None,
+) -> None:
     requests = [episode.request() for episode in running]
     answers = policy.act(requests)
     expected = [None] * len(requests) if reference is None else [label.turn for label in reference.act(requests)]
     assert len(answers) == len(requests), f"{len(answers)} answers to {len(requests)} requests"
-    for episode, answer, label in zip(running, answers, expected, strict=True):
-        episode.take(answer, label)
+    for episode, request, answer, label in zip(running, requests, answers, expected, strict=True):
+        decision = Decision(episode.record, episode.env, request, answer, label)
+        played = overrule(decision) if overrule and answer.error != NO_ANSWER else answer
+        num_before = len(episode.record.steps)
+        episode.take(played, label)
+        if on_turn and len(episode.record.steps) > num_before:
+            on_turn(decision, played, episode.observation)

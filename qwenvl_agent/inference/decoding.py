@@ -11,7 +11,8 @@ Greedy answers are those of one-by-one `generate` (float32; in bfloat16 near-tie
 Legend: B rows, T tokens.
 """
 
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -35,19 +36,27 @@ def decode(
     max_new_tokens: int,
     temperature: float = 0.0,
     constraint: Constraint | None = None,
+    draws: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """The ids that each row of a left-padded batch writes, up to and with `end_id`, or `max_new_tokens` of them.
 
     Greedy at temperature 0, else sampled from the whole distribution with torch's random state; under a constraint,
-    from what it allows.
+    from what it allows. With `draws`, a number a row, each row is sampled by its own number: what it writes does not
+    depend on the rows beside it, but for the last bits of the logits.
     """
     with cast_weights(model), forward_attention(model):
-        written = _decode(model, inputs, end_id, max_new_tokens, temperature, constraint)
+        written = _decode(model, inputs, end_id, max_new_tokens, temperature, constraint, draws)
     return [ids[: ids.index(end_id) + 1] if end_id in ids else ids for ids in written]
 
 
 def _decode(
-    model: nn.Module, inputs: dict, end_id: int, max_new_tokens: int, temperature: float, constraint: Constraint | None
+    model: nn.Module,
+    inputs: dict,
+    end_id: int,
+    max_new_tokens: int,
+    temperature: float,
+    constraint: Constraint | None,
+    draws: Sequence[int] | None,
 ) -> list[list[int]]:
     """What `decode` gives, with what rows wrote after their end while the batch went on."""
     inputs, cache = share_prefix(model, inputs)
@@ -55,11 +64,12 @@ def _decode(
     rows = torch.arange(len(mask), device=mask.device)
     writes = torch.ones_like(rows, dtype=torch.bool)
     written: list[list[int]] = [[] for _ in rows]
+    numbers = [random.Random(draw) for draw in draws or ()]
     logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]  # (B, V)
     while True:
         if constraint is not None:
             logits = constraint.masked(rows.tolist(), logits)
-        ids = choose(logits, temperature)  # (B,)
+        ids = choose(logits, temperature, [numbers[row].random() for row in rows.tolist()] if draws else None)  # (B,)
         for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
             written[row].append(token)
         if constraint is not None:
@@ -77,11 +87,18 @@ def _decode(
         logits = model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
-def choose(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """(B,) next ids from (B, V)."""
+def choose(logits: torch.Tensor, temperature: float, numbers: Sequence[float] | None = None) -> torch.Tensor:
+    """(B,) next ids from (B, V); with B `numbers` in [0, 1) where each cuts its row's distribution, else at random."""
     if temperature == 0:
         return logits.argmax(-1)
-    return torch.multinomial((logits.float() / temperature).softmax(-1), 1)[:, 0]
+    shares = (logits.float() / temperature).softmax(-1)
+    if numbers is None:
+        return torch.multinomial(shares, 1)[:, 0]
+    ends = shares.double().cumsum(-1)  # (B, V)
+    cuts = torch.tensor(numbers, dtype=torch.float64, device=ends.device)[:, None] * ends[:, -1:]
+    # The first token that ends behind the cut, which has a share; rounding must not put the cut at the very end.
+    cuts = cuts.minimum(ends[:, -1:] * (1 - 1e-12))
+    return (ends <= cuts).sum(-1)
 
 
 class RoomyLayer(DynamicLayer):

@@ -46,7 +46,8 @@ class EndpointPolicy:
     can be read (then `text` says why), and the repair `parsed_by_server` if it gives calls in place of the text, which
     is then put together again from them. A server out of reach or busy is asked `max_tries` times, with pauses that
     double from `first_pause_s` on, and all of that within `timeout_s`. `fields` go into every request, such as
-    {"skip_special_tokens": False} for vLLM, which otherwise hides control tokens in an answer.
+    {"skip_special_tokens": False} for vLLM, which otherwise hides control tokens in an answer. With `draws_each` a
+    request's seed is made of its `draw` and `seed`, else requests have the seeds after `seed`, one after the other.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class EndpointPolicy:
         *,
         blank_pictures: bool = False,
         seed: int = 0,
+        draws_each: bool = False,
         fields: dict | None = None,
         api_key: str = "",
         max_tries: int = 5,
@@ -72,7 +74,8 @@ class EndpointPolicy:
                 "holds; set eval.constrained=false, or evaluate the checkpoint here"
             )
         self.url, self.model, self.collator, self.fmt, self.cfg = url.rstrip("/"), model, collator, fmt, cfg
-        self.blank_pictures, self.sampling_seed, self.fields = blank_pictures, seed, fields or {}
+        self.blank_pictures, self.fields = blank_pictures, fields or {}
+        self.sampling_seed, self.draws_each = seed, draws_each
         self.max_tries, self.first_pause_s = max_tries, first_pause_s
         self.client = httpx2.Client(
             headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
@@ -123,7 +126,9 @@ class EndpointPolicy:
             "temperature": self.cfg.temperature,
             "top_p": 1.0,
         }
-        if self.cfg.temperature > 0:
+        if self.cfg.temperature > 0 and self.draws_each:
+            body["seed"] = request.draw_number(self.sampling_seed)
+        elif self.cfg.temperature > 0:
             self.sampling_seed += 1
             body["seed"] = self.sampling_seed
         return body | self.fields, len(encoded.input_ids)

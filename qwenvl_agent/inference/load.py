@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from qwenvl_agent.checksums import find_damage
 from qwenvl_agent.config import FORMAT_NAMES, Config, build_config, complete_saved, load_config, settle_prompt, to_json
@@ -304,19 +304,20 @@ def default_device() -> str:
 
 
 def open_policy(
-    source: Source, *, device: str | None = None, blank_pictures: bool = False, fields: dict | None = None
+    source: Source, *, device: str | None = None, fields: dict | None = None, **options: Any
 ) -> "ModelPolicy | EndpointPolicy":
     """The model of this process, or the served one after a request that shows that it answers.
 
-    Either has the `collator` that makes its prompts. `fields` go into each request to a server.
+    Either has the `collator` that makes its prompts. `fields` go into each request to a server; `options`, of both:
+    blank_pictures, seed, draws_each.
     """
     if source.endpoint:
-        return endpoint_policy(source, blank_pictures=blank_pictures, fields=fields)
+        return endpoint_policy(source, fields=fields, **options)
     if fields:
         raise ValueError(
             f"fields {sorted(fields)} without a server: there is no request to put them into; leave them out"
         )
-    return local_policy(load_model(source, device=device), blank_pictures=blank_pictures)
+    return local_policy(load_model(source, device=device), **options)
 
 
 def local_policy(loaded: LoadedModel, **options) -> "ModelPolicy":

@@ -23,7 +23,8 @@ class ModelPolicy:
     """Qwen3-VL with a format, greedy or sampled, free or (`cfg.constrained`) inside the format's grammar.
 
     An answer that does not end within `max_new_tokens` has the error `endless`. Sampling has a seed of its own: it is
-    repeatable for the same requests in the same batches, and leaves the training's random state alone.
+    repeatable for the same requests in the same batches, and leaves the training's random state alone. With
+    `draws_each` every answer is drawn by its request's `draw` and the seed, whatever else is in the batch.
     `blank_pictures` shows white pictures of the same size: what a policy still achieves then, it reads from the text.
     """
 
@@ -37,12 +38,13 @@ class ModelPolicy:
         *,
         blank_pictures: bool = False,
         seed: int = 0,
+        draws_each: bool = False,
     ):
         self.model, self.collator, self.fmt, self.cfg = model, collator, fmt, cfg
         self.blank_pictures = blank_pictures
         self.tokenizer = processor.tokenizer
         self.end_id = self.tokenizer.convert_tokens_to_ids(fmt.family.template.turn_end)
-        self.sampling_seed = seed
+        self.sampling_seed, self.draws_each = seed, draws_each
         self.grammars = None
         if cfg.constrained:
             vocab_size = model.config.get_text_config().vocab_size
@@ -75,6 +77,7 @@ class ModelPolicy:
                 max_new_tokens=cfg.max_new_tokens,
                 temperature=cfg.temperature,
                 constraint=self.grammars and self.grammars.start([request.tools for request in requests]),
+                draws=[request.draw_number(self.sampling_seed) for request in requests] if self.draws_each else None,
             )
         return [self._text_before_end(row) for row in ids]
 
@@ -95,7 +98,7 @@ class ModelPolicy:
 
     def _seeded(self):
         """Sampling under its own seed; the global random state is put back afterwards."""
-        if self.cfg.temperature == 0:
+        if self.cfg.temperature == 0 or self.draws_each:
             return nullcontext()
         self.sampling_seed += 1
         return seeded(self.sampling_seed, self.model.device)

@@ -305,6 +305,37 @@ class RowWriter:
         self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+# seeds
+
+
+def free_seeds(world: World, recorded: Sequence[Path], num: int, start: int | None = None) -> range:
+    """So many training seeds that are in none of the recordings (dataset folders or files, of whatever world), from
+    `start` on or behind all of theirs; ValueError if there are none."""
+    training, taken = world.seeds.training, [seeds for path in recorded if (seeds := recorded_seeds(path))]
+    behind = max([training.start, *(seeds.stop for seeds in taken if seeds.start in training)])
+    first = behind if start is None else start
+    seeds = range(first, first + num)
+    if not (seeds.start in training and seeds[-1] in training):
+        raise ValueError(
+            f"seeds {seeds.start} to {seeds[-1]} are not all training seeds ({training.start} to {training[-1]}): a policy would "
+            "learn from worlds of an evaluation; play fewer episodes, or others"
+        )
+    for known in taken:
+        if seeds.start < known.stop and known.start < seeds.stop:
+            raise ValueError(
+                f"seeds {seeds.start} to {seeds[-1]} are among those that the policy's data was recorded with ({known.start} to "
+                f"{known[-1]}): it would be shown what it knows; leave --seed-start out (it would be {behind})"
+            )
+    return seeds
+
+
+def recorded_seeds(path: Path) -> range | None:
+    """The seeds of a recording by its manifest; None if it names none."""
+    manifest = (path if path.is_dir() else path.parent) / "manifest.json"
+    named = read_json(manifest.read_text(encoding="utf-8")).get("seeds") if manifest.is_file() else None
+    return range(named[0], named[1] + 1) if named else None
+
+
 # playing
 
 

@@ -18,6 +18,7 @@ The environment is Gymnasium's interface over turns (`schema.Env`). Its `info`, 
 """
 
 import random
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import Env, Observation, Policy, Tool, ToolResult, Turn
 from qwenvl_agent.statistics import Interval
 from qwenvl_agent.worlds.baselines import NoisyPolicy, RandomPolicy, random_turn
+
+STEP_LINE = re.compile(r"(?m)^Step: .*\n?")
 
 Metrics = dict[str, "Interval | dict[str, int]"]
 """Rates and means with their intervals; counts by name."""
@@ -141,6 +144,16 @@ class World:
         """Another state of the episode that `env` plays than the one it is in, for the oracle to be recorded in; None,
         the default, of a world that offers none. `near` is the share of such states that are near a goal."""
         return None
+
+    def timeless(self, text: str) -> str:
+        """An observation's text without what only counts turns, by default without its line `Step: ...`: observations
+        that differ in nothing else are the same state."""
+        return STEP_LINE.sub("", text)
+
+    def loses(self, env: Env, turn: Turn) -> bool:
+        """Whether a turn would end what `env` plays without success, or do harm: such a turn of a policy's is left to the
+        oracle when the policy's own states are recorded. The environment must stay as it is. By default False: not known."""
+        return False
 
     def recording_tasks(self) -> "Mapping[str, Callable[..., Iterable[RecordedTurn]]]":
         """What else than its oracle's episodes can be recorded, by name: task(seed, **settings)."""

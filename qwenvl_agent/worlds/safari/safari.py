@@ -1,5 +1,6 @@
 """Vision Safari as a world: what its judge, its words and its seeds are."""
 
+import copy
 import dataclasses
 import json
 import random
@@ -89,6 +90,14 @@ class Safari(World):
     def draw_state(self, env: Env, rng: random.Random, near: float) -> DrawnState:
         assert isinstance(env, SafariEnv), type(env)
         return draw_state(env, rng, near)
+
+    def loses(self, env: Env, turn: Turn) -> bool:
+        """A false declaration, or the end before all is found."""
+        assert isinstance(env, SafariEnv), type(env)
+        if not any(call.name in ("declare_found", "declare_done") for call in turn.tool_calls):
+            return False
+        _, _, terminated, _, info = copy.deepcopy(env).step(turn)
+        return len(info["harm"]) > len(env.false_declarations) or (terminated and not info["success"])
 
     def recording_tasks(self) -> Mapping[str, Callable[..., Iterable[RecordedTurn]]]:
         return {"perception": self.record_questions}
