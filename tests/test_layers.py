@@ -66,7 +66,7 @@ LIGHT_FILES = {
     "inference/endpoint.py",
     "inference/load.py",
 }
-HEAVY_FILES = {"curation/samples.py", "curation/checkup.py", "planning/flops.py"}
+HEAVY_FILES = {"curation/samples.py", "curation/checkup.py", "families/pictures.py", "planning/flops.py"}
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft")
 
 

@@ -104,3 +104,31 @@ def test_a_batch_without_supervised_tokens_still_has_a_gradient_to_reduce(settin
     loss = token_losses(model, batch).weighted_sum
     assert loss.item() == 0.0
     loss.backward()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_rows_filled_up_on_the_right_need_no_mask(setting, attention):
+    """Losses and gradients are those with the mask, although the rows' lengths differ."""
+    model, rows, collator = setting
+    batch = collator(rows)
+    assert len(set(batch["attention_mask"].sum(1).tolist())) > 1
+    targets = batch["labels"].flatten()[batch["supervised"] + 1]
+    config = model.config.get_text_config()
+    before, config._attn_implementation = config._attn_implementation, attention
+    try:
+        found = []
+        for masked in (True, False):
+            model.zero_grad()
+            if masked:
+                inputs = model_inputs(batch) | {"places": batch["supervised"], "targets": targets, "use_cache": False}
+                losses = model(**inputs).logits
+            else:
+                losses = token_losses(model, batch).losses
+            losses.sum().backward()
+            found.append(
+                (losses.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+            )
+    finally:
+        config._attn_implementation = before
+    for masked, free in zip(*found, strict=True):
+        torch.testing.assert_close(free, masked, rtol=1e-5, atol=1e-6)

@@ -10,6 +10,7 @@ import unittest.mock
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,7 +48,8 @@ def trace_fake(config: Config, hf_config, row: RowShape) -> Traced:
         batch = make_batch(config, hf_config, row)
         with ShapeMode():
             make_fake(model)
-            return run_step(model, {key: fake_input(value) for key, value in batch.items()}, config)
+            fake = {key: fake_input(value) if torch.is_tensor(value) else value for key, value in batch.items()}
+            return run_step(model, fake, config)
 
 
 def trace_real(config: Config, row: RowShape) -> Traced:
@@ -108,7 +110,7 @@ def run_step(model: nn.Module, batch: dict, config: Config) -> Traced:
     optimizer = build_optimizer(model, config.train)
     optimizer.step()  # makes its state
     tracker = StepTracker()
-    tracker.track_external(model, optimizer, *quantisation_tensors(model), *batch.values())
+    tracker.track_external(model, optimizer, *quantisation_tensors(model), *filter(torch.is_tensor, batch.values()))
     static = tracker.current
     with tracker:
         loss = token_losses(model, batch).weighted_sum
@@ -118,23 +120,21 @@ def run_step(model: nn.Module, batch: dict, config: Config) -> Traced:
     return Traced(tracker.peak, static)
 
 
-def make_batch(config: Config, hf_config, row: RowShape) -> dict[str, torch.Tensor]:
-    """`batch_size` rows like `row`; the last one is a token shorter, so that there is a mask as in real batches."""
+def make_batch(config: Config, hf_config, row: RowShape) -> dict[str, Any]:
+    """`batch_size` rows like `row`."""
     vision, batch_size = hf_config.vision_config, config.train.batch_size
     a_picture = row.image_tokens // row.num_images
     columns = int(a_picture**0.5)
     assert columns**2 == a_picture and row.num_images * a_picture == row.image_tokens, "pictures are squares"
     ids = torch.full((batch_size, row.tokens), 5)
     ids[:, 4 : 4 + row.image_tokens] = hf_config.image_token_id
-    mask = torch.ones_like(ids)
-    mask[-1, -1] = 0
     labels = torch.full_like(ids, -100)
     labels[:, row.tokens - row.supervised - 1 : row.tokens - 1] = 7
     side = columns * vision.spatial_merge_size
     grids = torch.tensor([[1, side, side]] * (batch_size * row.num_images))
     return {
         "input_ids": ids,
-        "attention_mask": mask,
+        "attention_mask": torch.ones_like(ids),
         "position_ids": torch.arange(row.tokens).repeat(4, batch_size, 1),
         "mm_token_type_ids": (ids == hf_config.image_token_id).long(),
         "labels": labels,
@@ -143,6 +143,8 @@ def make_batch(config: Config, hf_config, row: RowShape) -> dict[str, torch.Tens
         "row_index": torch.arange(batch_size)[:, None].expand_as(ids).contiguous(),
         "loss_weights": torch.ones(ids.shape),
         "image_grid_thw": grids,
+        "picture_grids": grids.tolist(),
+        "picture_places": (ids == hf_config.image_token_id).flatten().nonzero()[:, 0],
         "patches": torch.zeros(int(grids.prod(-1).sum()), vision.in_channels, vision.patch_size**2, dtype=torch.uint8),
         "patch_scale": torch.ones(2, vision.in_channels, vision.temporal_patch_size, 1),
     }

@@ -22,7 +22,7 @@ from qwenvl_agent.data.packing import PADDING, Columns, join, pad, plan_packs
 from qwenvl_agent.data.pieces import PieceTokenizer
 from qwenvl_agent.data.pixels import feature_path, load_pixels, patchify, picture_key
 from qwenvl_agent.data.processor import Processor
-from qwenvl_agent.data.supervision import supervised_places
+from qwenvl_agent.data.supervision import known_pictures, supervised_places
 from qwenvl_agent.families import Family
 from qwenvl_agent.formats import Format, Span, formats_of
 from qwenvl_agent.prompt import Rendered, as_asked, render_prompt, render_row
@@ -120,8 +120,9 @@ class Collator:
         labels (B, T), IGNORE_INDEX outside the turns to learn; loss_weights (B, T); parts (B, T), indices of PARTS;
         row_index (B, T): which row a supervised token is of; supervised (N,): `supervised_places`; segments (B, T) of packs, PADDING outside, and pack_sizes,
         a list for each pack of the tokens in every segment;
-        patches, patch_scale and image_grid_thw (`patchify`), absent without pictures; with `feature_dir` only of
-        pictures whose features are not there, and picture_keys of all, encoded_keys of those; row_ids, a string a row;
+        patches, patch_scale and image_grid_thw (`patchify`) and `known_pictures`, absent without pictures; with
+        `feature_dir` only of pictures whose features are not there, and picture_keys of all, encoded_keys of those;
+        row_ids, a string a row;
         num_pictures, of the rows that teach something, the blank one left out;
         reductions, what this batch lost: {"images": n, "turns": n} (a worker's own count never leaves the worker).
         """
@@ -139,6 +140,7 @@ class Collator:
         else:
             pixels = self._pixels(encoded) if feature_dir is None else self._pixels_not_in(feature_dir, encoded)
         batch = self._tensors(columns) | pixels
+        batch |= known_pictures(batch)
         batch["supervised"] = supervised_places(batch["labels"])
         if pack_tokens:
             batch["pack_sizes"] = [s[s != PADDING].bincount().tolist() for s in batch["segments"]]

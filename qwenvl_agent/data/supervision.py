@@ -1,6 +1,6 @@
 """What of a batch is learned from, counted where the batch is made: on the host, so that no step asks the device.
 
-B rows, T tokens, N supervised tokens, G groups of them.
+B rows, T tokens, N supervised tokens, G groups of them, P tokens of pictures.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,17 @@ def supervised_places(labels: torch.Tensor) -> torch.Tensor:
     """(N,) places in the flattened (B * T,) whose next token is supervised; a label at a row's first place has none."""
     rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
     return rows * labels.shape[1] + columns
+
+
+def known_pictures(batch: dict) -> dict:
+    """Where pictures' tokens stand and how large the pictures are, so that no model has to ask a device.
+
+    picture_places (P,) of the flattened (B * T,), in the pictures' order; picture_grids, (frames, rows, columns) of each
+    that comes with pixels. {} for a batch without pictures.
+    """
+    places = batch["mm_token_type_ids"].flatten().nonzero()[:, 0]
+    grids = {"picture_grids": batch["image_grid_thw"].tolist()} if "image_grid_thw" in batch else {}
+    return {"picture_places": places} | grids if len(places) else {}
 
 
 def count_supervised(batch: dict, tools: Sequence[str]) -> dict:

@@ -238,6 +238,8 @@ class Family:
     """Of the base model, pixel values and their grids: of each picture what the tower makes of it, tensors by name."""
     join_features: Callable[[Sequence[dict]], Any]
     """Of such tensors what the model takes in place of pixels, as `mm_encoder_outputs["image"]`."""
+    bind_pictures: Callable[[Any], None]
+    """Let a base model take `picture_grids` and `picture_places` (data/collator.py), and then ask no device for them."""
 
     def load_class(self, kind: str) -> Any:
         """One of `classes`, from transformers."""

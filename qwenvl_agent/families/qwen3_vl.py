@@ -228,6 +228,12 @@ def join_features(pictures: Sequence[dict]) -> SimpleNamespace:
     )
 
 
+def bind_pictures(base) -> None:
+    from qwenvl_agent.families import pictures
+
+    pictures.bind_pictures(base)
+
+
 QWEN3_VL = Family(
     model_type=MODEL_TYPE,
     title="Qwen3-VL Instruct",
@@ -269,4 +275,5 @@ QWEN3_VL = Family(
     tiny_config=tiny_config,
     encode_pictures=encode_pictures,
     join_features=join_features,
+    bind_pictures=bind_pictures,
 )

@@ -121,6 +121,7 @@ def build_model(
         model = attach_adapters(model, model_cfg, family_of(model).paths, weights_dir)
     set_trainable(model, model_cfg)
     bind_targets(base_of(model))
+    family_of(model).bind_pictures(base_of(model))
     bind_precision(model, model_cfg, device)
     if model_cfg.gradient_checkpointing:
         base_of(model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

@@ -481,15 +481,12 @@ def _linear_saved(cfg: ModelConfig, name: str, arch: Architecture, p: Precision)
 
 
 def _attention_saved(cfg: ModelConfig, arch: Architecture, batch: int, length: int) -> float:
-    """Queries, keys, values, output and, by kind, the mask or the whole matrix of probabilities."""
+    """Queries, keys, values, output and, if eager, the whole matrix of probabilities."""
     p, tokens = Precision.of(cfg), batch * length
-    kind = planned_attention(cfg)
-    if kind == "flash_attention_2":
+    if planned_attention(cfg) != "eager":  # flash kernels, for rows and packs alike: no mask, grouped heads
         return tokens * (p.compute * (2 * arch.q + 2 * arch.kv) + 4 * arch.heads)
     expanded = p.compute * 4 * arch.q * tokens  # keys and values are repeated for every query head
-    if kind == "eager":
-        return expanded + (4 + (p.compute if p.compute < 4 else 0)) * batch * arch.heads * length**2
-    return expanded + 4 * arch.heads * tokens + p.compute * batch * length**2
+    return expanded + (4 + (p.compute if p.compute < 4 else 0)) * batch * arch.heads * length**2
 
 
 def planned_precision(cfg: ModelConfig) -> ModelConfig:

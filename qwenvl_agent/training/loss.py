@@ -36,13 +36,24 @@ class TokenLosses(NamedTuple):
 def token_losses(model: nn.Module, batch: dict) -> TokenLosses:
     """Cross-entropy of every supervised token, in float32 and unweighted."""
     places = batch["supervised"]  # (N,) of B * T
-    inputs = model_inputs(batch)
+    inputs = model_inputs(batch) | {key: batch[key] for key in ("picture_grids", "picture_places") if key in batch}
     if "segments" in batch:
         inputs |= {"attention_mask": pack_mask(batch["segments"]), "pack_sizes": batch["pack_sizes"]}
+    else:
+        inputs |= without_padding_mask(inputs)
     if "features" in batch:
         inputs["mm_encoder_outputs"] = {"image": batch["features"]}
     targets, weights = (batch[key].flatten().index_select(0, places + 1) for key in ("labels", "loss_weights"))
     return TokenLosses(model(**inputs, places=places, targets=targets, use_cache=False).logits, weights)
+
+
+def without_padding_mask(inputs: dict) -> dict:
+    """No mask for rows that are filled up on the right: causal attention sees nothing behind a token.
+
+    With a mask sdpa has no flash kernel and repeats the keys for every head. Rotary positions alone, without the text's:
+    from those transformers would take filled up rows for packs, and ask the device.
+    """
+    return {"attention_mask": None, "position_ids": inputs["position_ids"][-3:]}
 
 
 def loss_scale(accelerator: Accelerator, micro_batches: Sequence[dict]) -> torch.Tensor:
