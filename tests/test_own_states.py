@@ -149,7 +149,7 @@ def test_the_command_records_the_same_whatever_the_batch(tmp_path):
         (("--checkpoint", "best"), "--checkpoint 'best' without --run"),
         (("--endpoint", "http://127.0.0.1:1/v1"), "--endpoint without --model"),
         (("--policy", "oracle", "--seed-start", "1000000"), "are not all training seeds"),
-        (("--policy", "oracle", "--keep-agreed", "0"), "no state was recorded, so there is nothing to learn"),
+        (("--policy", "oracle", "--keep-agreed", "0"), "there is nothing to learn; play more episodes"),
     ],
 )
 def test_what_cannot_be_recorded_of_a_policy_is_refused(tmp_path, options, said):

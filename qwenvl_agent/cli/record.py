@@ -16,7 +16,11 @@ questions about views, with exact answers.
 With --run, --model or --policy that policy plays, at --temperature, and every state that it comes to is recorded once, with
 the turn that the oracle would take there; the oracle also plays where an answer cannot be read, where a turn would lose the
 mission, and at the third visit of a state. Seeds are training seeds that are in none of the run's data. The same command
-records the same, whatever --batch-size is, as far as the model's logits are the same in another batch.
+records the same, whatever --batch-size is, as far as the model's logits are the same in another batch. With --attempts K no
+oracle is asked (expert iteration): every mission is played K times, and of the shortest that was won the policy's own turns
+are recorded, those left out that could not be read, were refused or changed nothing.
+
+    qwenvl-agent record --run runs/frozen_lake --attempts 8 --episodes 200 --out generated/won
 """
 
 import argparse

@@ -4,8 +4,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress
@@ -13,14 +15,25 @@ from rich.table import Table
 
 from qwenvl_agent.cli.dataset import write_manifest
 from qwenvl_agent.command import bounded
-from qwenvl_agent.evaluation.own_states import NewStates, PlayedEpisode, make_teacher, play_own_states
+from qwenvl_agent.evaluation.own_states import NewStates, make_teacher, play_own_states
+from qwenvl_agent.evaluation.won_missions import MAX_ATTEMPTS, play_to_win
 from qwenvl_agent.inference.load import Source, dataset_hash, find, find_run, open_policy
+from qwenvl_agent.records import EpisodeRecord
 from qwenvl_agent.schema import Policy
 from qwenvl_agent.worlds import World
 from qwenvl_agent.worlds.recording import free_seeds, recorded_seeds
 
 OF_THE_ORACLE = {"noise": 0.0, "resets": 0.0, "workers": 1, "task": "agent"}
 """Options without a meaning here, with their defaults."""
+DEFAULTS = {"oracle_share": 0.0, "keep_agreed": 1.0}
+
+
+class Players(NamedTuple):
+    """Who plays: a policy for each seed of its answers, how many episodes at once, and what the manifest says of it."""
+
+    of_seed: Callable[[int], Policy]
+    batch_size: int
+    about: dict
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +56,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="share of the states recorded in which the policy calls the very same as the oracle",
     )
+    policy.add_argument(
+        "--attempts",
+        type=bounded(int, 0, MAX_ATTEMPTS),
+        default=0,
+        help="try each mission so often and record, in place of the oracle's turns, the policy's own where it won",
+    )
+    policy.add_argument("--keep", type=bounded(int, 1), default=1, help="won attempts of a mission, the shortest first")
 
 
 def is_asked(args: argparse.Namespace) -> bool:
@@ -57,6 +77,17 @@ def check_options(args: argparse.Namespace) -> None:
                 f"--{option} {getattr(args, option)} with a policy: it is of the oracle's own recordings and would change "
                 "nothing here; leave it out"
             )
+    for option in ("oracle_share", "keep_agreed") if args.attempts else ():
+        if getattr(args, option) != DEFAULTS[option]:
+            raise ValueError(
+                f"--{option.replace('_', '-')} with --attempts: no oracle is asked there, so it would change nothing; leave it out"
+            )
+    if args.attempts and args.oracle:
+        raise ValueError("--oracle with --attempts: no oracle is asked there, so it would change nothing; leave it out")
+    if args.attempts and not is_asked(args):
+        raise ValueError(
+            f"--attempts {args.attempts} without a policy: nobody would try; give --run, --model or --policy"
+        )
     if args.endpoint and not args.model:
         raise ValueError("--endpoint without --model: a server may have several models; give --model as it names it")
     if args.checkpoint and not args.run:
@@ -86,10 +117,9 @@ def seeds_to_play(args: argparse.Namespace, world: World, source: Source | None)
     return free_seeds(world, paths, args.episodes, args.seed_start)
 
 
-def open_player(args: argparse.Namespace, world: World, source: Source | None) -> tuple[Policy, int, dict]:
-    """(the policy, its batch size, what the manifest says of it)"""
+def find_players(args: argparse.Namespace, world: World, source: Source | None) -> Players:
     if source is None:
-        return world.make_policy(args.policy), args.batch_size or 32, {"policy": args.policy}
+        return Players(partial(baseline, world, args.policy), args.batch_size or 32, {"policy": args.policy})
     if source.config.prompt.history_steps:
         raise ValueError(
             f"the policy is shown {source.config.prompt.history_steps} earlier steps (prompt.history_steps), and a row of its "
@@ -100,32 +130,56 @@ def open_player(args: argparse.Namespace, world: World, source: Source | None) -
     about |= {"endpoint": source.endpoint} if source.endpoint else {}
     if source.run:
         about |= {"checkpoint": Path(source.path).name, "dataset_hash": dataset_hash(source.run)}
-    policy = open_policy(source, seed=args.draw_seed, draws_each=True)
-    return policy, source.config.eval.batch_size, about | {"draw_seed": args.draw_seed}
+    policy = open_policy(source, draws_each=True)
+    return Players(policy.with_seed, source.config.eval.batch_size, about | {"draw_seed": args.draw_seed})
+
+
+def baseline(world: World, name: str, seed: int) -> Policy:
+    """Those that draw, by this seed."""
+    return world.make_policy(name, **({"seed": seed} if name in ("random", "noisy_oracle") else {}))
 
 
 def record_policy(args: argparse.Namespace, world: World, settings: dict, about: dict, source: Source | None) -> int:
     """Play, record and say what was found; `about` is what the manifest says of the world."""
-    teacher = make_teacher(world, settings)
+    teacher = None if args.attempts else make_teacher(world, settings)
     seeds = seeds_to_play(args, world, source)
-    policy, batch_size, of_policy = open_player(args, world, source)
+    players = find_players(args, world, source)
     started = time.perf_counter()
-    with (
-        NewStates(args.out) as states,
-        Progress(console=Console(stderr=True), disable=args.json, transient=True) as progress,
-    ):
-        task = progress.add_task(str(args.out), total=len(seeds))
+    with NewStates(args.out) as states, Progress(console=Console(stderr=True), disable=args.json) as progress:
+        task = progress.add_task(str(args.out), total=len(seeds) * (args.attempts or 1))
 
-        def on_episode(episode: PlayedEpisode) -> None:
-            states.add(episode)
+        def on_record(_: EpisodeRecord) -> None:
             progress.advance(task)
 
-        shares = {"oracle_share": args.oracle_share, "keep_agreed": args.keep_agreed}
-        records = play_own_states(world, policy, teacher, seeds, **shares, batch_size=batch_size, on_episode=on_episode)
-    refuse_nothing(states, records)
+        if teacher:
+            play_own_states(
+                world,
+                players.of_seed(args.draw_seed),
+                teacher,
+                seeds,
+                oracle_share=args.oracle_share,
+                keep_agreed=args.keep_agreed,
+                batch_size=players.batch_size,
+                on_episode=states.add,
+                on_record=on_record,
+            )
+        else:
+            for mission in play_to_win(
+                world,
+                players.of_seed,
+                seeds,
+                attempts=args.attempts,
+                keep=args.keep,
+                draw_seed=args.draw_seed,
+                batch_size=players.batch_size,
+                on_record=on_record,
+            ):
+                states.add(mission)
+    states.refuse_nothing()
     seconds = time.perf_counter() - started
-    told = {**states.counts, "agreement": states.agreement()}
-    manifest = write_manifest(args.out, about | of_policy | shares | {"seeds": [seeds[0], seeds[-1]], **told})
+    names = ("oracle_share", "keep_agreed") if teacher else ("attempts", "keep")
+    about |= players.about | {name: getattr(args, name) for name in names}
+    manifest = write_manifest(args.out, about | {"seeds": [seeds[0], seeds[-1]], **states.told()})
     if args.json:
         print(json.dumps(manifest))
     else:
@@ -133,21 +187,12 @@ def record_policy(args: argparse.Namespace, world: World, settings: dict, about:
     return 0
 
 
-def refuse_nothing(states: NewStates, records: Sequence) -> None:
-    """ValueError if no row was recorded."""
-    if states.counts["rows"]:
-        return
-    errors = [record.error.strip().splitlines()[-1] for record in records if record.error]
-    cause = errors[0] if errors else "raise --keep-agreed, or play more episodes"
-    raise ValueError(f"{dict(states.counts)}: no state was recorded, so there is nothing to learn; {cause}")
-
-
 def show(states: NewStates, seconds: float) -> None:
     """Counts, and how often policy and oracle call alike, by tool."""
-    counts = states.counts
-    table = Table("tool", "states", "alike %", title="policy and oracle", title_justify="left")
-    for tool, found in states.agreement().items():
-        table.add_row(tool, str(found["states"]), f"{100 * found['agreed'] / found['states']:.1f}")
     console = Console()
-    console.print(table)
-    console.print(f"{dict(counts)} in {seconds:.0f} s, {counts['states'] / seconds:.0f} states/s")
+    if states.agreement():
+        table = Table("tool", "states", "alike %", title="policy and oracle", title_justify="left")
+        for tool, found in states.agreement().items():
+            table.add_row(tool, str(found["states"]), f"{100 * found['agreed'] / found['states']:.1f}")
+        console.print(table)
+    console.print(f"{dict(states.counts)} in {seconds:.0f} s, {states.counts['episodes'] / seconds:.1f} episodes/s")

@@ -41,6 +41,8 @@ class PlayedEpisode:
     """By tool: states in which policy and oracle call it alike."""
     differed: Counter[str] = field(default_factory=Counter)
     """By tool: states in which one of them calls it, and the other does not, or otherwise."""
+    error: str = ""
+    """Of the world or the policy's server, which ended it."""
 
 
 def make_teacher(world: World, settings: Mapping[str, object]) -> Policy:
@@ -65,8 +67,9 @@ def play_own_states(
     keep_agreed: float = 1.0,
     batch_size: int = 32,
     on_episode: Callable[[PlayedEpisode], None],
+    on_record: Callable[[EpisodeRecord], None] | None = None,
 ) -> list[EpisodeRecord]:
-    """One episode per seed; `on_episode` gets each with its rows, in the order of the seeds.
+    """One episode per seed; `on_episode` gets each with its rows, in the order of the seeds, `on_record` as they end.
 
     The oracle plays the turns that `Taught` names and of the others a share `oracle_share`. Of the states in which the
     policy calls the very same as the oracle, a share `keep_agreed` is recorded. Both are drawn by seed and turn alone.
@@ -78,6 +81,8 @@ def play_own_states(
         taught.end(record)
         while waiting and waiting[0] in taught.finished:
             on_episode(taught.finished.pop(waiting.popleft()))
+        if on_record:
+            on_record(record)
 
     return rollout(
         world.make_env,
@@ -172,6 +177,7 @@ class Taught:
         self.visits.pop(record.seed, None)
         self.indices.pop(record.seed, None)
         episode.counts.update(episodes=1, solved=int(record.success), failed_to_play=int(record.end_reason == "error"))
+        episode.error = last_line(record.error)
         self.finished[record.seed] = episode
 
 
@@ -200,6 +206,10 @@ def state_row(
     return StateRow(state_of(world, request.observation), *encode(recorded))
 
 
+def last_line(error: str) -> str:
+    return error.strip().rpartition("\n")[2]
+
+
 class NewStates:
     """Writes the rows of episodes, each state once, as a dataset folder."""
 
@@ -209,6 +219,7 @@ class NewStates:
         self.counts: Counter[str] = Counter()
         self.agreed: Counter[str] = Counter()
         self.differed: Counter[str] = Counter()
+        self.error = ""
 
     def __enter__(self) -> "NewStates":
         self.writer.__enter__()
@@ -221,6 +232,7 @@ class NewStates:
         self.counts.update(episode.counts)
         self.agreed.update(episode.agreed)
         self.differed.update(episode.differed)
+        self.error = self.error or episode.error
         for row in episode.rows:
             if row.state in self.seen:
                 self.counts["repeated"] += 1
@@ -233,3 +245,19 @@ class NewStates:
         """By tool: states in which policy or oracle calls it, and those of them in which both call it alike."""
         totals = self.agreed + self.differed
         return {tool: {"states": totals[tool], "agreed": self.agreed[tool]} for tool in sorted(totals)}
+
+    def told(self) -> dict:
+        """What the manifest says of it."""
+        return {**self.counts, **({"agreement": self.agreement()} if self.agreement() else {})}
+
+    def refuse_nothing(self) -> None:
+        """ValueError if there is not one row."""
+        if self.counts["rows"]:
+            return
+        remedy = "play more episodes, or keep more of the states in which the policy does what the oracle does"
+        if self.counts["missions"]:
+            remedy = (
+                "no mission was won; allow more attempts, a higher temperature or easier rules, or let it imitate an oracle or "
+                "people first"
+            )
+        raise ValueError(f"{dict(self.counts)}: there is nothing to learn; {self.error or remedy}")

@@ -10,6 +10,7 @@ whatever it sends, however slowly and however much of it, the request is over in
 """
 
 import base64
+import copy
 import io
 import json
 import socket
@@ -87,6 +88,12 @@ class EndpointPolicy:
         self.timeout_s = timeout_s
         self.is_stopped = threading.Event()
         self.under_way: set[Call] = set()
+
+    def with_seed(self, seed: int) -> "EndpointPolicy":
+        """The same model, whose answers are drawn by another seed."""
+        other = copy.copy(self)
+        other.sampling_seed = seed
+        return other
 
     def act(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers in the order of the requests; ValueError if the server evaluates something else."""

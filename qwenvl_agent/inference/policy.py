@@ -1,5 +1,6 @@
 """A model as a policy: the training prompt, generation, the format's parser."""
 
+import copy
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -49,6 +50,12 @@ class ModelPolicy:
         if cfg.constrained:
             vocab_size = model.config.get_text_config().vocab_size
             self.grammars = Grammars(fmt, self.tokenizer, self.end_id, vocab_size)
+
+    def with_seed(self, seed: int) -> "ModelPolicy":
+        """The same model, whose answers are drawn by another seed."""
+        other = copy.copy(self)
+        other.sampling_seed = seed
+        return other
 
     def act(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers in batches of `cfg.batch_size`."""
