@@ -28,6 +28,10 @@ class Geometry:
         return self.patch_size * self.merge_size
 
 
+PUBLISHED = Geometry(patch_size=16, merge_size=2, min_pixels=1, max_pixels=2**40)
+"""How the published models cut pictures, without limits of their own."""
+
+
 def resized_size(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
     """(height, width) after the processor's resize: whole tokens, area within the limits, ratio nearly kept."""
     check_aspect_ratio(width, height, "a picture")
@@ -95,6 +99,12 @@ def _fit_tiles(picture: Picture, vision: VisionConfig, geometry: Geometry) -> tu
         )
     side = a_tile * vision.tiles * geometry.token_px
     return side, side
+
+
+def tokens_a_tile(tiles: int, tile_px: int, vision: VisionConfig, geometry: Geometry = PUBLISHED) -> float:
+    """Tokens along a tile's side, of a board of `tiles` x `tiles` tiles once it is fitted."""
+    side_px, _ = fit_picture(Picture(tiles * tile_px, tiles * tile_px), vision, geometry)
+    return side_px / geometry.token_px / tiles
 
 
 def picture_tokens(picture: Picture, vision: VisionConfig, geometry: Geometry) -> int:

@@ -7,12 +7,16 @@ from itertools import product
 import pytest
 
 from qwenvl_agent.worlds.safari.missions import (
+    COLOUR_OF,
     COLOUR_WORDS,
+    KIND_OF,
     KIND_WORDS,
+    MISSPELT,
     PHRASINGS,
     read_mission,
     resolve_target,
     with_particles,
+    with_typos,
     write_mission,
 )
 from qwenvl_agent.worlds.safari.world import COLOURS, KINDS, Animal
@@ -84,6 +88,58 @@ def test_a_plain_mission_has_plain_words_in_any_sentence():
     missions = [write_mission(target, False, "en", rng, plain=True, phrasing="held_out") for _ in range(60)]
     assert {mission.wordings for mission in missions} == {("cyan pig",)}
     assert len({mission.text for mission in missions}) == 4
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("phrasing", PHRASINGS)
+def test_a_mission_with_typos_means_what_it_meant(language, phrasing):
+    rng, num_changed, in_targets = random.Random(f"{language} {phrasing}"), 0, 0
+    for i in range(120):
+        targets = tuple(rng.sample(ANIMALS, 1 + i % 3))
+        meant = write_mission(targets, i % 2 == 0, language, rng, phrasing=phrasing)
+        mission = with_typos(meant, 0.1, rng)
+        assert (mission.targets, mission.ordered) == (meant.targets, meant.ordered)
+        assert read_mission(mission.text) == mission
+        for target in targets:
+            assert mission.target_named(mission.wording(target)) == target
+            assert read_mission(f"({mission.wording(target)})").targets == (target,)
+        num_changed += mission.text != meant.text
+        in_targets += mission.wordings != meant.wordings
+    assert num_changed > 50 and in_targets > 20
+    assert with_typos(meant, 0.0, rng) == meant
+
+
+@pytest.mark.parametrize(
+    ("text", "targets"),
+    [
+        ("Find the rde tigr.", ["red tiger"]),
+        ("find teh bllue giraffe and the ornage lino", ["blue giraffe", "orange lion"]),
+        ("빨가색 호랑랑이를 찾아줘", ["red tiger"]),
+        ("얼말룩 말고 노란 자사", ["yellow lion"]),
+        ("找到色红老虎", ["red tiger"]),
+        ("Find the rd tiger.", []),  # what is left of a short word is many words
+        ("Find the rid tiger.", []),  # another letter is another word
+        ("Find the tigr.", []),
+    ],
+)
+def test_one_error_in_a_word_is_read(text, targets):
+    assert [animal.name for animal in read_mission(text).targets] == targets
+
+
+def test_no_error_makes_one_word_of_another():
+    """粉红色 without its first character is 红色, another colour: it is read as that, and never written for the other."""
+    words = COLOUR_OF.keys() | KIND_OF.keys()
+    assert not words & MISSPELT.keys() and "红色" in words
+    rng = random.Random(0)
+    for _ in range(300):
+        mission = with_typos(write_mission((Animal("pink", "pig"),), False, "zh", rng), 0.5, rng)
+        assert mission.targets == (Animal("pink", "pig"),)
+
+
+def test_a_declaration_of_misspelt_words_counts_where_the_mission_has_them():
+    assert resolve_target("rde tiger") is None
+    assert read_mission("Find the rde tiger.").target_named(" rde  tiger") == Animal("red", "tiger")
+    assert read_mission("Find the red tiger.").target_named("rde tiger") is None
 
 
 def test_the_recorded_missions():

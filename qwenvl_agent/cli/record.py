@@ -10,7 +10,8 @@
 The world is --world, else the config's (eval.suite, if that is a world), else safari. Episode i plays the world of seed
 `seed-start + i`. With --noise p, random turns are played between the oracle's own, which alone are recorded, so the data
 holds states that the oracle would never reach. With --resets p it is put into another state before that share of its turns,
-half of them near a goal (--near), where the world offers such states. `--task` records what else a world offers: the safari's `perception` are
+half of them near a goal (--near), where the world offers such states. --vary draws rules of the world anew for each
+episode (`worlds/variation.py`): `--vary width=15..30 --vary sprites=noto,twemoji`; rows name theirs. `--task` records what else a world offers: the safari's `perception` are
 questions about views, with exact answers.
 
 With --run, --model or --policy that policy plays, at --temperature, and every state that it comes to is recorded once, with
@@ -38,12 +39,13 @@ from rich.progress import track
 from qwenvl_agent.cli import record_policy
 from qwenvl_agent.cli.dataset import refuse_to_lose, write_manifest
 from qwenvl_agent.command import bounded, command, run_command
-from qwenvl_agent.config import load_config
+from qwenvl_agent.config import VisionConfig, load_config
 from qwenvl_agent.inference.load import Source
 from qwenvl_agent.processes import parallel_map
 from qwenvl_agent.settings import apply_override
 from qwenvl_agent.worlds import World, known_worlds, make_world
 from qwenvl_agent.worlds.recording import RowWriter, encode, record_episode
+from qwenvl_agent.worlds.variation import Variation, check_variations, draw_rules, read_variations, varied_manifest
 
 AGENT = "agent"
 """The task that every world with an oracle has: its episodes."""
@@ -58,14 +60,29 @@ def world_of(name: str, rules: str) -> World:
 
 
 def record(
-    seed: int, name: str, rules: str, task: str, settings: dict, noise: float, resets: float, near: float
+    seed: int,
+    name: str,
+    rules: dict,
+    variations: tuple[Variation, ...],
+    tools: list,
+    task: str,
+    settings: dict,
+    noise: float,
+    resets: float,
+    near: float,
 ) -> Recorded:
-    """The rows of one seed."""
-    world = world_of(name, rules)
+    """The rows of one seed; varied ones name their rules, and their tools where these are not `tools`."""
+    own = draw_rules(variations, seed)
+    world = world_of(name, json.dumps(rules | own))
     if task == AGENT:
         turns, counts = record_episode(world, seed, settings, noise, resets, near)
-        return [encode(turn) for turn in turns], counts
-    return [encode(turn) for turn in world.recording_tasks()[task](seed, **settings)], {}
+        rows = [encode(turn) for turn in turns]
+    else:
+        rows, counts = [encode(turn) for turn in world.recording_tasks()[task](seed, **settings)], {}
+    if own:
+        said = {"rules": own} | ({"tools": others} if (others := tools_of(world)) != tools else {})
+        rows = [(pngs, row | said) for pngs, row in rows]
+    return rows, counts
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -80,6 +97,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rules", type=json.loads, default={}, help="rules as one JSON object, over --config's")
     parser.add_argument("--set", action="append", default=[], metavar="RULE=VALUE", help="one rule, over --rules")
+    parser.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="RULE=VALUES",
+        help="a rule drawn for each episode: 15..30, a,b,c, a JSON list or {value: weight}; or a JSON file of such",
+    )
     parser.add_argument("--task", default=AGENT, help="agent: the oracle's episodes; or another of the world's")
     parser.add_argument(
         "--oracle", action="append", default=[], metavar="KEY=VALUE", help="one setting of the oracle, or of the task"
@@ -98,6 +122,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
     record_policy.add_options(parser)
     return parser.parse_args(argv)
+
+
+def set_rules(args: argparse.Namespace) -> dict:
+    """Those that the command itself sets."""
+    values = dict(args.rules)
+    for override in args.set:
+        apply_override(values, override)
+    return values
+
+
+def vision_of(args: argparse.Namespace) -> VisionConfig | None:
+    return load_config(args.config).vision if args.config else None
 
 
 def asked_world(args: argparse.Namespace, source: Source | None) -> tuple[str, dict]:
@@ -158,24 +194,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     record_policy.check_options(args)
     source = record_policy.find_source(args)
     name, values = asked_world(args, source)
-    world = make_world(name, values)
+    first = args.seed_start or 0
+    variations, seeds = read_variations(args.vary), range(first, first + args.episodes)
+    check_variations(variations, name, values, seeds, set_rules(args), vision_of(args))
+    world = make_world(name, values | draw_rules(variations, first))
     settings: dict = {}
     for override in args.oracle:
         apply_override(settings, override)
     about = {"world": name, "task": args.task, "rules": dict(world.rules), "oracle": settings}
-    about |= {"tools": [tool.to_json() for tool in tools_of(world)]}
+    about |= {"tools": tools_of(world)}
     if record_policy.is_asked(args):
         return record_policy.record_policy(args, world, settings, about | {"seed_set": "training"}, source)
     check_task(world, name, args.task, settings, args.resets)
-    first = args.seed_start or 0
-    seeds = range(first, first + args.episodes)
     about |= {"seed_set": seed_set(world, seeds), "noise": args.noise}
     if args.resets:
         about |= {"resets": args.resets, "near": args.near}
+    about |= varied_manifest(variations, world.rules, seeds)
     of_seed = partial(
         record,
         name=name,
-        rules=json.dumps(values),
+        rules=values,
+        variations=variations,
+        tools=about["tools"],
         task=args.task,
         settings=settings,
         noise=args.noise,
@@ -189,14 +229,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(manifest))
     else:
+        for rule, counted in manifest.get("varied", {}).items():
+            print(f"{rule}: {', '.join(f'{value} {count}' for value, count in counted.items())}")
         Console().print(f"{dict(counts)} in {seconds:.0f} s, {counts['rows'] / seconds:.0f} rows/s")
     return 0
 
 
-def tools_of(world: World) -> tuple:
+def tools_of(world: World) -> list[dict]:
     env = world.make_env()
     env.close()
-    return env.tools
+    return [tool.to_json() for tool in env.tools]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from qwenvl_agent.families import DEFAULT as FAMILY
 from qwenvl_agent.formats import Format, Span, formats_of
 from qwenvl_agent.prompt import Rendered, as_asked, render_row
 from qwenvl_agent.schema import Picture, Row
-from qwenvl_agent.vision import Geometry, fit_picture
+from qwenvl_agent.vision import PUBLISHED, Geometry, fit_picture
 
 MAX_MEASURED = 2000
 """Rows whose tokens are counted, spread over the file."""
@@ -33,8 +33,6 @@ ROUND_UP = 1024
 """A budget of tokens is raised to a multiple of it."""
 LONGEST_PROPOSED = 32 * ROUND_UP
 """Rows beyond it stay over the budget: they are named, and their owner decides."""
-PUBLISHED = Geometry(patch_size=16, merge_size=2, min_pixels=1, max_pixels=2**40)
-"""How the published family cuts pictures, without limits of its own."""
 
 
 class Fault(NamedTuple):

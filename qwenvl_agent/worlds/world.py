@@ -95,6 +95,8 @@ class World:
     """Share of episodes that the oracle claims to win."""
     max_envs: int = 0
     """Environments that may be open at once; 0: as many as eval.batch_size."""
+    board: tuple[int, int] | None = None
+    """(Tiles a side, pixels a tile's side) of a picture, where all are square boards of tiles."""
     recording_version: int = 1
     """Of the rows that `recording_reader` gives; part of the cache's key."""
 

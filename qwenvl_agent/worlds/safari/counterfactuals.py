@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from qwenvl_agent.schema import Answer, Env, Observation, Policy, Request, Turn
 from qwenvl_agent.worlds.safari.context import context_text, read_context
-from qwenvl_agent.worlds.safari.missions import KIND_WORDS, read_mission, word_target
+from qwenvl_agent.worlds.safari.missions import read_mission, word_target
+from qwenvl_agent.worlds.safari.typos import script
 from qwenvl_agent.worlds.safari.world import COLOURS, KINDS, Animal
 
 FROM_TURN = 4
@@ -73,12 +74,8 @@ def swap_mission(observation: Observation) -> Observation:
 
 def language_of(wording: str) -> str:
     """Of words that name a target."""
-    folded = wording.casefold()
-    return next(
-        language
-        for language, kinds in KIND_WORDS.items()
-        if any(w in folded for words in kinds.values() for w in words)
-    )
+    scripts = {script(letter) for letter in wording}
+    return "ko" if "hangul" in scripts else "zh" if "han" in scripts else "en"
 
 
 def corrupt(notepad: str) -> str:

@@ -33,7 +33,7 @@ from itertools import permutations
 
 from qwenvl_agent.schema import Observation, Picture, ToolCall, ToolResult, Turn, tool_named
 from qwenvl_agent.worlds.safari.context import NOTHING_YET, context_text, last_turn
-from qwenvl_agent.worlds.safari.missions import Mission, resolve_target, write_mission
+from qwenvl_agent.worlds.safari.missions import Mission, resolve_target, with_typos, write_mission
 from qwenvl_agent.worlds.safari.render import render_view, view_symbols
 from qwenvl_agent.worlds.safari.tools import MAX_ACTIONS, MAX_STEPS, TOOLS, argument_error
 from qwenvl_agent.worlds.safari.world import (
@@ -74,7 +74,8 @@ class SafariEnv:
     """One game at a time. `reset(options=...)` puts it into another state than its start (`start_elsewhere`).
 
     `info` of reset and step: results, goals, reached, harm (false declarations), invalid_calls, optimal_turns, calls (name,
-    legal, effective of each call of the turn), first_view_outside, success and end_reason ("", done or max_turns).
+    legal, effective of each call of the turn), first_view_outside, has_typos (with the rule `typos`), success and
+    end_reason ("", done or max_turns).
     """
 
     def __init__(self, rules: SafariRules):
@@ -89,6 +90,11 @@ class SafariEnv:
         ordered = rng.random() < rules.ordered
         language = rng.choice(rules.languages)
         self.mission = write_mission(targets, ordered, language, rng, rules.plain_missions, rules.phrasing)
+        self.has_typos = False
+        if rules.typos:
+            said = self.mission.text
+            self.mission = with_typos(self.mission, rules.typos, rng)
+            self.has_typos = self.mission.text != said
         self.player = self.world.start
         self.notepad = ""
         self.last: str | None = NOTHING_YET if rules.tell_last else None
@@ -191,6 +197,7 @@ class SafariEnv:
             "invalid_calls": self.num_invalid_calls,
             "optimal_turns": self.optimal_turns,
             "first_view_outside": self.first_view_outside,
+            **({"has_typos": self.has_typos} if self.rules.typos else {}),
             "end_reason": self.end_reason,
             "success": self.end_reason == "done" and not self.wanted() and not self.false_declarations,
         }
@@ -259,7 +266,7 @@ class SafariEnv:
 
     def declare_found(self, target: str) -> tuple[dict, bool]:
         """The game believes the player, as the recorded one does; whether he was right is in info only."""
-        animal = resolve_target(target)
+        animal = self.mission.target_named(target) or resolve_target(target)
         is_true = animal is not None and self.is_found(animal)
         if animal is not None and is_true:
             self.found.append(animal)

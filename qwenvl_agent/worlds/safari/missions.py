@@ -1,14 +1,16 @@
 """Missions in Korean, English and Chinese: how they are worded, and how wordings are read back.
 
 Words, phrases and sentences are tables. One regular expression made from the same tables finds the targets in any text,
-so what can be written can be read, and one lexicon serves the mission, `declare_found` and the oracle.
+so what can be written can be read, and one lexicon serves the mission, `declare_found` and the oracle. Missions are read
+with typing errors too, one in a word, where only one word can be meant; `resolve_target` is strict.
 """
 
 import random
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 from qwenvl_agent.worlds.safari.phrasings import (
     HELD_OUT,
@@ -18,6 +20,7 @@ from qwenvl_agent.worlds.safari.phrasings import (
     Phrases,
     Sentences,
 )
+from qwenvl_agent.worlds.safari.typos import ERRORS, misspellings, script
 from qwenvl_agent.worlds.safari.world import Animal
 
 # The first word is the one that plain missions use.
@@ -139,18 +142,35 @@ def _meanings(table: Words) -> dict[str, str]:
 
 COLOUR_OF = _meanings(COLOUR_WORDS)
 KIND_OF = _meanings(KIND_WORDS)
+COLOUR_NAMES = frozenset(COLOUR_OF.values())
 
 
-def _choice(table: dict[str, tuple[str, ...]]) -> str:
-    """A group of every word, longest first; a space stands for any white space."""
-    words = sorted((word for forms in table.values() for word in forms), key=len, reverse=True)
-    return "(" + "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in words) + ")"
+def _misspelt(*tables: Words) -> dict[str, str]:
+    """Misspelt word -> canonical English, of each that is no other word and can mean one thing only."""
+    words = {word for table in tables for word in _meanings(table)}
+    meanings: dict[str, set[str]] = {}
+    for table in tables:
+        for word, name in _meanings(table).items():
+            for other in misspellings(word):
+                meanings.setdefault(other, set()).add(name)
+    return {other: min(names) for other, names in meanings.items() if len(names) == 1 and other not in words}
 
 
-def _target_pattern() -> str:
-    ko_colour, ko_kind = _choice(COLOUR_WORDS["ko"]), _choice(KIND_WORDS["ko"])
-    en_colour, en_kind = _choice(COLOUR_WORDS["en"]), _choice(KIND_WORDS["en"])
-    zh_colour, zh_kind = _choice(COLOUR_WORDS["zh"]), _choice(KIND_WORDS["zh"])
+MISSPELT = _misspelt(COLOUR_WORDS, KIND_WORDS)
+
+
+def _choice(table: dict[str, tuple[str, ...]], tolerant: bool) -> str:
+    """A group of every word, longest first; a space stands for any white space. `tolerant`: misspelt ones too."""
+    words = {word for forms in table.values() for word in forms}
+    if tolerant:
+        words |= {other for word in words for other in misspellings(word) if other in MISSPELT}
+    longest_first = sorted(words, key=lambda word: (-len(word), word))
+    return "(" + "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in longest_first) + ")"
+
+
+def _target_pattern(tolerant: bool = False) -> str:
+    ko_colour, en_colour, zh_colour = (_choice(COLOUR_WORDS[language], tolerant) for language in COLOUR_WORDS)
+    ko_kind, en_kind, zh_kind = (_choice(KIND_WORDS[language], tolerant) for language in KIND_WORDS)
     return "|".join(
         (
             rf"{ko_colour}\s*(?:(?:배경|바탕|칸)(?:의|에)?\s*(?:있는\s*)?)?{ko_kind}",
@@ -165,6 +185,12 @@ TARGET = re.compile(_target_pattern(), re.IGNORECASE)
 DECLARED = re.compile(rf"(?:(?:the|an?)\s+)?({TARGET.pattern})(?:[을를이가은는])?[.!。！]?", re.IGNORECASE)
 
 
+@cache
+def tolerant_target() -> re.Pattern:
+    """TARGET with misspelt words; compiled when it is first needed."""
+    return re.compile(_target_pattern(tolerant=True), re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Mission:
     """What to find, in the mission's own words too: `wordings[i]` names `targets[i]`."""
@@ -176,6 +202,15 @@ class Mission:
 
     def wording(self, target: Animal) -> str:
         return self.wordings[self.targets.index(target)]
+
+    def target_named(self, words: str) -> Animal | None:
+        """The target that the mission calls just so, typing errors included; None if it calls none so."""
+        named = zip(self.targets, map(_folded, self.wordings), strict=True)
+        return next((target for target, own in named if own == _folded(words)), None)
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def write_mission(
@@ -219,6 +254,23 @@ def with_particles(text: str) -> str:
     return re.sub(r"(.)\[(.)\]", particle, text)
 
 
+def with_typos(mission: Mission, share: float, rng: random.Random) -> Mission:
+    """The mission with about this share of its letters swapped, dropped or doubled.
+
+    An error after which the mission would be read as another, or not at all, is not made.
+    """
+    place = 0
+    while place < len(mission.text):
+        if script(mission.text[place]) and rng.random() < share:
+            text = rng.choice(list(ERRORS.values()))(mission.text, place)
+            other = read_mission(" ".join(text.split()))
+            is_alike = (other.targets, other.ordered) == (mission.targets, mission.ordered)
+            if is_alike and [name for words in other.wordings for _, name in find_targets(words)] == [*other.targets]:
+                mission = other
+        place += 1
+    return mission
+
+
 def read_mission(text: str) -> Mission:
     """The targets named in a mission of any of the languages, each once; none if it names none."""
     text = unicodedata.normalize("NFC", text)
@@ -229,21 +281,24 @@ def read_mission(text: str) -> Mission:
     return Mission(text, tuple(wordings), tuple(wordings.values()), ordered)
 
 
-def find_targets(text: str) -> Iterator[tuple[str, Animal]]:
-    """Each target named in a text, with the words that name it."""
-    for match in TARGET.finditer(text):
-        yield match[0], _animal(match)
+@lru_cache(maxsize=256)  # an episode says the same in each of its turns
+def find_targets(text: str) -> tuple[tuple[str, Animal], ...]:
+    """Each target named in a text, with the words that name it, misspelt or not."""
+    return tuple((match[0], _animal(match)) for match in tolerant_target().finditer(text))
 
 
 def _animal(match: re.Match) -> Animal:
     words = [re.sub(r"\s+", " ", group.casefold()) for group in match.groups() if group]
-    colour = next(COLOUR_OF[word] for word in words if word in COLOUR_OF)
-    kind = next(KIND_OF[word] for word in words if word in KIND_OF)
+    colour = next(name for word in words if (name := _meaning(word)) in COLOUR_NAMES)
+    kind = next(name for word in words if (name := _meaning(word)) not in COLOUR_NAMES)
     return Animal(colour, kind)
+
+
+def _meaning(word: str) -> str:
+    return COLOUR_OF.get(word) or KIND_OF.get(word) or MISSPELT[word]
 
 
 def resolve_target(text: str) -> Animal | None:
     """The target that a declaration names in any of the languages, case and spaces aside; None if it names none."""
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    match = DECLARED.fullmatch(text)
-    return next(animal for _, animal in find_targets(match[1])) if match else None
+    match = DECLARED.fullmatch(_folded(text))
+    return find_targets(match[1])[0][1] if match else None

@@ -77,7 +77,7 @@ def ask_where(view: View, language: str, rng: random.Random, rules: SafariRules)
         target = other if target.name in rules.left_out else target
     places = [view.name(tile) for tile, animal in view.animals.items() if animal == target]
     answer = f"{target.name} {' '.join(places) or view.form.target_absent}"
-    words = word_target(target, language, rng, rules.plain_missions)
+    words = word_target(target, language, rng, rules.plain_missions, rules.phrasing)
     return with_particles(QUESTIONS["where"][language].format(words)), view.form.target.format(answer), answer
 
 

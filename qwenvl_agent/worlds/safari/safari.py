@@ -24,7 +24,7 @@ from qwenvl_agent.worlds.safari.records import episodes_that_catch, row_reader
 from qwenvl_agent.worlds.safari.states import draw_state
 from qwenvl_agent.worlds.safari.thoughts import thought_form_named
 from qwenvl_agent.worlds.safari.tools import TOOLS
-from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, SafariRules
+from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, VIEW, SafariRules
 from qwenvl_agent.worlds.world import Counterfactual, DrawnState, Labels, Metrics, RecordedTurn, SeedSets, World
 
 ORACLE_SETTINGS = ("max_path", "max_final_path", "thought_form", "waypoints")
@@ -58,9 +58,11 @@ class Safari(World):
     name = "safari"
     seeds = SeedSets(TRAIN_SEEDS, SELECTION_SEEDS, REPORT_SEEDS)
     labels = LABELS
+    recording_version = 2
 
     def __init__(self, rules: SafariRules):
         self.settings = rules
+        self.board = (VIEW, rules.tile_px)
         self.rules = json.loads(json.dumps(dataclasses.asdict(rules)))
 
     def make_env(self) -> SafariEnv:

@@ -95,6 +95,8 @@ class SafariRules:
     weights."""
     phrasing: Literal["usual", "more", "held_out"] = "usual"
     """Which sentences: usual; more, which has them and others; held_out, which shares none with these, to evaluate on."""
+    typos: Annotated[float, Range(0, 0.5, "no mission could be read")] = 0.0
+    """Share of a mission's letters that are swapped, dropped or doubled, as far as it can still mean one thing only."""
     num_targets: Annotated[tuple[float, ...], Range(0, 1e9, "missions are drawn by it")] = (0.6, 0.25, 0.15)
     """Weights of missions with 1, 2, 3 targets."""
     ordered: Annotated[float, Range(0, 1, "it is a share")] = 0.5
