@@ -70,13 +70,21 @@ class ModelConfig:
     (precision.py). A run's config.json has what was chosen."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """auto: flash_attention_2 if installed on CUDA, else sdpa on CUDA, eager on a CPU."""
-    gradient_checkpointing: bool = True
-    """Compute activations again in backward instead of keeping them: less memory for one more forward."""
+    gradient_checkpointing: bool | Literal["auto"] | int = "auto"
+    """Compute activations again in backward instead of keeping them: less memory for up to one more forward. true: in all
+    layers; a number: in so many of the language model's first layers (and in the tower's, if they train); auto: in as few
+    as the planned memory needs on this GPU, in all where there is none. The run says what was chosen and why."""
     compile: bool = False
     """Compile the language model's blocks for training. Needs a C++ compiler on a CPU; evaluation runs uncompiled."""
 
     def __post_init__(self) -> None:
         check_values(self, "model")
+        again = self.gradient_checkpointing
+        if again != "auto" and (isinstance(again, str) or again < 0):
+            raise ValueError(
+                f"model.gradient_checkpointing is {again!r}: no layers are meant by it; use true, false, auto or a number of "
+                "the language model's layers"
+            )
         if self.train_vision and self.method != "full":
             raise ValueError(
                 f"model.train_vision is true with model.method {self.method!r}: the vision tower would "
@@ -114,6 +122,11 @@ class ModelConfig:
         if self.method == "full" and self.dtype == "bfloat16" and not self.train_vision:
             return "float32, the frozen vision tower in bfloat16"
         return "float32" if self.method == "full" else self.dtype
+
+    def recomputed(self, num_layers: int) -> int:
+        """How many of the language model's `num_layers`, the first ones, are computed again; all while it says auto."""
+        again = self.gradient_checkpointing
+        return min(again, num_layers) if type(again) is int else num_layers * bool(again)
 
     @property
     def vision_has_gradient(self) -> bool:

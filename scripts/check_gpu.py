@@ -56,6 +56,7 @@ from qwenvl_agent.training.findings import Findings
 from qwenvl_agent.training.finite import FiniteCheck
 from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loader import build_loader, build_sampler, to_device
+from qwenvl_agent.training.memory import fit_memory
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.optim import build_optimizer
 from qwenvl_agent.training.profile import matmul_flops
@@ -149,6 +150,7 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
     collator = build_collator(processor, config)
     rows = drop_unusable(build_rows(config.data, config.prompt), collator)
     sampler = build_sampler(config, rows.train, accelerator)
+    config = fit_memory(config, rows.train, processor, accelerator)
     bare_model = build_model(config.model, device).train()
     arch = read_architecture(base_of(bare_model).config.to_dict())
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))

@@ -385,3 +385,36 @@ def test_compiling_without_a_compiler_is_refused(base, monkeypatch):
     cfg = ModelConfig(path=str(base), method="full", compile=True)
     with pytest.raises(ValueError, match="no C\\+\\+ compiler .*model.compile=false"):
         build_model(cfg, "cpu")
+
+
+def gradient_and_calls(base, again) -> tuple[torch.Tensor, list[int]]:
+    """Of a model with dropout; how often each of its two layers begins its MLP in forward and backward."""
+    torch.manual_seed(0)
+    settings = {"method": "lora", "lora_rank": 4, "lora_dropout": 0.3, "dtype": "float32", "autocast": False}
+    model = build_model(ModelConfig(path=str(base), **settings, gradient_checkpointing=again), "cpu").train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.02)
+    layers = base_of(model).model.language_model.layers
+    calls = []
+    for i, layer in enumerate(layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, i=i: calls.append(i))
+    ids = torch.arange(34).reshape(2, 17)
+    torch.manual_seed(1)
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return gradient, [calls.count(i) for i in range(len(layers))]
+
+
+@pytest.mark.parametrize(("again", "calls"), [(1, [2, 1]), (True, [2, 2]), ("auto", [2, 2]), (9, [2, 2])])
+def test_the_first_layers_are_computed_again_and_gradients_are_the_same(base, again, calls):
+    plain, once = gradient_and_calls(base, False)
+    gradient, found = gradient_and_calls(base, again)
+    assert (once, found) == ([1, 1], calls)
+    assert torch.equal(gradient, plain)
+
+
+@pytest.mark.parametrize("again", ["some", -1])
+def test_layers_that_cannot_be_meant_are_refused(again):
+    with pytest.raises(ValueError, match="model.gradient_checkpointing is .*use true, false, auto or a number"):
+        ModelConfig(path="tiny", gradient_checkpointing=again)

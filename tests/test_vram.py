@@ -24,6 +24,7 @@ from qwenvl_agent.planning.vram import (
     budget_row,
     changes,
     cheapest_fit,
+    choose_checkpointing,
     data_row,
     describe_plan,
     find_architecture,
@@ -212,6 +213,47 @@ def test_changes_combine_if_no_single_one_is_enough():
     assert plan.total == needed
 
 
+def layers_again(gpu_gb: float | None, **groups) -> tuple[int, str]:
+    config, line = choose_checkpointing(config_of(**groups), SMALL, ROW, 1, gpu_gb)
+    assert type(config.model.gradient_checkpointing) in (bool, int)
+    return config.model.recomputed(SMALL.layers), line
+
+
+def test_as_few_layers_are_computed_again_as_the_card_needs():
+    """2B, QLoRA, 8 rows of 1,000 tokens."""
+    chosen = [layers_again(gb, batch_size=8)[0] for gb in (4, 8, 12, 16, 24, 40, 80)]
+    assert chosen == sorted(chosen, reverse=True) and chosen[0] == 28 and chosen[-1] == 0
+    assert 0 < chosen[3] < 28
+    num, line = layers_again(16, batch_size=8)
+    assert line.startswith(f"gradient checkpointing: {num} of 28 layers (auto: planned 1") and "for 16 GB)" in line
+    assert layers_again(80, batch_size=8)[1].startswith("gradient checkpointing: none (auto: planned ")
+
+    def plan(again) -> int:
+        return plan_memory(config_of(batch_size=8, model={"gradient_checkpointing": again}), SMALL, ROW).total
+
+    assert plan(num) <= 0.9 * 16 * GIB < plan(num - 1)
+
+
+def test_without_a_card_or_when_none_is_large_enough_all_are():
+    assert layers_again(None) == (28, "gradient checkpointing: all layers (auto: no GPU whose memory could be planned)")
+    assert layers_again(1)[0] == 28
+
+
+def test_what_is_set_is_left_as_it_is():
+    for again in (True, False, 7):
+        config = config_of(model={"gradient_checkpointing": again})
+        assert choose_checkpointing(config, SMALL, ROW, 1, 80) == (config, "")
+
+
+def test_a_number_of_layers_lies_between_none_and_all():
+    def plan(again):
+        return plan_memory(config_of(model={"gradient_checkpointing": again}), SMALL, ROW)
+
+    assert plan(28).moments == plan(99).moments == plan(True).moments == plan("auto").moments
+    assert plan(0).moments == plan(False).moments
+    assert plan(True).total < plan(20).total < plan(10).total < plan(False).total
+
+
 def test_nothing_helps_a_card_that_is_far_too_small():
     assert cheapest_fit(config_of(), SMALL, lambda _: ROW, 1, 1.0) is None
 
@@ -300,6 +342,7 @@ VARIANTS = {
     "base": ({}, LONG),
     "twice_the_area": ({}, RowShape(tokens=2000 + 1024, image_tokens=2048, supervised=60, num_images=2)),
     "no_checkpointing": ({"model": {"gradient_checkpointing": False}}, LONG),
+    "one_layer_of_two": ({"model": {"gradient_checkpointing": 1}}, LONG),
     "batch_4": ({"batch_size": 4}, LONG),
 }
 

@@ -28,6 +28,7 @@ from qwenvl_agent.planning.vram import (
     budget_row,
     by_characters,
     cheapest_fit,
+    choose_checkpointing,
     data_row,
     find_architecture,
     plan_memory,
@@ -59,13 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(args.config, args.set)
     arch = find_architecture(config.model.path, args.model_config)
     row_of = choose_rows(args, config, arch)
+    config, choice = choose_checkpointing(config, arch, row_of(config), args.gpus, args.gpu)
     plan = plan_memory(config, arch, row_of(config), args.gpus)
     fits = plan.fits(args.gpu)
     fix = None if fits else cheapest_fit(config, arch, row_of, args.gpus, args.gpu)
     if args.json:
         print(json.dumps(report(config, plan, fix, args.gpu)))
     else:
-        show(config, plan, fix, args.gpu)
+        show(config, plan, fix, args.gpu, choice)
     return 0 if fits else 1
 
 
@@ -113,6 +115,7 @@ def report(config: Config, plan: Plan, fix, gpu_gb: float) -> dict:
         "peak_bytes": plan.total,
         "moment": plan.moment,
         "precision": planned_precision(config.model).precision,
+        "gradient_checkpointing": config.model.gradient_checkpointing,
         "parts": plan.parts,
         "moments": plan.moments,
         "host_bytes": plan.host_bytes,
@@ -126,7 +129,8 @@ def report(config: Config, plan: Plan, fix, gpu_gb: float) -> dict:
     }
 
 
-def show(config: Config, plan: Plan, fix, gpu_gb: float) -> None:
+def show(config: Config, plan: Plan, fix, gpu_gb: float, choice: str = "") -> None:
+    """`choice`: what was chosen for the card and why, "" if nothing was."""
     console = Console(highlight=False, soft_wrap=True)
     row, train = plan.row, config.train
     console.print(
@@ -135,7 +139,8 @@ def show(config: Config, plan: Plan, fix, gpu_gb: float) -> None:
         f"{train.batch_size} rows of {row.tokens} tokens ({row.image_tokens} vision, {row.supervised} supervised)"
     )
     console.print(f"rows: {row.source}", style="dim")
-    console.print(f"precision: {planned_precision(config.model).precision}", style="dim")
+    for line in filter(None, (f"precision: {planned_precision(config.model).precision}", choice)):
+        console.print(line, style="dim")
     table = Table("category", "GiB")
     table.columns[1].justify = "right"
     for name, size in plan.parts.items():

@@ -136,6 +136,7 @@ def _attend(
     kind = self.config._attn_implementation
     if picture_sizes is None or kind not in ("sdpa", "eager"):  # flash attention takes the ends as they are
         return type(self).forward(self, hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
+    assert position_embeddings is not None, "the tower gives them"
     family = sys.modules[type(self).__module__]
     states = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (P, heads, head size)
     queries, keys = family.apply_rotary_pos_emb_vision(states[0], states[1], *position_embeddings)
@@ -158,14 +159,14 @@ def attend_by_size(
     """`attend` of all pictures of a size at once, or of one picture at a time; states (P, ...) and (M, size, ...)."""
     if at_once and len(set(sizes)) == 1:
         return attend(*(x.unflatten(0, (-1, sizes[0])) for x in states)).flatten(0, 1)
-    parts = [x.split(list(sizes)) for x in states]
+    parts: list[tuple[torch.Tensor, ...]] = [x.split(list(sizes)) for x in states]
     groups = [[i for i, other in enumerate(sizes) if other == size] for size in dict.fromkeys(sizes)]
     if not at_once:
         groups = [[i] for i in range(len(sizes))]
     outputs: dict[int, torch.Tensor] = {}
     for group in groups:
-        together = attend(*(torch.stack([x[i] for i in group]) for x in parts))
-        outputs.update(zip(group, together.unbind(), strict=True))
+        stacked = [torch.stack([x[i] for i in group]) for x in parts]
+        outputs.update(zip(group, attend(*stacked).unbind(), strict=True))
     return torch.cat([outputs[i] for i in range(len(sizes))])
 
 

@@ -124,13 +124,22 @@ def build_model(
     family_of(model).bind_pictures(base_of(model))
     bind_precision(model, model_cfg, device)
     if model_cfg.gradient_checkpointing:
-        base_of(model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        # Only the reentrant kind needs embeddings that require a gradient.
-        base_of(model).disable_input_require_grads()
+        checkpoint_layers(model, model_cfg)
     if model_cfg.compile:
         compile_blocks(model, device)
     check_manifest(model, model_cfg)
     return model.eval()
+
+
+def checkpoint_layers(model: nn.Module, model_cfg: ModelConfig) -> None:
+    """The first layers are computed again in backward: what the last ones keep is free by then."""
+    base = base_of(model)
+    base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    # Only the reentrant kind needs embeddings that require a gradient.
+    base.disable_input_require_grads()
+    layers = base.get_submodule(family_of(model).paths.layers)
+    for layer in layers[model_cfg.recomputed(len(layers)) :]:
+        layer.gradient_checkpointing = False
 
 
 def compile_blocks(model: nn.Module, device) -> None:

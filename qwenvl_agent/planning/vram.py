@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -180,9 +181,13 @@ def measure_row(
     return RowShape(tokens, sum(pictures), supervised, len(pictures))
 
 
+class RowsByIndex(Protocol):
+    def __getitem__(self, index: int, /) -> Row: ...
+
+
 def data_row(
-    rows: Sequence[Row],
-    lengths: Sequence[float],
+    rows: RowsByIndex,
+    lengths: Sequence[float] | np.ndarray,
     config: Config,
     arch: Architecture,
     count_tokens: Callable[[str], float] = by_characters,
@@ -401,14 +406,18 @@ def _temporary(config: Config, arch: Architecture, row: RowShape) -> dict[str, d
     tokens = batch * row.tokens
     layer = layer_saved(cfg, arch, batch, row.tokens) + cast_weights(cfg, arch)
     stream = precision.stream * arch.hidden * tokens  # one hidden state
-    kept_a_layer = stream if cfg.gradient_checkpointing else layer
-    saved = arch.layers * kept_a_layer + tokens * _norm_saved(arch.hidden, precision.stream, precision)
-    if not cfg.gradient_checkpointing:
+    again = cfg.recomputed(arch.layers)
+    last_norm = tokens * _norm_saved(arch.hidden, precision.stream, precision)
+    saved = again * stream + (arch.layers - again) * layer + last_norm
+    if not again:
         saved -= first_layer_unsaved(cfg, arch, tokens)
+    # Backward begins with the last layers: what they kept is free when the first one is computed again.
+    at_kept = saved if again < arch.layers else 0
+    at_recomputed = again * stream + last_norm + layer if again else 0
     patches = batch * row.image_tokens * arch.merge**2
     tower_saved = tower_saved_bytes(cfg, arch, patches)
     supervised = batch * row.supervised
-    backward = layer_backward(cfg, arch, tokens) + (layer if cfg.gradient_checkpointing else 0)
+    backward = max(at_kept, at_recomputed) + layer_backward(cfg, arch, tokens)
     moments = {
         "vision tower": {"vision": tower_bytes(cfg, arch, patches)},
         # What a layer's backward needs beside what it saved, its forward needs too.
@@ -419,7 +428,7 @@ def _temporary(config: Config, arch: Architecture, row: RowShape) -> dict[str, d
             "logits": head_saved(cfg, arch, supervised),
             "gradients": head_gradient(cfg, arch),
         },
-        "layer backward": {"activations": saved + backward, "gradients": waiting_gradient(cfg, arch)},
+        "layer backward": {"activations": backward, "gradients": waiting_gradient(cfg, arch)},
         "embedding backward": {"activations": stream, "gradients": embedding_gradient(cfg, arch)},
         "tower backward": {"vision": tower_backward(cfg, arch, patches)},
         "optimizer step": {},
@@ -680,8 +689,8 @@ def changes(config: Config, num_gpus: int) -> Iterator[Change]:
         yield Change(
             (f"train.batch_size={batch}", f"train.accumulation={accumulation}"), "same optimizer step, a little slower"
         )
-    if not model.gradient_checkpointing:
-        yield Change(("model.gradient_checkpointing=true",), "about a third more time")
+    if model.gradient_checkpointing is not True:
+        yield Change(("model.gradient_checkpointing=true",), "about a third more time than with none")
     most = 2 if model.method == "qlora" else 3
     if num_gpus > 1:
         for stage in range(max(2, train.zero_stage + 1), most + 1):
@@ -719,6 +728,38 @@ def cheapest_fit(
         if plan.fits(gpu_gb):
             return change, plan
     return None
+
+
+CHOSEN_SHARE = 0.9
+"""Of a card's memory, that a plan may take for which fewer layers are computed again: plans are good to 10 %."""
+
+
+def choose_checkpointing(
+    config: Config, arch: Architecture, row: RowShape, num_gpus: int, gpu_gb: float | None
+) -> tuple[Config, str]:
+    """The config without "auto" for model.gradient_checkpointing, and the line that says what was chosen and why.
+
+    As few layers as let the plan fit a card of `gpu_gb` with room to spare; all if that does not, or if there is no card.
+    """
+    if config.model.gradient_checkpointing != "auto":
+        return config, ""
+
+    def with_layers(num: int) -> Config:
+        again = True if num == arch.layers else num or False
+        return replace(config, model=replace(config.model, gradient_checkpointing=again))
+
+    every = with_layers(arch.layers)
+    if gpu_gb is None:
+        return every, "gradient checkpointing: all layers (auto: no GPU whose memory could be planned)"
+    room = CHOSEN_SHARE * gpu_gb * GIB
+    none = plan_memory(with_layers(0), arch, row, num_gpus).total
+    for num in range(arch.layers + 1):
+        total = plan_memory(with_layers(num), arch, row, num_gpus).total
+        if total <= room:
+            break
+    chosen = {0: "none", arch.layers: "all layers"}.get(num, f"{num} of {arch.layers} layers")
+    why = f"planned {total / GIB:.1f} GiB, {none / GIB:.1f} with none, for {gpu_gb:.0f} GB"
+    return with_layers(num), f"gradient checkpointing: {chosen} (auto: {why})"
 
 
 # for people

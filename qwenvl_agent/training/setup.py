@@ -32,6 +32,7 @@ from qwenvl_agent.training.findings import Findings
 from qwenvl_agent.training.finite import FiniteCheck
 from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loader import build_loader, build_sampler
+from qwenvl_agent.training.memory import fit_memory, gpu_gb
 from qwenvl_agent.training.metrics import Means, Reporter
 from qwenvl_agent.training.optim import build_optimizer
 from qwenvl_agent.training.profile import StepProfiler
@@ -61,6 +62,7 @@ def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, acc
     sampler = build_sampler(config, rows.train, accelerator)
     max_steps = config.train.max_steps or sampler.num_steps(config.train.epochs)
 
+    config = fit_memory(config, rows.train, processor, accelerator)
     bare_model, model, optimizer = build_trained(config, accelerator, checkpoint)
     is_main = accelerator.is_main_process
     run = Run(
@@ -125,18 +127,17 @@ def describe(run: Run) -> None:
     for difference in rule_differences(run.config.eval, [(s.cfg, s.tool_names()) for s in rows.train.sources]):
         run.reporter.say(f"warning: {difference}")
     run.reporter.say(f"{rows.summary()}\ntrainable parameters: {describe_parameters(bare_model)}")
-    run.reporter.say(plan_of(run.config, rows.train, bare_model, run.processor, run.accelerator.num_processes))
+    run.reporter.say(plan_of(run.config, rows.train, bare_model, run.processor, run.accelerator))
     if run.accelerator.is_main_process:
         write_json(run_dir / "manifest.json", manifest(bare_model))
         write_json(run_dir / "data.json", rows.report)
 
 
-def plan_of(config: Config, rows: RowDataset, model: nn.Module, processor: Processor, num_gpus: int) -> str:
+def plan_of(config: Config, rows: RowDataset, model: nn.Module, processor: Processor, accelerator: Accelerator) -> str:
     """What a step should take of each GPU's memory, from the dataset's own longest rows."""
     arch = read_architecture(base_of(model).config.to_dict())
-    gpu_gb = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
     row = data_row(rows, rows.lengths, config, arch, processor.count_tokens)
-    return describe_plan(config, row, num_gpus, gpu_gb, arch)
+    return describe_plan(config, row, accelerator.num_processes, gpu_gb(accelerator.device), arch)
 
 
 def start_reading(run: Run) -> Iterator[dict]:
