@@ -33,9 +33,10 @@ from qwenvl_agent.training.lock import locks_released
 from qwenvl_agent.training.loss import loss_scale, token_losses
 from qwenvl_agent.training.metrics import flatten
 from qwenvl_agent.training.optim import learning_rate_at, set_learning_rate
-from qwenvl_agent.training.ranks import ranks_ended_together
+from qwenvl_agent.training.ranks import end_ranks, ranks_ended_together
 from qwenvl_agent.training.run import Run
 from qwenvl_agent.training.setup import set_up
+from qwenvl_agent.training.stages import GateNotMetError, parts_of, record_end
 from qwenvl_agent.training.state import save_run
 from qwenvl_agent.training.workers import workers_ended
 
@@ -57,8 +58,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.accept_changes and not args.resume:
         parser.error("--accept-changes without --resume: there is nothing that could have changed; give both")
     how = {"resume": args.resume, "overwrite": args.overwrite, "accept_changes": args.accept_changes}
-    train(load_config(args.config, args.set), **how)
+    try:
+        train_stages(load_config(args.config, args.set), **how)
+    except GateNotMetError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
+
+
+@locks_released()
+@ranks_ended_together()
+def train_stages(config: Config, **how: bool) -> dict[str, float]:
+    """Every stage in its turn, each from the weights of the one before; without stages, the one run that the config is."""
+    metrics = {}
+    for stage in parts_of(config, **how):
+        metrics = train(**stage)
+    end_ranks()
+    return metrics
 
 
 @locks_released()
@@ -67,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(
     config: Config, *, resume: bool = False, overwrite: bool = False, accept_changes: bool = False
 ) -> dict[str, float]:
-    """Run the whole training; the metrics of the last evaluation."""
+    """Run the whole training of one run; the metrics of the last evaluation."""
     run = set_up(config, resume=resume, overwrite=overwrite, accept_changes=accept_changes)
     cfg, findings, reporter = run.config.train, run.findings, run.reporter
     metrics, stopped = {}, False
@@ -79,7 +95,7 @@ def train(
             micro_batches = [next(run.batches) for _ in range(cfg.accumulation)]
             waited = time.monotonic() - started
             micro_batches = prepare(run, micro_batches, waited)
-            learning_rate = learning_rate_at(run.step, run.max_steps, cfg)
+            learning_rate = learning_rate_at(run.step, run.schedule_steps, cfg)
             set_learning_rate(run.optimizer, learning_rate)
             run.stop.share()
             train_step(run.accelerator, run.model, run.optimizer, micro_batches, findings, run.step, cfg.max_grad_norm)
@@ -159,7 +175,8 @@ def close(run: Run, metrics: dict[str, float], stopped: bool) -> dict[str, float
     is_over = f"done: {run.config.run_dir}"
     say(f"stopped at step {run.step} of {run.max_steps}; --resume goes on" if stopped else is_over)
     run.reporter.close(flatten(to_json(run.config)), metrics)
-    run.accelerator.end_training()
+    if not stopped:
+        record_end(run)
     return metrics
 
 

@@ -49,6 +49,12 @@ SHIPPED_BASES = ("tiny", "tiny_screens")
 class ModelConfig:
     path: str
     """Hub id, local folder, or tiny or tiny_screens, which the package ships."""
+    init_from: str = ""
+    """A run of the same base (runs/NAME, its best checkpoint, else its last) or one of its checkpoints: training begins with
+    its weights and a new optimizer; empty: with the base's."""
+    init_mode: Literal["continue", "merge"] = "continue"
+    """continue: the run's adapter, or its weights of method full, train further; merge: they become this run's base, a
+    bfloat16 copy in runs/NAME/base, under new adapters."""
     method: Literal["full", "lora", "qlora"] = "qlora"
     """qlora: the language model in NF4 with double quantisation, all else as lora."""
     lora_rank: Annotated[int, Range(1, 4096, "no matrix of the model could be changed by that rank")] = 16
@@ -84,6 +90,10 @@ class ModelConfig:
             raise ValueError(
                 f"model.gradient_checkpointing is {again!r}: no layers are meant by it; use true, false, auto or a number of "
                 "the language model's layers"
+            )
+        if self.init_mode == "merge" and not self.init_from:
+            raise ValueError(
+                "model.init_mode is 'merge' and model.init_from empty: there is no run to merge; name one, or leave it out"
             )
         if self.train_vision and self.method != "full":
             raise ValueError(
@@ -266,6 +276,8 @@ class TrainConfig:
     """Optimizer steps; 0: as many as `epochs` needs."""
     epochs: Annotated[float, Range(1e-6, 1e6, "nothing would be learned, or for ever")] = 3.0
     """Passes over the rows, if max_steps is 0."""
+    extra_steps: Annotated[int, Range(0, 10**9, "no run takes so many steps")] = 0
+    """Optimizer steps after those, at the learning rate where the schedule ends; a stage's gate asks for them."""
     batch_size: Annotated[int, Range(1, 65536, "a step takes so many rows at once")] = 2
     """Rows of one micro-batch on one rank."""
     accumulation: Annotated[int, Range(1, 65536, "a step takes so many micro-batches")] = 4
@@ -359,6 +371,52 @@ class ProfileConfig:
         check_values(self, "profile")
 
 
+MAX_BOUND = 1e9
+"""Of a gate's metric; no metric is beyond it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    metric: str
+    """A held-out measure of the stage's last run, by its name in metrics.jsonl: rollout/success_rate, eval/step_accuracy ..."""
+    least: Annotated[float, Range(-MAX_BOUND, MAX_BOUND, "no metric is there")] = -MAX_BOUND
+    """The gate is met from this value on ..."""
+    most: Annotated[float, Range(-MAX_BOUND, MAX_BOUND, "no metric is there")] = MAX_BOUND
+    """... up to this one."""
+    more_steps: Annotated[int, Range(0, 10**9, "no run takes so many steps")] = 0
+    """If it is not met: train so many optimizer steps more (train.extra_steps) and ask again; 0: do not."""
+    times: Annotated[int, Range(1, 1000, "it is asked again so often")] = 1
+    """How often at most."""
+    otherwise: Literal["end", "go_on"] = "end"
+    """If it is not met then: end, with status 1 and a message, or go on to the next stage, with a message."""
+
+    def __post_init__(self) -> None:
+        check_values(self, "stages[].gate")
+        if (self.least, self.most) == (-MAX_BOUND, MAX_BOUND) or self.least > self.most:
+            raise ValueError(
+                f"stages[].gate of {self.metric} is met from {self.least:g} to {self.most:g}: nothing would be tested, or "
+                "nothing could meet it; set least or most"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    name: str
+    """Its run's folder: runs/NAME/STAGE."""
+    set: dict = field(default_factory=dict)
+    """What differs from the settings beside `stages`: nested as there, or by dotted keys, which replace what they name:
+    {"train": {"max_steps": 200}, "data.sources": [...]}."""
+    record: tuple[dict, ...] = ()
+    """Datasets that are recorded first if they are not there: the options of `qwenvl-agent record`, as {"out":
+    "data/safari", "episodes": 3000, "noise": 0.2, "oracle": {"max_path": 6}}; the world is the stage's own."""
+    gate: GateConfig | None = None
+    """What must hold before the next stage begins; null: nothing."""
+
+    def __post_init__(self) -> None:
+        check_values(self, "stages[]")
+        check_name(self.name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     name: str
@@ -379,10 +437,16 @@ class Config:
     """What an evaluation inside training plays."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """Where a step's time goes."""
+    stages: tuple[StageConfig, ...] = ()
+    """A curriculum: runs one after the other, each begun with the weights of the one before it (docs/CURRICULUM.md);
+    empty: one run."""
 
     def __post_init__(self) -> None:
         check_values(self, "")
         check_name(self.name)
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages are named {', '.join(names)}: two would share a folder; give each its own name")
         if self.model.method == "qlora" and self.train.zero_stage == 3:
             raise ValueError(
                 "train.zero_stage is 3 with model.method 'qlora': 4-bit weights cannot be sharded, every rank would "

@@ -131,10 +131,12 @@ def convert(value: Any, hint: Any, path: str, remedy: Remedy | None = None) -> o
     """A JSON value as a field's type has it; ValueError if it is of another."""
     if typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return build(hint, value, path, remedy)
+    if value is None and is_optional_group(hint):
+        return None
     if typing.get_origin(hint) is tuple:
         return _tuple(value, hint, path, remedy)
+    if group := group_of(hint):
+        return build(group, value, path, remedy)
     if hint is float and type(value) is int:
         return float(value) if abs(value) < 2**1000 else math.inf if value > 0 else -math.inf
     if type(value) not in kinds_of(hint):
@@ -263,6 +265,11 @@ class Setting:
     def is_group(self) -> bool:
         return group_of(self.hint) is not None
 
+    @property
+    def group_path(self) -> str:
+        """What is said before the keys of the group: `data`, of each of a list `data.sources[]`."""
+        return f"{self.path}[]" if typing.get_origin(self.hint) is tuple else self.path
+
 
 def list_settings(cls: type, path: str = "") -> list[Setting]:
     """All settings of a class and of the groups in it, each group before what is in it."""
@@ -271,15 +278,21 @@ def list_settings(cls: type, path: str = "") -> list[Setting]:
         hint, where = hints_of(cls)[field.name], join(path, field.name)
         found.append(Setting(where, hint, default_of(field), docs_of(cls).get(field.name, "")))
         if group := group_of(hint):
-            found += list_settings(group, where if group is hint else f"{where}[]")
+            found += list_settings(group, found[-1].group_path)
     return found
 
 
 def group_of(hint: Any) -> type | None:
-    """The settings class of a group or of a list of groups."""
-    if typing.get_origin(hint) is tuple:
+    """The settings class of a group, of a list of groups, or of a group that may be null."""
+    if typing.get_origin(hint) is tuple or is_optional_group(hint):
         hint = typing.get_args(hint)[0]
     return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+
+
+def is_optional_group(hint: Any) -> bool:
+    """`Group | None`."""
+    is_union, args = typing.get_origin(hint) in (types.UnionType, typing.Union), typing.get_args(hint)
+    return is_union and len(args) == 2 and args[1] is type(None) and dataclasses.is_dataclass(args[0])
 
 
 def settings_of(cls: Any) -> list[dataclasses.Field]:

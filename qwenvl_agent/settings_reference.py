@@ -16,9 +16,9 @@ from qwenvl_agent.settings import (
     choices_of,
     default_of,
     docs_of,
-    group_of,
     has_no_default,
     hints_of,
+    is_optional_group,
     kinds_of,
     list_settings,
     settings_of,
@@ -53,8 +53,7 @@ def tables_of(cls: type, level: str = "##") -> str:
     meanings = {}
     for setting in list_settings(cls):
         if setting.is_group:
-            path = setting.path if group_of(setting.hint) is setting.hint else f"{setting.path}[]"
-            groups[path], meanings[path] = [], setting.meaning
+            groups[setting.group_path], meanings[setting.group_path] = [], setting.meaning
         else:
             groups[setting.path.rpartition(".")[0]].append(setting)
     parts = []
@@ -118,6 +117,8 @@ def object_schema(cls: type) -> dict:
 
 def value_schema(hint: Any) -> dict:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if is_optional_group(hint):
+        return {"anyOf": [object_schema(args[0]), {"type": "null"}]}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return object_schema(hint)
     if origin is Annotated:

@@ -18,16 +18,16 @@ def attach_adapters(
     from peft.tuners.lora import LoraLayer
 
     patterns = adapted_modules(model_cfg, paths)
-    if weights_dir:
-        model = PeftModel.from_pretrained(model, weights_dir, is_trainable=True)
+    lora = LoraConfig(
+        r=model_cfg.lora_rank,
+        lora_alpha=model_cfg.lora_alpha,
+        lora_dropout=model_cfg.lora_dropout,
+        target_modules="|".join(patterns),
+        task_type="CAUSAL_LM",
+    )
+    if weights_dir:  # by our settings, not those beside the weights: an earlier run's may have another dropout
+        model = PeftModel.from_pretrained(model, weights_dir, is_trainable=True, config=lora)
     else:
-        lora = LoraConfig(
-            r=model_cfg.lora_rank,
-            lora_alpha=model_cfg.lora_alpha,
-            lora_dropout=model_cfg.lora_dropout,
-            target_modules="|".join(patterns),
-            task_type="CAUSAL_LM",
-        )
         model = get_peft_model(model, lora)
     adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     for pattern in patterns:

@@ -38,8 +38,8 @@ FREE_MODEL_KEYS = ("model.attention", "model.gradient_checkpointing")
 ROW_KEYS = ("prompt.", "vision.", "data.eval_fraction", "data.max_thought_chars")
 FREE_ROW_KEYS = ("vision.feature_cache_gb",)
 EVALUATION = "evaluation.json"
-LAUNCHER_FILES = {"STOP", "exit_status"}
-"""What batch scripts and sweeps put into the folder of a run that has not begun."""
+LAUNCHER_FILES = {"STOP", "exit_status", "data"}
+"""What batch scripts, sweeps and a curriculum's stages put into the folder of a run that has not begun."""
 
 
 def prepare_run_dir(
@@ -107,6 +107,14 @@ def is_run(run_dir: Path) -> bool:
         return {"name", "model", "train"} <= read_json(run_dir / "config.json").keys()
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def curriculum_of(run_dir: Path) -> Path | None:
+    """The folder of the curriculum that a run is a stage of, None if it is of none."""
+    try:
+        return run_dir.parent if read_json(run_dir.parent / "config.json").get("stages") else None
+    except (OSError, ValueError):
+        return None
 
 
 def has_results(run_dir: Path) -> bool:

@@ -36,6 +36,12 @@ def ranks_ended_together() -> Iterator[None]:
         is_over.set()
 
 
+def end_ranks() -> None:
+    """Leave the process group, at the end of all that this process trains."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _watch(is_over: threading.Event) -> None:
     failure = ""
     while not failure:

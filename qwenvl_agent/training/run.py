@@ -29,6 +29,7 @@ class Run:
     collator: Collator
     rows: Rows
     sampler: RowSampler
+    schedule_steps: int
     max_steps: int
     bare_model: nn.Module
     model: nn.Module

@@ -1,6 +1,6 @@
 """From a config to a run that can take its next step, in phases: each looks for what can go wrong before the next costs time.
 
-the folder      precision, the lock, the checkpoint to go on from: nothing of another run is touched
+the folder      precision, the lock, the checkpoint to go on from or the run to begin with: nothing of another run is touched
 the data        rows that fit the budget, and that are the checkpoint's
 the model       weights, adapters, optimizer, and the ranks around them
 the state       all that a checkpoint holds besides, if there is one
@@ -37,6 +37,7 @@ from qwenvl_agent.training.metrics import Means, Reporter
 from qwenvl_agent.training.optim import build_optimizer
 from qwenvl_agent.training.profile import StepProfiler
 from qwenvl_agent.training.run import Run
+from qwenvl_agent.training.start import find_start, prepare_start, started
 from qwenvl_agent.training.state import check_data, resume_run
 from qwenvl_agent.training.stop import StopRequest
 from qwenvl_agent.training.turns import in_turns
@@ -52,7 +53,10 @@ def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, acc
     config = settle_prompt(config)
     accelerator = build_accelerator(config.train)
     config = choose_together(config, accelerator, resume=resume)
+    start = find_start(config, resume=resume)
+    config = started(config, start)
     checkpoint = prepare_run_dir(config, accelerator, resume, overwrite, accept_changes)
+    prepare_start(config, start, checkpoint, accelerator)
     state = read_state(checkpoint)
 
     processor = build_processor(config.model, config.vision)
@@ -60,10 +64,12 @@ def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, acc
     rows = read_rows(config, accelerator, collator)
     check_data(state, rows.report, accept_changes)
     sampler = build_sampler(config, rows.train, accelerator)
-    max_steps = config.train.max_steps or sampler.num_steps(config.train.epochs)
+    schedule_steps = config.train.max_steps or sampler.num_steps(config.train.epochs)
+    max_steps = schedule_steps + config.train.extra_steps
 
     config = fit_memory(config, rows.train, processor, accelerator)
-    bare_model, model, optimizer = build_trained(config, accelerator, checkpoint)
+    weights_dir = checkpoint / "model" if checkpoint else start and start.weights_dir
+    bare_model, model, optimizer = build_trained(config, accelerator, weights_dir)
     is_main = accelerator.is_main_process
     run = Run(
         config=config,
@@ -72,6 +78,7 @@ def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, acc
         collator=collator,
         rows=rows,
         sampler=sampler,
+        schedule_steps=schedule_steps,
         max_steps=max_steps,
         bare_model=bare_model,
         model=model,
@@ -111,11 +118,11 @@ def read_rows(config: Config, accelerator: Accelerator, collator: Collator) -> R
 
 
 def build_trained(
-    config: Config, accelerator: Accelerator, checkpoint: Path | None
+    config: Config, accelerator: Accelerator, weights_dir: Path | None
 ) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
-    """(the bare model, the same wrapped, its optimizer); the weights are the checkpoint's if there is one."""
+    """(the bare model, the same wrapped, its optimizer); the trained weights are those in `weights_dir`, if given."""
     set_seed(config.train.seed)  # all ranks make the same adapters
-    bare_model = build_model(config.model, accelerator.device, checkpoint and checkpoint / "model").train()
+    bare_model = build_model(config.model, accelerator.device, weights_dir).train()
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
     set_seed(config.train.seed, device_specific=True)  # and draw different dropout masks
     return bare_model, model, optimizer

@@ -1,4 +1,5 @@
-"""A request to stop between two steps: a STOP file in the run folder, a signal, or the launcher's death.
+"""A request to stop between two steps: a STOP file in the folder of the run or of its curriculum, a signal, or the
+launcher's death.
 
 All of them end in the file, so a batch script's trap, a person's `touch` and a handler need not know each other.
 Signals alone would not do: a killed `accelerate launch` forwards nothing and leaves the trainer running.
@@ -11,6 +12,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from qwenvl_agent.training.checkpoint import curriculum_of
+
+STOP = "STOP"
+"""The file's name."""
+
 
 class StopRequest:
     """Watches for a stop; `is_set` is one rank's view, `is_agreed` that of all ranks.
@@ -22,7 +28,9 @@ class StopRequest:
 
     def __init__(self, run_dir: Path, accelerator: Accelerator | None = None):
         """`accelerator` None: there is one rank."""
-        self.path = run_dir / "STOP"
+        self.path = run_dir / STOP
+        curriculum = curriculum_of(run_dir)
+        self.paths = [self.path, curriculum / STOP] if curriculum else [self.path]
         self.accelerator = accelerator if accelerator and accelerator.num_processes > 1 else None
         self.owner = os.getpid()
         # A process that a launcher started ends with it; one started from a shell may outlive the shell.
@@ -41,7 +49,9 @@ class StopRequest:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def is_set(self) -> bool:
-        return self.path.exists() or (self.launcher is not None and os.getppid() != self.launcher)
+        return any(path.exists() for path in self.paths) or (
+            self.launcher is not None and os.getppid() != self.launcher
+        )
 
     def share(self) -> None:
         """Ask all ranks, which all call this; nobody waits for the answer."""

@@ -4,6 +4,7 @@ A collective has a time limit (ten minutes with NCCL), and indexing of some mill
 into the process group's store, to which who works says every few seconds that it is alive.
 """
 
+import itertools
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch.distributed
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch.distributed import distributed_c10d
 
 Made = TypeVar("Made")
@@ -22,9 +23,11 @@ SILENCE_SECONDS = 60.0
 """Who says nothing for so long is taken to be dead."""
 LOG_SECONDS = 60.0
 """Between two lines about the wait."""
+_turns = itertools.count()
+"""All ranks take the same turns, and the store forgets none."""
 
 
-def in_turns(accelerator: Accelerator, what: str, make: Callable[[], Made]) -> Made:
+def in_turns(accelerator: Accelerator | PartialState, what: str, make: Callable[[], Made]) -> Made:
     """What `make` gives on every rank: made by the first rank, then by the first of each other node (which finds it in a
     shared folder, or makes it for its node), then by the others; all go on together. `what` is done, in words ("the data
     is indexed").
@@ -33,14 +36,14 @@ def in_turns(accelerator: Accelerator, what: str, make: Callable[[], Made]) -> M
     """
     if not torch.distributed.is_initialized():
         return make()
-    store, rank = distributed_c10d._get_default_store(), accelerator.process_index
+    store, rank, turn = distributed_c10d._get_default_store(), accelerator.process_index, next(_turns)
     first_of_node = rank - accelerator.local_process_index
-    with _telling(store, f"{what}/{rank}"):
+    with _telling(store, f"turn {turn}/{rank}"):
         if rank:
-            _wait(store, 0 if rank == first_of_node else first_of_node, what)
+            _wait(store, turn, 0 if rank == first_of_node else first_of_node, what)
         made = make()
     for other in range(accelerator.num_processes):
-        _wait(store, other, what)
+        _wait(store, turn, other, what)
     return made
 
 
@@ -67,8 +70,8 @@ def _telling(store: torch.distributed.Store, key: str) -> Iterator[None]:
         thread.join()
 
 
-def _wait(store: torch.distributed.Store, leader: int, what: str) -> None:
-    key, beats, heard = f"{what}/{leader}", 0, time.monotonic()
+def _wait(store: torch.distributed.Store, turn: int, leader: int, what: str) -> None:
+    key, beats, heard = f"turn {turn}/{leader}", 0, time.monotonic()
     said = heard
     while True:
         try:

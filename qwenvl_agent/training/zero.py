@@ -1,10 +1,12 @@
 """The Accelerator of a run: plain, DDP or DeepSpeed ZeRO, from our own JSON, so that no launcher file states it twice."""
 
+import gc
 import os
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 
 from qwenvl_agent.config import TrainConfig
@@ -40,6 +42,16 @@ def build_accelerator(train_cfg: TrainConfig) -> Accelerator:
     check_zero(accelerator, train_cfg.zero_stage)
     check_ranks(accelerator)
     return accelerator
+
+
+def forget_accelerator() -> None:
+    """After a run, before another of this process: the next has a plugin, an engine and a model of its own, and the ranks
+    stay as they are."""
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    gc.collect()  # engines and optimizers hold each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def check_zero(accelerator: Accelerator, asked: int) -> None:

@@ -1,0 +1,207 @@
+"""A curriculum as a list of ordinary runs, from its config alone: what each trains on, and what it begins with.
+
+    {"name": "NAME", "model": ..., "stages": [
+        {"name": "perception", "set": {"data.sources": [{"path": "data/perception"}], "train": {"max_steps": 500}}},
+        {"name": "agent", "set": {"data.sources": [...], "train": {"max_steps": 2000}}}]}
+
+is runs/NAME/perception and then runs/NAME/agent, which begins with the weights of the one before. What trains them one
+after the other is stages.py.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from accelerate import PartialState
+
+from qwenvl_agent.config import Config, SourceConfig, StageConfig, build_config, to_json
+from qwenvl_agent.evaluation.suites import check_suite, training_suite
+from qwenvl_agent.settings import apply_override, join
+from qwenvl_agent.training.start import check_fits
+
+DATA = "data"
+"""Of a run whose data is made for it: RUN/data."""
+OF_ALL = ("name", "runs_dir", "stages")
+"""Keys that a stage cannot set: its folder follows from them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """What is asked of a maker of data, on all ranks together."""
+
+    config: Config
+    """Of the run that will train on it; the data is among its sources."""
+    settings: object
+    """The stage's own group."""
+    round: int
+    """From 1."""
+    weights: Path
+    """The checkpoint of the run before, which `inference.load.find_run` takes."""
+    folder: Path
+    """Where the dataset has to lie; its manifest.json, which is written last, says that it is whole."""
+    ranks: PartialState
+
+
+@dataclass(frozen=True)
+class DataMaker:
+    """How a group of a stage (`StageConfig`) makes the data of its rounds out of the weights before them.
+
+    The group has `rounds` (from 1) and `weight`, of all made data together among `data.sources`.
+    """
+
+    source: Callable[[Config, object, Path], SourceConfig]
+    """(config, the group, folder): how the dataset is read; its weight is set here."""
+    make: Callable[[DataRequest], None]
+    """The same dataset whenever it is asked for, to the byte, however often it was interrupted."""
+
+
+MAKERS: dict[str, DataMaker] = {}
+"""By the name of the group in a stage."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a curriculum, or one of its rounds."""
+
+    stage: StageConfig
+    config: Config
+    round: int = 0
+    """From 1, of a stage whose data is made; else 0."""
+    is_last: bool = True
+    """Of its stage: the gate is asked after it."""
+
+    @property
+    def made_by(self) -> str:
+        return made_by(self.stage)
+
+
+def plan_runs(config: Config) -> list[PlannedRun]:
+    """The runs of all stages, in their order; ValueError, with the stage, for what cannot be trained."""
+    runs: list[PlannedRun] = []
+    for i, stage in enumerate(config.stages):
+        try:
+            runs += runs_of_stage(config, stage, [run.config for run in runs])
+        except ValueError as error:
+            raise ValueError(f"stages[{i}] ({stage.name}): {error}") from None
+    folders = [run.config.name for run in runs]
+    if twice := {name for name in folders if folders.count(name) > 1}:
+        raise ValueError(f"stages: two runs would share the folder {min(twice)}; rename a stage")
+    return runs
+
+
+def runs_of_stage(config: Config, stage: StageConfig, earlier: Sequence[Config]) -> list[PlannedRun]:
+    group = made_by(stage)
+    first = config_of_stage(config, stage, earlier)
+    if not group:
+        return [check_run(PlannedRun(stage, first), earlier, config)]
+    settings = getattr(stage, group)
+    if not first.model.init_from:
+        raise ValueError(
+            f"{group} is made by the weights before it, and there are none: put a stage before it, or set model.init_from"
+        )
+    runs: list[PlannedRun] = []
+    for number in range(1, settings.rounds + 1):
+        made = replace(first, name=f"{stage.name}_{number}")
+        folders = [run.config.run_dir / DATA for run in runs] + [made.run_dir / DATA]
+        made = replace(made, data=replace(made.data, sources=sources_of(made, group, settings, folders)))
+        if runs:
+            made = begun_with(made, runs[-1].config)
+        run = PlannedRun(stage, made, number, number == settings.rounds)
+        runs.append(check_run(run, [*earlier, *(run.config for run in runs)], config))
+    return runs
+
+
+def sources_of(config: Config, group: str, settings: object, folders: Sequence[Path]) -> tuple[SourceConfig, ...]:
+    """The stage's own sources, and what was made until now: `weight` in all, the same of each round."""
+    weight = settings.weight / len(folders)  # type: ignore[attr-defined]
+    made = [replace(MAKERS[group].source(config, settings, folder), weight=weight) for folder in folders]
+    return (*config.data.sources, *made)
+
+
+def made_by(stage: StageConfig) -> str:
+    """The group by which a stage's data is made, "" if it has none."""
+    groups = [name for name in MAKERS if getattr(stage, name, None) is not None]
+    if len(groups) > 1:
+        raise ValueError(f"{' and '.join(groups)}: the data of a stage is made in one way; make two stages of it")
+    return groups[0] if groups else ""
+
+
+def config_of_stage(config: Config, stage: StageConfig, earlier: Sequence[Config]) -> Config:
+    """The shared settings with the stage's own over them; it begins with the run before, unless it says otherwise (with an
+    earlier stage's name, with another run, or with nothing, which is the base)."""
+    values = {key: value for key, value in to_json(config).items() if key != "stages"}
+    merge(values, stage.set)
+    if any(values[key] != getattr(config, key) for key in ("name", "runs_dir")) or "stages" in values:
+        raise ValueError(f"set has one of {', '.join(OF_ALL)}: a stage's folder follows from them; leave it out of set")
+    made = build_config(values | {"name": stage.name, "runs_dir": str(config.run_dir)})
+    if earlier and not sets(stage.set, "model", "init_from"):
+        return begun_with(made, earlier[-1])
+    named = [run for run in earlier if run.name == made.model.init_from]
+    return begun_with(made, named[0]) if named else made
+
+
+def begun_with(config: Config, before: Config) -> Config:
+    return replace(config, model=replace(config.model, init_from=str(before.run_dir)))
+
+
+def merge(values: dict, changes: dict, path: str = "") -> None:
+    """Set `changes` in `values`, in place: objects key by key, dotted keys and all else as a whole."""
+    for key, value in changes.items():
+        if "." in key:
+            apply_override(values, f"{key}=null")  # makes the groups on the way, and finds what is no group
+            *groups, last = key.split(".")
+            inner = values
+            for group in groups:
+                inner = inner[group]
+            inner[last] = copy.deepcopy(value)
+        elif isinstance(value, dict) and isinstance(values.get(key), dict):
+            merge(values[key], value, join(path, key))
+        else:
+            values[key] = copy.deepcopy(value)
+
+
+def sets(changes: dict, group: str, key: str) -> bool:
+    """Whether a stage sets `group.key`, in either way of writing it."""
+    nested = changes.get(group)
+    return f"{group}.{key}" in changes or (isinstance(nested, dict) and key in nested)
+
+
+def check_run(run: PlannedRun, earlier: Sequence[Config], whole: Config) -> PlannedRun:
+    """ValueError for what would show only when the run begins, after hours of the runs before it."""
+    config = run.config
+    check_suite(config)
+    if not config.data.sources:
+        raise ValueError("data.sources is empty: there is nothing to learn; set it for all stages or for this one")
+    for before in (other for other in earlier if config.model.init_from == str(other.run_dir)):
+        check_fits(config, before, before.model.path)
+    for key in ("zero_stage", "cpu_offload"):
+        if getattr(config.train, key) != getattr(whole.train, key):
+            raise ValueError(
+                f"train.{key} is {getattr(config.train, key)!r}, {getattr(whole.train, key)!r} beside stages: the ranks are "
+                "started once for all of them; set it there"
+            )
+    if run.stage.gate and run.is_last:
+        check_gate(config, run.stage)
+    return run
+
+
+def check_gate(config: Config, stage: StageConfig) -> None:
+    """ValueError if nothing would measure the gate's metric."""
+    assert stage.gate
+    metric, cfg = stage.gate.metric, config.eval
+    group = metric.partition("/")[0]
+    suite_group = training_suite(cfg).group
+    if config.train.zero_stage == 3:
+        why = "under ZeRO-3 there is no evaluation inside training"
+    elif group == "eval" and not cfg.step_rows:
+        why = "eval.step_rows is 0"
+    elif group not in ("eval", suite_group):
+        why = f"eval.suite {cfg.suite!r} measures {f'{suite_group}/...' if suite_group else 'nothing'}"
+    elif group == suite_group and not cfg.episodes:
+        why = "eval.episodes is 0"
+    else:
+        return
+    raise ValueError(
+        f"gate.metric {metric!r} would not be measured: {why}; take another metric, or change that setting"
+    )
