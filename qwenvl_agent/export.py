@@ -29,7 +29,7 @@ from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, to_json
 from qwenvl_agent.data.collator import build_collator
 from qwenvl_agent.families import Template
 from qwenvl_agent.files import read_json, write_json
-from qwenvl_agent.inference.load import AGENT_CONFIG, Source, default_device, find_run, load_model
+from qwenvl_agent.inference.load import AGENT_CONFIG, Source, default_device, find_run, load_model, start_of
 from qwenvl_agent.model.build import (
     Processor,
     base_of,
@@ -291,18 +291,21 @@ def distance(reference: torch.Tensor, logits: torch.Tensor) -> Distance:
 
 def model_card(export: Export, config: Config, checkpoint: Path) -> str:
     """README.md of the folder; what has not been measured is not in it."""
-    base = base_name(config.model.path)
     run_dir = checkpoint.parent.parent
+    start = start_of(run_dir)
+    path = start["base"] if start else config.model.path
+    base = base_name(path)
     step = read_json(checkpoint / "state.json")["step"] if (checkpoint / "state.json").exists() else None
     return "\n\n".join(
         part
         for part in (
-            front_matter(config.model.path),
+            front_matter(path),
             f"# {export.directory.name}",
             f"{base}, made into an agent by the run `{config.name}` of qwenvl-agent {qwenvl_agent.__version__}: it "
             f"looks at a picture, writes a thought and calls tools, in the action format `{config.prompt.format}`.",
             "## Weights",
             weights_text(export, config.model, base, step),
+            start_text(start),
             "## Data",
             data_text(run_dir / "data.json"),
             "## Metrics",
@@ -369,6 +372,14 @@ def weights_text(export: Export, model_cfg: ModelConfig, base: str, step: int | 
         "| | mean KL, nats a token | largest difference of a logit | same best token |\n|---|---|---|---|\n"
         f"{table}\n\nAbove {MAX_KL} nats from the first line's model, the folder would not have been written."
     )
+
+
+def start_text(start: dict | None) -> str:
+    """Of a run that began with an earlier run's weights."""
+    if not start:
+        return ""
+    how = "were merged into the base before" if start["mode"] == "merge" else "were trained further"
+    return f"The weights of the run `{start['run']}` (step {start['step']}) {how}."
 
 
 def data_text(path: Path) -> str:

@@ -2,11 +2,15 @@
 
 import argparse
 import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from qwenvl_agent.coordinates import BOX_ORDERS
 from qwenvl_agent.data.readers.units import UNIT_NAMES
-from qwenvl_agent.files import write_json
+from qwenvl_agent.files import read_json, write_json
 
 
 def add_unit_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -25,7 +29,51 @@ def refuse_to_lose(out: Path, overwrite: bool) -> None:
 
 def write_manifest(out: Path, about: dict) -> dict:
     """`about`, with the hash of dataset.jsonl, as manifest.json; returns it."""
-    with open(out / "dataset.jsonl", "rb") as file:
-        manifest = about | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    manifest = about | {"sha256": sha256_of(out)}
     write_json(out / "manifest.json", manifest)
     return manifest
+
+
+def sha256_of(out: Path) -> str:
+    with open(out / "dataset.jsonl", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(about: dict) -> str:
+    """Of all that was asked, whatever options there are."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def find_recorded(out: Path, about: dict) -> dict | None:
+    """The manifest of the dataset in `out`, None if there is none; ValueError if it is not the one that `about` asks for,
+    or not as it was written."""
+    if not (out / "dataset.jsonl").exists():
+        return None
+    remedy = "give another folder, or record it anew with --overwrite"
+    if not (out / "manifest.json").exists():
+        raise ValueError(f"{out} has a dataset and no manifest.json: what it was recorded from is not known; {remedy}")
+    manifest, asked = read_json(out / "manifest.json"), json.loads(json.dumps(about))
+    if manifest.get("asked", digest(asked)) != digest(asked) or any(manifest.get(key) != asked[key] for key in asked):
+        others = [
+            f"{key} {manifest.get(key)!r} (not {asked[key]!r})" for key in asked if manifest.get(key) != asked[key]
+        ]
+        what = ", ".join(others)[:400] or "other options"
+        raise ValueError(f"{out} is another dataset, with {what}: something else would be learned; {remedy}")
+    if manifest["sha256"] != sha256_of(out):
+        raise ValueError(f"{out}/dataset.jsonl is not as it was recorded (another SHA-256): {remedy}")
+    return manifest
+
+
+@contextmanager
+def written_whole(out: Path, is_whole: bool) -> Iterator[Path]:
+    """If `is_whole`, a folder beside `out`, which takes its place when the block ends: a kill leaves no half of a dataset
+    under that name; else `out` itself."""
+    if not is_whole:
+        yield out
+        return
+    part = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    yield part
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+    part.rename(out)

@@ -1,8 +1,10 @@
 """Plan the peak GPU memory of a config, and name the cheapest change that makes it fit. No GPU and no download.
+Of a curriculum: every run of it, with rows, steps, memory, and hours where a rate was measured.
 
 qwenvl-agent plan --config configs/safari_2b.json --gpu 24
 qwenvl-agent plan --config configs/safari_8b.json --gpu 24 --gpus 4 --json
 qwenvl-agent plan --config configs/safari_2b.json --gpu 24 --row-tokens 4096 --image-tokens 2048
+qwenvl-agent plan --config configs/safari_2b_curriculum.json --gpu 24 --measured runs/safari_2b
 
 Status: 0 it fits, 1 it does not, 2 the config or a file is wrong.
 """
@@ -16,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from qwenvl_agent.cli import plan_stages
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.model.build import build_processor, checkpoint_path
@@ -34,6 +37,7 @@ from qwenvl_agent.planning.vram import (
     plan_memory,
     planned_precision,
 )
+from qwenvl_agent.training.curriculum import PlannedRun, plan_runs
 
 
 @command("there is no plan")
@@ -56,10 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--supervised", type=bounded(int, 1), help="supervised tokens among them (default: a typical turn)"
     )
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
+    parser.add_argument(
+        "--measured", type=Path, metavar="RUN", help="of a curriculum: reckon hours by this run's tokens a second"
+    )
     args = parser.parse_args(argv)
     config = load_config(args.config, args.set)
+    if config.stages:
+        return plan_curriculum(args, config)
+    if args.measured:
+        raise ValueError("--measured without stages: only a curriculum's plan has hours; leave it out")
     arch = find_architecture(config.model.path, args.model_config)
-    row_of = choose_rows(args, config, arch)
+    row_of = choose_rows(args, config, arch, load_rows(config) if not args.row_tokens else None)
     config, choice = choose_checkpointing(config, arch, row_of(config), args.gpus, args.gpu)
     plan = plan_memory(config, arch, row_of(config), args.gpus)
     fits = plan.fits(args.gpu)
@@ -71,7 +82,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if fits else 1
 
 
-def choose_rows(args: argparse.Namespace, config: Config, arch: Architecture) -> Callable[[Config], RowShape]:
+def plan_curriculum(args: argparse.Namespace, config: Config) -> int:
+    """Of every run; 0 if all fit."""
+    runs = plan_runs(config)
+    lines = [plan_stage(args, run) for run in runs]
+    gates = [plan_stages.describe_gate(run) for run in runs]
+    if args.json:
+        print(json.dumps(plan_stages.as_json(config, lines, gates, args.gpu)))
+    else:
+        plan_stages.show(config, lines, gates, args.gpu)
+    return 0 if all(line.plan.fits(args.gpu) for line in lines) else 1
+
+
+def plan_stage(args: argparse.Namespace, run: PlannedRun) -> plan_stages.Line:
+    config = run.config
+    arch, present = find_architecture(config.model.path, args.model_config), plan_stages.present_sources(run)
+    rows = load_rows(present) if present.data.sources else None
+    row_of = choose_rows(args, present, arch, rows)
+    num_rows = None if rows is None or run.round else len(rows)
+    num_steps, rate = plan_stages.num_steps(config, num_rows, args.gpus), plan_stages.rate_for(run, args.measured)
+    hours = None
+    if rate and rows and num_steps:
+        tokens = plan_stages.mean_tokens(rows, config, arch, choose_counter(config))
+        step_tokens = tokens * config.train.batch_size * config.train.accumulation * args.gpus
+        hours = num_steps * step_tokens / rate.tokens_per_s / 3600
+    return plan_stages.Line(
+        name=config.name,
+        begins_with=config.model.init_from or config.model.path,
+        data=plan_stages.describe_data(run),
+        num_rows=num_rows,
+        num_steps=num_steps,
+        hours=hours,
+        rate=rate.run if rate else "",
+        plan=plan_memory(
+            choose_checkpointing(config, arch, row_of(config), args.gpus, args.gpu)[0], arch, row_of(config), args.gpus
+        ),
+    )
+
+
+def choose_rows(args: argparse.Namespace, config: Config, arch: Architecture, rows) -> Callable[[Config], RowShape]:
     """How long rows are under a config: as asked, as the data says, or as the budget allows."""
     if args.row_tokens:
         image_tokens = args.image_tokens
@@ -80,7 +129,6 @@ def choose_rows(args: argparse.Namespace, config: Config, arch: Architecture) ->
         supervised = args.supervised if args.supervised is not None else TYPICAL_TEXT["turn"]
         supervised = max(0, min(supervised, args.row_tokens - image_tokens))
         return lambda _: RowShape(args.row_tokens, image_tokens, supervised, source="as asked")
-    rows = load_rows(config)
     if rows is None:
         return lambda changed: budget_row(changed, arch)
     count_tokens = choose_counter(config)

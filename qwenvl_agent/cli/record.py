@@ -11,7 +11,8 @@ The world is --world, else the config's (eval.suite, if that is a world), else s
 `seed-start + i`. With --noise p, random turns are played between the oracle's own, which alone are recorded, so the data
 holds states that the oracle would never reach. With --resets p it is put into another state before that share of its turns,
 half of them near a goal (--near), where the world offers such states. --vary draws rules of the world anew for each
-episode (`worlds/variation.py`): `--vary width=15..30 --vary sprites=noto,twemoji`; rows name theirs. `--task` records what else a world offers: the safari's `perception` are
+episode (`worlds/variation.py`): `--vary width=15..30 --vary sprites=noto,twemoji`; rows name theirs. --reuse leaves the
+dataset that these options ask for as it is if it is there, by its manifest and checksum. `--task` records what else a world offers: the safari's `perception` are
 questions about views, with exact answers.
 
 With --run, --model or --policy that policy plays, at --temperature, and every state that it comes to is recorded once, with
@@ -37,7 +38,7 @@ from rich.console import Console
 from rich.progress import track
 
 from qwenvl_agent.cli import record_policy
-from qwenvl_agent.cli.dataset import refuse_to_lose, write_manifest
+from qwenvl_agent.cli.dataset import digest, find_recorded, refuse_to_lose, write_manifest, written_whole
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import VisionConfig, load_config
 from qwenvl_agent.inference.load import Source
@@ -89,6 +90,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
+    parser.add_argument(
+        "--reuse", action="store_true", help="do nothing if that very dataset is there; another one is an error"
+    )
     parser.add_argument("--episodes", type=bounded(int, 1), required=True)
     parser.add_argument("--seed-start", type=bounded(int, 0), help="default: 0; of a policy, behind those of its data")
     parser.add_argument("--config", type=Path, help="take the world from eval.suite and its rules from eval.world")
@@ -190,7 +194,8 @@ def write_episodes(
 @command("the data set is not whole; start again with --overwrite")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    refuse_to_lose(args.out, args.overwrite)
+    if not args.reuse:
+        refuse_to_lose(args.out, args.overwrite)
     record_policy.check_options(args)
     source = record_policy.find_source(args)
     name, values = asked_world(args, source)
@@ -222,10 +227,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         resets=args.resets,
         near=args.near,
     )
+    about |= {"seeds": [seeds[0], seeds[-1]]}
+    if args.reuse and (manifest := find_recorded(args.out, about)):
+        print(json.dumps(manifest) if args.json else f"{args.out} is there: {manifest['rows']} rows")
+        return 0
     started = time.perf_counter()
-    counts = write_episodes(args.out, seeds, of_seed, args.workers, quiet=args.json)
-    seconds = time.perf_counter() - started
-    manifest = write_manifest(args.out, about | {"seeds": [seeds[0], seeds[-1]], **counts})
+    with written_whole(args.out, args.reuse) as out:
+        counts = write_episodes(out, seeds, of_seed, args.workers, quiet=args.json)
+        seconds = time.perf_counter() - started
+        manifest = write_manifest(out, about | {"asked": digest(about), **counts})
     if args.json:
         print(json.dumps(manifest))
     else:

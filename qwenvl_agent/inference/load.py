@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 AGENT_CONFIG = "qwenvl_agent.json"
 """Beside merged weights: the run's config."""
+START = "start.json"
+"""In a run's folder: the earlier run whose weights it began with (`training.start`)."""
 OF_A_RUN = ("eval.", "model.autocast=")
 """Overrides that a run takes: how it answers, not what it learned."""
 
@@ -132,12 +134,13 @@ def find_run(
             "eval.temperature=0.7"
         )
     folder = run_of(Path(path)) or Path(path)
-    # Resolved: `best` and `last` move on with the training.
+    # Resolved: `best` and `last` move on with the training, a curriculum's folder of checkpoints with its stages.
     directory = locate_checkpoint(folder / "checkpoints" / checkpoint if checkpoint else folder).resolve()
     of_eval = [override for override in overrides if override.startswith("eval.")]
     settings = settle_prompt(build_config(with_overrides(to_json(saved_config(directory)), of_eval)))
     autocast = with_overrides({}, overrides).get("model", {}).get("autocast", "auto")
-    run = folder if (folder / "checkpoints").is_dir() else directory.parent.parent
+    is_own = (folder / "checkpoints").is_dir() and not (folder / "checkpoints").is_symlink()
+    run = folder if is_own else directory.parent.parent
     return Source(str(directory), settings, run=run, autocast=autocast)
 
 
@@ -365,6 +368,11 @@ def describe(source: Source, policy: "ModelPolicy | EndpointPolicy") -> dict:
         return about
     about["precision"]["trained"] = source.config.model.precision
     return about | {"checkpoint": Path(source.path).name, "dataset_hash": dataset_hash(source.run)}
+
+
+def start_of(run: Path) -> dict | None:
+    """What a run began with, if that were an earlier run's weights: run, checkpoint, step, mode, base, path."""
+    return read_json(run / START) if (run / START).exists() else None
 
 
 def dataset_hash(run: Path) -> str | None:

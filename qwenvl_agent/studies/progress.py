@@ -55,21 +55,42 @@ class Progress:
 
 def read_progress(run_dir: Path) -> Progress:
     config = read_json_if_there(run_dir / "config.json")
+    if config and config.get("stages"):
+        return read_curriculum(run_dir)
     last = run_dir / "checkpoints" / "last"
     state = read_json_if_there(last / "state.json")
     max_steps = config["train"]["max_steps"] if config else None
     if config and state and not max_steps:
         sampler = state["sampler"]
         max_steps = math.ceil(config["train"]["epochs"] * sampler["num_rows"] / sampler["rows_per_step"])
-    status = run_dir / "exit_status"
+    status = exit_status(run_dir)
     return Progress(
-        has_started=config is not None or status.exists(),
+        has_started=config is not None or status is not None,
         saved_step=state["step"] if state else 0,
         max_steps=max_steps or None,
-        exit_status=int(status.read_text()) if status.exists() else None,
+        exit_status=status,
         lines=read_lines(run_dir / "metrics.jsonl"),
         is_evaluated=not (state or {}).get("evaluation_due") or (last / "evaluation.json").exists(),
     )
+
+
+def read_curriculum(run_dir: Path) -> Progress:
+    """Of runs one after the other: steps and metrics are those of the newest that is over, whose checkpoints it shows."""
+    state = read_json_if_there(run_dir / "checkpoints" / "last" / "state.json")
+    saved_step = state["step"] if state else 0
+    return Progress(
+        has_started=True,
+        saved_step=saved_step,
+        max_steps=saved_step if (run_dir / "done.json").exists() else None,
+        exit_status=exit_status(run_dir),
+        lines=read_lines((run_dir / "checkpoints").resolve().parent / "metrics.jsonl"),
+    )
+
+
+def exit_status(run_dir: Path) -> int | None:
+    """Of the last start; None while it runs, and if it was killed."""
+    path = run_dir / "exit_status"
+    return int(path.read_text()) if path.exists() else None
 
 
 def read_json_if_there(path: Path) -> dict | None:

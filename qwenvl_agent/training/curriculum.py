@@ -9,6 +9,7 @@ after the other is stages.py.
 """
 
 import copy
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,6 +120,11 @@ def sources_of(config: Config, group: str, settings: object, folders: Sequence[P
     return (*config.data.sources, *made)
 
 
+def made_sources(run: PlannedRun) -> tuple[SourceConfig, ...]:
+    """Of a round's sources those that are made for it and for the rounds before it."""
+    return run.config.data.sources[-run.round :] if run.round else ()
+
+
 def made_by(stage: StageConfig) -> str:
     """The group by which a stage's data is made, "" if it has none."""
     groups = [name for name in MAKERS if getattr(stage, name, None) is not None]
@@ -134,11 +140,12 @@ def config_of_stage(config: Config, stage: StageConfig, earlier: Sequence[Config
     merge(values, stage.set)
     if any(values[key] != getattr(config, key) for key in ("name", "runs_dir")) or "stages" in values:
         raise ValueError(f"set has one of {', '.join(OF_ALL)}: a stage's folder follows from them; leave it out of set")
-    made = build_config(values | {"name": stage.name, "runs_dir": str(config.run_dir)})
-    if earlier and not sets(stage.set, "model", "init_from"):
-        return begun_with(made, earlier[-1])
-    named = [run for run in earlier if run.name == made.model.init_from]
-    return begun_with(made, named[0]) if named else made
+    if isinstance(values["model"], dict):  # else build_config says what is wrong
+        named = {other.name: str(other.run_dir) for other in earlier}
+        is_given = sets(stage.set, "model", "init_from") or not earlier
+        begins_with = values["model"]["init_from"] if is_given else earlier[-1].name
+        values["model"]["init_from"] = named.get(begins_with, begins_with)
+    return build_config(values | {"name": stage.name, "runs_dir": str(config.run_dir)})
 
 
 def begun_with(config: Config, before: Config) -> Config:
@@ -161,6 +168,36 @@ def merge(values: dict, changes: dict, path: str = "") -> None:
             values[key] = copy.deepcopy(value)
 
 
+def recorder_options(entry: dict) -> list[str]:
+    """An entry of `StageConfig.record` as arguments of `qwenvl-agent record`."""
+    arguments = []
+    for key, value in entry.items():
+        option = f"--{key.replace('_', '-')}"
+        if isinstance(value, dict) and key != "rules":
+            arguments += [f"{option}={name}={json.dumps(inner)}" for name, inner in value.items()]
+        elif isinstance(value, bool):
+            arguments += [option] * value
+        else:
+            arguments.append(f"{option}={value if isinstance(value, str) else json.dumps(value)}")
+    return arguments
+
+
+def check_recorded(config: Config, stage: StageConfig) -> None:
+    """ValueError for a dataset that would be recorded to no end, or not by the recorder's own rules."""
+    read = [Path(source.path) for source in config.data.sources]
+    for i, entry in enumerate(stage.record):
+        if missing := {"out", "episodes"} - entry.keys():
+            raise ValueError(f"record[{i}].{min(missing)} is missing: nothing could be recorded; set it")
+        if taken := {"config", "json", "overwrite", "reuse"} & entry.keys():
+            raise ValueError(f"record[{i}].{min(taken)} is not a stage's to set: leave it out")
+        out = Path(str(entry["out"]))
+        if not any(out == path or out in path.parents for path in read):
+            raise ValueError(
+                f"record[{i}].out is {str(out)!r}, and no source of the stage is there: it would be recorded for nothing; "
+                f'add {{"path": "{out}"}} to data.sources'
+            )
+
+
 def sets(changes: dict, group: str, key: str) -> bool:
     """Whether a stage sets `group.key`, in either way of writing it."""
     nested = changes.get(group)
@@ -173,6 +210,7 @@ def check_run(run: PlannedRun, earlier: Sequence[Config], whole: Config) -> Plan
     check_suite(config)
     if not config.data.sources:
         raise ValueError("data.sources is empty: there is nothing to learn; set it for all stages or for this one")
+    check_recorded(config, run.stage)
     for before in (other for other in earlier if config.model.init_from == str(other.run_dir)):
         check_fits(config, before, before.model.path)
     for key in ("zero_stage", "cpu_offload"):

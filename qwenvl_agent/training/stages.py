@@ -11,7 +11,9 @@ Where a curriculum stands is read from these files alone, by rank 0, before each
 there. Between two runs nothing of the first is left in memory but the ranks.
 """
 
+import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +25,13 @@ from qwenvl_agent.config import Config, GateConfig, to_json
 from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.inference.load import locate_checkpoint
 from qwenvl_agent.training.checkpoint import EVALUATION, check_folder, is_run
-from qwenvl_agent.training.curriculum import DATA, MAKERS, DataRequest, PlannedRun, plan_runs
+from qwenvl_agent.training.curriculum import DATA, MAKERS, DataRequest, PlannedRun, plan_runs, recorder_options
 from qwenvl_agent.training.lock import lock_run
 from qwenvl_agent.training.metrics import flatten
 from qwenvl_agent.training.run import Run
 from qwenvl_agent.training.stop import STOP
+from qwenvl_agent.training.subcommand import run_subcommand
+from qwenvl_agent.training.turns import in_turns
 from qwenvl_agent.training.zero import build_accelerator, forget_accelerator
 
 DONE = "done.json"
@@ -63,6 +67,7 @@ def parts_of(
     runs = plan_runs(config)
     ranks = find_ranks(config)
     from_rank_0(ranks, lambda: open_curriculum(config, runs, resume, overwrite, accept_changes, ranks))
+    in_turns(ranks, "the datasets are recorded", lambda: record_datasets(runs, ranks))
     for number, run in enumerate(runs, 1):
         ranks.print(f"stage {number} of {len(runs)}: {run.config.name}")
         if run.made_by and not from_rank_0(ranks, lambda run=run: is_over(run, 0)):
@@ -77,6 +82,7 @@ def parts_of(
             return
         from_rank_0(ranks, lambda run=run: point_to(config, run))
         pass_gate(run, ranks)
+    from_rank_0(ranks, lambda: write_json(config.run_dir / DONE, {"stages": [run.config.name for run in runs]}))
     ranks.print(f"done: {config.run_dir}")
 
 
@@ -122,6 +128,7 @@ def open_curriculum(
     folder.mkdir(parents=True, exist_ok=True)
     for path in {path for run in runs for path in stop_files(config, run)}:
         path.unlink(missing_ok=True)
+    (folder / DONE).unlink(missing_ok=True)
     write_json(folder / "config.json", to_json(config))
 
 
@@ -165,7 +172,7 @@ def next_part(config: Config, run: PlannedRun) -> Part | None:
     if any(path.exists() for path in stop_files(config, run)):
         return None
     run_dir, gate = run.config.run_dir, run.stage.gate
-    has_begun = (run_dir / "checkpoints").is_dir()
+    has_begun = is_run(run_dir)  # perhaps without a checkpoint, but with lines in its log
     if not is_over(run, 0):
         return Part(run.config, has_begun)
     taken = read_json(run_dir / DONE)["extra_steps"]
@@ -216,7 +223,25 @@ def verdict(gate: GateConfig, run_dir: Path) -> str:
     return f"{run_dir.name}: {gate.metric} is {measured(gate, run_dir):.4g}, {' and '.join(bounds)} is asked: {met}"
 
 
-# between the runs
+# before the runs, and between them
+
+
+def record_datasets(runs: list[PlannedRun], ranks: PartialState) -> None:
+    """Those of all stages, before any is trained, so that a mistake in the last costs no training of the first."""
+    recorded: list[list[str]] = []
+    for run in runs if ranks.is_local_main_process else ():
+        for entry in run.stage.record:
+            options = recorder_options(entry)
+            if options not in recorded:
+                recorded.append(options)
+                record_dataset(run.config, options)
+
+
+def record_dataset(config: Config, options: list[str]) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+        json.dump(to_json(config), file)
+        file.flush()
+        run_subcommand(["record", "--reuse", "--config", file.name, *options])
 
 
 def make_data(run: PlannedRun, ranks: PartialState) -> None:

@@ -8,9 +8,6 @@ have gone on, or be gone, by then.
 """
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,15 +15,13 @@ from accelerate import Accelerator
 
 from qwenvl_agent.config import Config
 from qwenvl_agent.files import read_json, write_json
-from qwenvl_agent.inference.load import check_checkpoint, find_run
+from qwenvl_agent.inference.load import START, check_checkpoint, find_run, start_of
+from qwenvl_agent.training.subcommand import run_subcommand
 from qwenvl_agent.training.turns import in_turns
 
-RECORD = "start.json"
 BASE = "base"
 ADAPTER_KEYS = ("lora_rank", "lora_alpha", "lora_targets", "lora_places")
 """Of an adapter that trains further: its shape, its places and the scale that it learned under."""
-OF_LAUNCHERS = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "ACCELERATE_", "TORCHELASTIC_", "OMPI_")
-"""Beginnings of variables that make a process a rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +56,12 @@ def find_start(config: Config, *, resume: bool) -> Start | None:
     """
     if not config.model.init_from:
         return None
-    record = config.run_dir / RECORD
+    record = config.run_dir / START
     if resume and record.exists() and any(config.run_dir.glob("checkpoints/step_*")):
         return Start(**read_json(record))
     source = find_run(folder_of(config))
     assert source.run, f"{source.path} is of no run"
-    before = read_json(source.run / RECORD) if (source.run / RECORD).exists() else {}
-    base = before.get("base", source.config.model.path)
+    base = (start_of(source.run) or {}).get("base", source.config.model.path)
     check_fits(config, source.config, base)
     return Start(
         run=str(source.run),
@@ -128,7 +122,7 @@ def prepare_start(config: Config, start: Start | None, checkpoint: Path | None, 
     """Look whether the earlier run's weights are whole, merge them if asked, and write down what they were."""
     if not start:
         return
-    record = config.run_dir / RECORD
+    record = config.run_dir / START
     if accelerator.is_main_process:
         write_json(record, asdict(start))
     accelerator.print(start.describe())
@@ -145,22 +139,8 @@ def prepare_start(config: Config, start: Start | None, checkpoint: Path | None, 
 
 
 def merge(start: Start, accelerator: Accelerator) -> None:
-    """An export of the earlier run, in a process of its own: its model leaves nothing in this one's memory, and is not
-    built in slices under ZeRO-3."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(OF_LAUNCHERS)}
-    command = [sys.executable, "-m", "qwenvl_agent", "export", start.checkpoint, "--out", start.path]
-    done = subprocess.run(
-        [*command, "--device", str(accelerator.device)], env=environment, capture_output=True, text=True, check=False
+    """An export of the earlier run; under ZeRO-3 this process could not even load it, but in slices."""
+    device = ["--device", str(accelerator.device)]
+    accelerator.print(
+        run_subcommand(["export", start.checkpoint, "--out", start.path, *device], is_shown=False).strip()
     )
-    if done.returncode:
-        why = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise ValueError(
-            f"{start.checkpoint} could not be merged into its base ({why[0]}): there is nothing to train on; try "
-            f"`{' '.join(command[1:])}` by itself, then set model.path to that folder"
-        )
-    accelerator.print(done.stdout.strip())
-
-
-def start_record(run_dir: Path) -> dict | None:
-    """What a run began with, if that were an earlier run's weights."""
-    return read_json(run_dir / RECORD) if (run_dir / RECORD).exists() else None
