@@ -206,21 +206,46 @@ def read_values(path: str | Path, overrides: Sequence[str] = (), what: str = "co
 
 
 def apply_override(values: dict, override: str) -> None:
-    """Set `a.b=value` in nested dicts, in place. What is not JSON (`true`, `1e-4`, `null`, `[1, 2]`) is a text."""
+    """Set `a.b=value` in nested dicts, in place. What is not JSON (`true`, `1e-4`, `null`, `[1, 2]`) is a text. An item of
+    a list is named by its key `name` or its number from 0, or all are by *: `stages.agent.set.train.max_steps=9`."""
     key, equals, text = override.partition("=")
     if not equals:
         raise ValueError(f"override {override!r} has no '=': nothing would be set; write key.path=value")
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"override {override!r}: {parent!r} is a value, not a group; name a key of a group")
     try:
-        values[last] = parse(text)
+        value = parse(text)
     except json.JSONDecodeError:
-        values[last] = text
+        value = text
     except ValueError as error:
         raise ValueError(f"override {override!r}: {error}: nothing is set; correct the value") from None
+    _set(values, key.strip().split("."), value, override)
+
+
+def _set(values: Any, keys: Sequence[str], value: object, override: str) -> None:
+    """A whole rest of the path may be one key: a stage may have written it so."""
+    first, *rest = keys
+    if isinstance(values, list) and rest:
+        for item in _items(values, first, override):
+            _set(item, rest, value, override)
+    elif not isinstance(values, dict):
+        raise ValueError(f"override {override!r}: {first!r} is no key of a value; name a key of a group")
+    elif not rest or ".".join(keys) in values:
+        values[".".join(keys)] = value
+    else:
+        inner = values.setdefault(first, {})
+        if not isinstance(inner, dict | list):
+            raise ValueError(f"override {override!r}: {first!r} is a value, not a group; name a key of a group")
+        _set(inner, rest, value, override)
+
+
+def _items(values: list, key: str, override: str) -> list:
+    """Of a list, by `name`, by number, or all."""
+    named = [item for item in values if isinstance(item, dict) and item.get("name") == key]
+    if named or key == "*":
+        return named or values
+    if key.isdecimal() and int(key) < len(values):
+        return [values[int(key)]]
+    names = [str(item.get("name", i)) for i, item in enumerate(values) if isinstance(item, dict)]
+    raise ValueError(f"override {override!r}: the list has no {key!r}; name one of {', '.join([*names, '*'])}")
 
 
 def parse(text: str) -> object:

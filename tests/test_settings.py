@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from qwenvl_agent.settings import Range, build, check_values, list_settings, read_values, to_json
+from qwenvl_agent.settings import Range, apply_override, build, check_values, list_settings, read_values, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +103,31 @@ def test_settings_are_listed_with_what_their_source_says():
 def test_the_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="gone.json: No such file or directory: there is no sweep to run"):
         read_values(tmp_path / "gone.json", what="sweep")
+
+
+def test_an_override_names_an_item_of_a_list_by_name_by_number_or_all():
+    values = {"stages": [{"name": "a", "set": {"train.max_steps": 1}}, {"name": "b", "record": [{"n": 1}]}]}
+    for override in ("stages.a.set.train.max_steps=2", "stages.b.record.0.n=3", "stages.*.set.train.seed=4"):
+        apply_override(values, override)
+    first, second = values["stages"]
+    assert first["set"] == {"train.max_steps": 2, "train": {"seed": 4}}
+    assert second == {"name": "b", "record": [{"n": 3}], "set": {"train": {"seed": 4}}}
+    with pytest.raises(ValueError, match="the list has no 'c'; name one of a, b, \\*"):
+        apply_override(values, "stages.c.set.x=1")
+    with pytest.raises(ValueError, match="'set' is a value|no key of a value"):
+        apply_override({"stages": [5]}, "stages.0.set=1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    door: Lamp | None = None
+    """Lit, or not."""
+
+
+def test_a_group_may_be_null():
+    assert build(House, {}) == build(House, {"door": None}) == House()
+    lit = build(House, {"door": {"watts": 5}})
+    assert lit.door == Lamp(watts=5.0) and build(House, to_json(lit)) == lit
+    with pytest.raises(ValueError, match="door.watts"):
+        build(House, {"door": {"watts": 500}})
+    assert [setting.path for setting in list_settings(House)] == ["door", "door.watts", "door.colour"]

@@ -36,9 +36,11 @@ from qwenvl_agent.training.zero import build_accelerator, forget_accelerator
 
 DONE = "done.json"
 DECIDING_KEYS = ("model.", "data.", "prompt.", "vision.", "train.")
-FREE_KEYS = ("eval.", "profile.", "train.log_every", "train.save_every", "train.keep_checkpoints", "train.extra_steps")
-FREE_KEYS += ("data.num_workers", "data.cache_dir", "data.max_rejected", "data.check_pictures", "data.on_unusable_row")
-FREE_KEYS += ("model.attention", "model.gradient_checkpointing", "model.compile", "vision.feature_cache_gb")
+FREE_KEYS = (
+    *("eval.", "profile.", "train.log_every", "train.save_every", "train.keep_checkpoints", "train.extra_steps"),
+    *("data.num_workers", "data.cache_dir", "data.max_rejected", "data.check_pictures", "data.on_unusable_row"),
+    *("model.attention", "model.gradient_checkpointing", "model.compile", "vision.feature_cache_gb"),
+)
 """What a stage that is over may have had otherwise, and its weights be the same."""
 
 
