@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         train_stages(load_config(args.config, args.set), **how)
     except GateNotMetError as error:
         print(error, file=sys.stderr)
-        return 1
+        return GateNotMetError.STATUS
     return 0
 
 

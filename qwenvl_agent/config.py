@@ -388,7 +388,7 @@ class GateConfig:
     times: Annotated[int, Range(1, 1000, "it is asked again so often")] = 1
     """How often at most."""
     otherwise: Literal["end", "go_on"] = "end"
-    """If it is not met then: end, with status 1 and a message, or go on to the next stage, with a message."""
+    """If it is not met then: end, with status 3 and a message, or go on to the next stage, with a message."""
 
     def __post_init__(self) -> None:
         check_values(self, "stages[].gate")

@@ -10,6 +10,7 @@ from corridor_world import corridor
 from PIL import Image
 from source_rows import read_rows
 
+from qwenvl_agent.cli.record import main as record_main
 from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.data.readers.recorded import digest_beside
@@ -94,6 +95,29 @@ def read(tmp_path):
         return list(read_rows(tmp_path, "recorded", **options))
 
     return read
+
+
+def test_a_dataset_that_is_there_is_reused_only_if_it_is_the_one_asked_for(tmp_path, capsys):
+    out = tmp_path / "d"
+    leftover = tmp_path / ".d.tmp" / "images"  # of a recording that was killed
+    leftover.mkdir(parents=True)
+    (leftover / "old.png").touch()
+
+    def reuse(*options: str) -> tuple[int, str]:
+        common = ["--world", WORLD, "--noise", "0.3", "--episodes", "3", "--out", str(out), "--reuse"]
+        return record_main([*common, *options]), "".join(capsys.readouterr())
+
+    assert reuse()[0] == 0 and not leftover.exists() and not (out / "images" / "old.png").exists()
+    whole = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert "is there" in reuse("--noise=0.3")[1]
+    status, said = reuse("--noise", "0.1")
+    assert status == 2 and "is another dataset, with noise 0.3 (not 0.1)" in said and "--overwrite" in said
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == whole
+    with open(out / "dataset.jsonl", "a") as file:
+        file.write("\n")
+    assert "not as it was recorded" in reuse()[1]
+    (out / "manifest.json").unlink()
+    assert "no manifest.json" in reuse()[1]
 
 
 def test_pictures_thoughts_and_calls_are_optional(read):

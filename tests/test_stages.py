@@ -182,7 +182,7 @@ def gated(**gate) -> dict:
 def test_a_gate_that_is_not_met_trains_on_and_then_ends_the_curriculum(configure, tmp_path, capsys):
     """In the same run, with its optimizer and its rows going on; and with --resume once the gate is lower."""
     config = configure(**gated(most=0.1, more_steps=2, times=2))
-    assert train.main(["--config", str(save_config(config, tmp_path / "c.json"))]) == 1
+    assert train.main(["--config", str(save_config(config, tmp_path / "c.json"))]) == 3
     assert "eval/token_loss/all is 5." in capsys.readouterr().err and not (config.run_dir / "second").exists()
     done = json.loads((config.run_dir / "first/done.json").read_text())
     assert done == {"step": 6, "extra_steps": 4}

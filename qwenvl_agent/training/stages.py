@@ -47,6 +47,8 @@ FREE_KEYS = (
 class GateNotMetError(Exception):
     """A curriculum ends before its last stage, as its config says; the message is for the user."""
 
+    STATUS = 3
+
 
 @dataclass(frozen=True)
 class Part:
