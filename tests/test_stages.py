@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_confi
 
 import train
 from qwenvl_agent.config import build_config
+from qwenvl_agent.studies.progress import read_progress
 from qwenvl_agent.training import setup
 from qwenvl_agent.training.stop import StopRequest
 
@@ -164,6 +167,32 @@ def test_a_stage_that_is_over_is_not_run_again(configure, three_stages, capsys):
     assert train.train_stages(config, resume=True) == {}
     assert {path: path.stat().st_mtime_ns for path in config.run_dir.glob("*/checkpoints/**/*")} == before
     assert "step 1/" not in capsys.readouterr().out
+
+
+def test_of_a_stage_that_is_over_nothing_is_in_memory(configure, monkeypatch):
+    """Neither its model nor its optimizer, when the next one's are made."""
+    whole, alive, counts = setup.build_trained, [], []
+
+    def build(*args):
+        counts.append(sum(reference() is not None for reference in alive))
+        made = whole(*args)
+        alive.extend(weakref.ref(part) for part in (made[0], made[2]))
+        return made
+
+    monkeypatch.setattr(setup, "build_trained", build)
+    config = configure(
+        train={"max_steps": 1}, eval={"step_rows": 0}, stages=[{"name": "a"}, {"name": "b"}, {"name": "c"}]
+    )
+    train.train_stages(config)
+    assert counts == [0, 0, 0]
+
+
+def test_batch_scripts_see_when_a_curriculum_is_over(uninterrupted, tmp_path):
+    progress = read_progress(uninterrupted)
+    assert progress.is_done and progress.saved_step == 3 and progress.lines[-1]["step"] == 3
+    begun = shutil.copytree(uninterrupted, tmp_path / "begun", symlinks=True)
+    (begun / "done.json").unlink()
+    assert not read_progress(begun).is_done
 
 
 # gates
