@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-import weakref
 from pathlib import Path
 
 import pytest
@@ -167,24 +166,6 @@ def test_a_stage_that_is_over_is_not_run_again(configure, three_stages, capsys):
     assert train.train_stages(config, resume=True) == {}
     assert {path: path.stat().st_mtime_ns for path in config.run_dir.glob("*/checkpoints/**/*")} == before
     assert "step 1/" not in capsys.readouterr().out
-
-
-def test_of_a_stage_that_is_over_nothing_is_in_memory(configure, monkeypatch):
-    """Neither its model nor its optimizer, when the next one's are made."""
-    whole, alive, counts = setup.build_trained, [], []
-
-    def build(*args):
-        counts.append(sum(reference() is not None for reference in alive))
-        made = whole(*args)
-        alive.extend(weakref.ref(part) for part in (made[0], made[2]))
-        return made
-
-    monkeypatch.setattr(setup, "build_trained", build)
-    config = configure(
-        train={"max_steps": 1}, eval={"step_rows": 0}, stages=[{"name": "a"}, {"name": "b"}, {"name": "c"}]
-    )
-    train.train_stages(config)
-    assert counts == [0, 0, 0]
 
 
 def test_batch_scripts_see_when_a_curriculum_is_over(uninterrupted, tmp_path):
