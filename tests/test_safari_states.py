@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -16,16 +16,19 @@ from qwenvl_agent.worlds.safari import SafariEnv, SafariOracle, SafariRules
 from qwenvl_agent.worlds.safari.baselines import random_move
 from qwenvl_agent.worlds.safari.context import context_text, last_turn, read_context
 from qwenvl_agent.worlds.safari.counterfactuals import swap_mission
+from qwenvl_agent.worlds.safari.foreign_notes import NotesShares, draw_notes
 from qwenvl_agent.worlds.safari.missions import Mission
-from qwenvl_agent.worlds.safari.notepad import tile_name
+from qwenvl_agent.worlds.safari.notepad import read_notes, tile_name
 from qwenvl_agent.worlds.safari.render import TREE as TREE_SYMBOL
 from qwenvl_agent.worlds.safari.states import NEAR
+from qwenvl_agent.worlds.safari.tools import argument_error
 from qwenvl_agent.worlds.safari.world import Animal, World, view_corner, walk
 
 SMALL = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": 16}
 TELLING = {**SMALL, "tell_last": True}
 TEACHER = {"max_path": 4, "max_final_path": 1}
 RED_TIGER = Animal("red", "tiger")
+KINDS_OF_NOTES = [field.name for field in fields(NotesShares)]
 
 
 def park(**rules) -> SafariEnv:
@@ -140,6 +143,17 @@ def test_recordings_without_resets_are_what_they_were():
         assert digest.hexdigest()[:16] == expected
 
 
+def test_recordings_with_resets_are_what_they_were():
+    """Digests of the recordings before the notepads' kinds could be set."""
+    for rules, expected in (("reach", "42ea150f1b39a6c1"), ("catch", "58acadf02f7d9c40")):
+        world, digest = make_world("safari", {**TELLING, "num_targets": [1, 1, 1], "rules": rules}), hashlib.sha256()
+        for seed in range(8):
+            for turn in record_episode(world, seed, TEACHER, 0.2, resets=0.5)[0]:
+                pngs, row = encode(turn)
+                digest.update(b"".join(pngs) + json.dumps(row, ensure_ascii=False).encode())
+        assert digest.hexdigest()[:16] == expected
+
+
 @pytest.mark.parametrize("rules", ["reach", "catch"])
 def test_drawn_states_are_what_their_kinds_say(rules):
     world, kinds = make_world("safari", {**TELLING, "rules": rules, "num_targets": [1, 1, 1]}), Counter()
@@ -236,3 +250,92 @@ def test_the_command_counts_the_kinds_of_states(tmp_path):
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
     assert (manifest["resets"], manifest["near"]) == (0.5, 1.0)
     assert 0 < manifest["reset_states"] == manifest["reset_near"] and "reset_anywhere" not in manifest
+
+
+# other notepads
+
+
+def alone(**shares) -> NotesShares:
+    return NotesShares(**{"none": 0, "stale": 0, "wrong": 0, **shares})
+
+
+def notes_of(kind: str, seed: int, **rules) -> tuple[str, SafariEnv]:
+    env = SafariEnv(SafariRules.from_json({**TELLING, **rules}))
+    env.reset(seed=seed)
+    return draw_notes(alone(**{kind: 1}), "own", env.rules, env.wanted(), random.Random(seed))[0], env
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_NOTES)
+@pytest.mark.parametrize("rules", ["reach", "catch"])
+def test_the_oracle_wins_with_every_kind_of_notes(kind, rules):
+    """From the second turn on, when it believes a notepad of its own form."""
+    for seed in range(15):
+        notes, env = notes_of(kind, seed, rules=rules, num_targets=[1, 1, 1], max_turns=60)
+        oracle, is_over = SafariOracle(env.rules, **TEACHER), False
+        observation, _ = env.reset(seed=seed, options={"notepad": notes, "turn": 1})
+        while not is_over:
+            turn = oracle.turn(env.view(), observation.text)
+            observation, _, terminated, truncated, info = env.step(turn)
+            is_over = terminated or truncated
+        assert info["success"], (seed, notes)
+
+
+@pytest.mark.parametrize("kind", ["other_size", "prose", "upstream"])
+def test_foreign_notes_are_not_the_oracles_and_fit_the_tool(kind):
+    texts = set()
+    for seed in range(60):
+        notes, _ = notes_of(kind, seed, languages=["ko", "en", "zh"])
+        assert read_notes(notes, 20, 20) is None
+        assert argument_error(ToolCall("update_notepad", {"content": notes})) == ""
+        texts.add(notes)
+    assert len(texts) > 50
+
+
+def test_wrong_notes_name_a_target_and_stale_ones_zones():
+    notes, env = notes_of("wrong", 3)
+    (animal, place), *_ = read_notes(notes, 20, 20).seen
+    assert animal in env.wanted() and env.world.animals.get(place) != animal
+    assert read_notes(notes_of("stale", 3)[0], 20, 20).seen == ()
+    assert "".join(notes_of("upstream", 3)[0].split("\n")[1:3]).strip("V.") == ""
+
+
+def test_notes_are_drawn_by_their_shares():
+    shares, rng, rules = alone(stale=0.1, prose=0.3), random.Random(0), SafariRules.from_json(TELLING)
+    counts = Counter(draw_notes(shares, "own", rules, [RED_TIGER], rng)[1] for _ in range(2000))
+    assert 160 < counts["stale_notes"] < 240 and 540 < counts["prose_notes"] < 660
+    assert counts.total() == 2000 == counts["stale_notes"] + counts["prose_notes"] + counts["own_notes"]
+    assert draw_notes(alone(), "own", rules, [RED_TIGER], rng) == ("own", "own_notes")
+
+
+def test_the_command_sets_and_counts_the_kinds_of_notes(tmp_path, capsys):
+    options = [
+        "--episodes",
+        "4",
+        "--resets",
+        "0.6",
+        "--rules",
+        json.dumps(TELLING),
+        "--json",
+        "--state",
+        "notes.none=0",
+    ]
+    options += ["--state", "notes.prose=0.4", "--state", "notes.upstream=0.4"]
+    assert record.main(["--out", str(tmp_path / "data"), *options]) == 0
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert manifest["states"] == {"notes": {"none": 0, "prose": 0.4, "upstream": 0.4}}
+    assert manifest["reset_prose_notes"] > 0 < manifest["reset_upstream_notes"] and "reset_no_notes" not in manifest
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--state", "notes.prose=0.1"], "--state notes without --resets: no other state is drawn"),
+        (["--resets", "1", "--state", "notes.poem=0.1"], "unknown key 'states.notes.poem': it would have no effect"),
+        (["--resets", "1", "--state", "notes.prose=2"], "states.notes.prose is 2.0, above 1: it is a share; lower it"),
+        (["--resets", "1", "--state", "notes.prose=0.9"], "the shares add up to 1.05: more than all states"),
+    ],
+)
+def test_states_that_cannot_be_drawn_are_refused(tmp_path, capsys, options, message):
+    assert record.main(["--out", str(tmp_path / "data"), "--episodes", "2", *options]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "data").exists()

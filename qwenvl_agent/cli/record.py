@@ -29,10 +29,11 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 from rich.progress import track
@@ -71,12 +72,13 @@ def record(
     noise: float,
     resets: float,
     near: float,
+    states: dict,
 ) -> Recorded:
     """The rows of one seed; varied ones name their rules, and their tools where these are not `tools`."""
     own = draw_rules(variations, seed)
     world = world_of(name, json.dumps(rules | own))
     if task == AGENT:
-        turns, counts = record_episode(world, seed, settings, noise, resets, near)
+        turns, counts = record_episode(world, seed, settings, noise, resets, near, states)
         rows = [encode(turn) for turn in turns]
     else:
         rows, counts = [encode(turn) for turn in world.recording_tasks()[task](seed, **settings)], {}
@@ -122,18 +124,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="share of turns in another state, which the world draws",
     )
     parser.add_argument("--near", type=bounded(float, 0, 1), default=0.5, help="share of these that are near a goal")
+    parser.add_argument(
+        "--state", action="append", default=[], metavar="KEY=VALUE", help="one setting of these states, the world's own"
+    )
     parser.add_argument("--workers", type=bounded(int, 1), default=1, help="processes")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
     record_policy.add_options(parser)
     return parser.parse_args(argv)
 
 
-def set_rules(args: argparse.Namespace) -> dict:
-    """Those that the command itself sets."""
-    values = dict(args.rules)
-    for override in args.set:
-        apply_override(values, override)
-    return values
+def overridden(overrides: Sequence[str], values: Mapping[str, object] = MappingProxyType({})) -> dict:
+    """`values` with `KEY=VALUE`s over them."""
+    changed = dict(values)
+    for override in overrides:
+        apply_override(changed, override)
+    return changed
 
 
 def vision_of(args: argparse.Namespace) -> VisionConfig | None:
@@ -147,15 +152,17 @@ def asked_world(args: argparse.Namespace, source: Source | None) -> tuple[str, d
     suite = eval_cfg.suite if eval_cfg else ""
     name = args.world or (suite if suite in known_worlds() or ":" in suite else "safari")
     values = dict(eval_cfg.world) if eval_cfg and name in (suite, "safari") else {}
-    values |= args.rules
-    for override in args.set:
-        apply_override(values, override)
-    return name, values
+    return name, overridden(args.set, values | args.rules)
 
 
-def check_task(world: World, name: str, task: str, settings: dict, resets: float) -> None:
+def check_task(world: World, name: str, task: str, settings: dict, resets: float, states: dict) -> None:
     """ValueError for what the world cannot have recorded, before anything is written."""
     tasks = world.recording_tasks()
+    if states and not resets:
+        raise ValueError(
+            f"--state {min(states)} without --resets: no other state is drawn; give --resets, or leave it out"
+        )
+    world.check_state_settings(states)
     if resets and (task != AGENT or type(world).draw_state is World.draw_state):
         whose = f"task {task}" if task != AGENT else f"world {name}"
         raise ValueError(f"--resets {resets}: {whose} draws no other states, so nothing would be reset; leave it out")
@@ -201,19 +208,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, values = asked_world(args, source)
     first = args.seed_start or 0
     variations, seeds = read_variations(args.vary), range(first, first + args.episodes)
-    check_variations(variations, name, values, seeds, set_rules(args), vision_of(args))
+    check_variations(variations, name, values, seeds, overridden(args.set, args.rules), vision_of(args))
     world = make_world(name, values | draw_rules(variations, first))
-    settings: dict = {}
-    for override in args.oracle:
-        apply_override(settings, override)
+    settings, states = overridden(args.oracle), overridden(args.state)
     about = {"world": name, "task": args.task, "rules": dict(world.rules), "oracle": settings}
     about |= {"tools": tools_of(world)}
     if record_policy.is_asked(args):
         return record_policy.record_policy(args, world, settings, about | {"seed_set": "training"}, source)
-    check_task(world, name, args.task, settings, args.resets)
+    check_task(world, name, args.task, settings, args.resets, states)
     about |= {"seed_set": seed_set(world, seeds), "noise": args.noise}
     if args.resets:
-        about |= {"resets": args.resets, "near": args.near}
+        about |= {"resets": args.resets, "near": args.near} | ({"states": states} if states else {})
     about |= varied_manifest(variations, world.rules, seeds)
     of_seed = partial(
         record,
@@ -226,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         noise=args.noise,
         resets=args.resets,
         near=args.near,
+        states=states,
     )
     about |= {"seeds": [seeds[0], seeds[-1]]}
     if args.reuse and (manifest := find_recorded(args.out, about)):

@@ -23,7 +23,7 @@ from qwenvl_agent.schema import Policy
 from qwenvl_agent.worlds import World
 from qwenvl_agent.worlds.recording import free_seeds, recorded_seeds
 
-OF_THE_ORACLE = {"reuse": False, "noise": 0.0, "resets": 0.0, "workers": 1, "task": "agent", "vary": []}
+OF_THE_ORACLE = {"reuse": False, "noise": 0.0, "resets": 0.0, "workers": 1, "task": "agent", "vary": [], "state": []}
 """Options without a meaning here, with their defaults."""
 DEFAULTS = {"oracle_share": 0.0, "keep_agreed": 1.0}
 

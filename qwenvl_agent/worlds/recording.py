@@ -9,7 +9,7 @@ import json
 import random
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -340,13 +340,20 @@ def recorded_seeds(path: Path) -> range | None:
 
 
 def record_episode(
-    world: World, seed: int, oracle: dict, noise: float, resets: float = 0.0, near: float = 0.5
+    world: World,
+    seed: int,
+    oracle: dict,
+    noise: float,
+    resets: float = 0.0,
+    near: float = 0.5,
+    states: Mapping[str, object] | None = None,
 ) -> tuple[list[RecordedTurn], dict[str, int]]:
     """The oracle's own turns of one episode, and what to count of it: whether it was solved, and the world's own facts.
 
     With probability `noise` a random turn is played in place of the oracle's, and not recorded. With probability
     `resets` the oracle is first put into another state, which the world draws (`World.draw_state`), and goes on from
     there; a turn's index is left out before it, so that no history reaches over it. `reset_KIND` counts such turns.
+    `states` are settings of these states.
     """
     env, policy, rng = world.make_env(), world.make_oracle(**oracle), random.Random(f"noise {seed}")
     assert policy is not None, f"{type(world).__name__} has no oracle"
@@ -357,7 +364,7 @@ def record_episode(
         observation, info = env.reset(seed=seed)
         mission, turn_index = info["mission"], 0
         while not is_over:
-            state = world.draw_state(env, state_rng, near) if state_rng.random() < resets else None
+            state = world.draw_state(env, state_rng, near, **(states or {})) if state_rng.random() < resets else None
             if state is not None:
                 observation, info = env.reset(seed=seed, options=state.options)
                 turn_index += bool(turns)

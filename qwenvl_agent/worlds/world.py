@@ -142,10 +142,16 @@ class World:
         """A turn that is played between the oracle's own when it is recorded, so that it is seen in other states."""
         return random_turn(tools, rng)
 
-    def draw_state(self, env: Env, rng: random.Random, near: float) -> "DrawnState | None":
+    def draw_state(self, env: Env, rng: random.Random, near: float, **settings: Any) -> "DrawnState | None":
         """Another state of the episode that `env` plays than the one it is in, for the oracle to be recorded in; None,
-        the default, of a world that offers none. `near` is the share of such states that are near a goal."""
+        the default, of a world that offers none. `near` is the share of such states that are near a goal. A world without
+        settings need not take any."""
         return None
+
+    def check_state_settings(self, settings: Mapping[str, object]) -> None:
+        """ValueError for settings that `draw_state` does not have, before anything is recorded."""
+        if settings:
+            raise ValueError(f"world {self.name} has no setting {min(settings)} of its states: leave it out")
 
     def timeless(self, text: str) -> str:
         """An observation's text without what only counts turns, by default without its line `Step: ...`: observations

@@ -12,6 +12,7 @@ from qwenvl_agent.json_input import Reject
 from qwenvl_agent.picture_store import PictureFolder
 from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import Env, Policy, Tool, Turn
+from qwenvl_agent.settings import build
 from qwenvl_agent.statistics import wilson
 from qwenvl_agent.worlds.recording import RecordedRow
 from qwenvl_agent.worlds.safari import diagnosis, failures, judge
@@ -21,7 +22,7 @@ from qwenvl_agent.worlds.safari.env import SafariEnv
 from qwenvl_agent.worlds.safari.oracle import SafariOracle
 from qwenvl_agent.worlds.safari.perception import perception_rows
 from qwenvl_agent.worlds.safari.records import episodes_that_catch, row_reader
-from qwenvl_agent.worlds.safari.states import draw_state
+from qwenvl_agent.worlds.safari.states import StateSettings, draw_state
 from qwenvl_agent.worlds.safari.thoughts import thought_form_named
 from qwenvl_agent.worlds.safari.tools import TOOLS
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, VIEW, SafariRules
@@ -89,9 +90,12 @@ class Safari(World):
     def noise_turn(self, tools: Sequence[Tool], rng: random.Random) -> Turn:
         return Turn(tool_calls=(random_move(rng),))
 
-    def draw_state(self, env: Env, rng: random.Random, near: float) -> DrawnState:
+    def draw_state(self, env: Env, rng: random.Random, near: float, **settings) -> DrawnState:
         assert isinstance(env, SafariEnv), type(env)
-        return draw_state(env, rng, near)
+        return draw_state(env, rng, near, build(StateSettings, settings, "states"))
+
+    def check_state_settings(self, settings: Mapping[str, object]) -> None:
+        build(StateSettings, settings, "states")
 
     def loses(self, env: Env, turn: Turn) -> bool:
         """A false declaration, or the end before all is found."""

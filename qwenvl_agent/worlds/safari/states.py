@@ -6,19 +6,17 @@ declare, before a tree that it took for ground, with notes that say something el
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from qwenvl_agent.schema import ToolCall
 from qwenvl_agent.worlds.safari.env import SafariEnv, beside
-from qwenvl_agent.worlds.safari.notepad import Notes, write_notes
-from qwenvl_agent.worlds.safari.sweep import zones_to_and_fro
-from qwenvl_agent.worlds.safari.world import DIRECTIONS, Animal, SafariRules, Tile, walk
+from qwenvl_agent.worlds.safari.foreign_notes import NotesShares, draw_notes
+from qwenvl_agent.worlds.safari.world import DIRECTIONS, Animal, Tile, walk
 from qwenvl_agent.worlds.world import DrawnState
 
 NEAR = (1, 2, 2, 3)
 """Tiles to a target of a place that counts as near, each as likely. Every episode ends one tile before its last target, so
 what looks like it and is not yet there has to be shown as often: two tiles away."""
-OTHER_NOTES = 0.15
-"""Share of states whose notepad is not the one that was written on the way."""
 FIRST_TURN = 0.1
 """Share of states before the first turn."""
 AFTER_BLOCK = 0.7
@@ -29,10 +27,17 @@ UNSEEN = 0.5
 """Share of trees that blocked and are then not shown: what is told has to be believed."""
 
 
-def draw_state(env: SafariEnv, rng: random.Random, near: float) -> DrawnState:
+@dataclass(frozen=True, kw_only=True)
+class StateSettings:
+    """What can be set of the drawn states (`record --state notes.stale=0.1`)."""
+
+    notes: NotesShares = NotesShares()
+
+
+def draw_state(env: SafariEnv, rng: random.Random, near: float, settings: StateSettings) -> DrawnState:
     """Another state of the world and the mission that `env` is in; `near` is the share of states near a target."""
     place, kind = draw_place(env, rng, near)
-    notepad, notes_kind = draw_notepad(env, rng)
+    notepad, notes_kind = draw_notes(settings.notes, env.notepad, env.rules, env.wanted(), rng)
     options: dict = {
         "player": place,
         "notepad": notepad,
@@ -74,27 +79,6 @@ def walls_beside(env: SafariEnv, place: Tile) -> list[str]:
 
 def current_targets(env: SafariEnv) -> Sequence[Animal]:
     return env.wanted()[:1] if env.mission.ordered else env.wanted()
-
-
-def draw_notepad(env: SafariEnv, rng: random.Random) -> tuple[str, str]:
-    """The notepad as it is, or with nothing, another way's notes, or a target's false place in it."""
-    if rng.random() >= OTHER_NOTES:
-        return env.notepad, "own_notes"
-    kind = rng.choice(("no_notes", "stale_notes", "wrong_notes"))
-    if kind == "no_notes":
-        return "", kind
-    zones = zones_to_and_fro(env.rules)
-    first, num_swept = rng.randrange(len(zones)), rng.randrange(len(zones))
-    *swept, go = [*zones, *zones][first : first + num_swept + 1]
-    seen: tuple[tuple[Animal, Tile], ...] = ()
-    if kind == "wrong_notes":
-        seen = ((rng.choice(env.wanted()), draw_tile(env.rules, rng)),)
-    notes = Notes(frozenset(swept), go, seen=seen)
-    return write_notes(notes, env.rules.width, env.rules.height), kind
-
-
-def draw_tile(rules: SafariRules, rng: random.Random) -> Tile:
-    return rng.randrange(rules.width), rng.randrange(rules.height)
 
 
 def draw_calls(env: SafariEnv, rng: random.Random, place: Tile) -> tuple[list[ToolCall], Tile, str]:
