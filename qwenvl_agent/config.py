@@ -21,7 +21,7 @@ __all__ = ["Config", "build_config", "load_config", "to_json"]
 FormatName = Literal["plain", "native", "hybrid", "no_thought"]
 FORMAT_NAMES = get_args(FormatName)
 AskForThought = bool | Literal["auto"]
-Place = Literal["language", "merger", "vision"]
+Place = Literal["language", "experts", "merger", "vision"]
 LORA_PLACES = get_args(Place)
 LANGUAGE_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ALMOST_ONE = 0.9999
@@ -64,9 +64,11 @@ class ModelConfig:
     lora_dropout: Annotated[float, Range(0, ALMOST_ONE, "adapters would see nothing")] = 0.05
     """Share of an adapter's inputs that is dropped in training."""
     lora_targets: tuple[str, ...] = LANGUAGE_PROJECTIONS
-    """Projections of the language model that get an adapter: some of the default, which is all."""
+    """Projections of the language model that get an adapter: some of the default, which is all that the model has (where
+    experts are in the MLP's place, those of the attention)."""
     lora_places: tuple[Place, ...] = ("language",)
-    """Where adapters are: language, merger (of patches into tokens, deepstack's too), vision (the tower's blocks)."""
+    """Where adapters are: language, experts (of a mixture; needs lora_dropout 0), merger (of patches into tokens,
+    deepstack's too), vision (the tower's blocks)."""
     train_vision: bool = False
     """Train the vision tower and its mergers too (method full only). Frozen without adapters, they run without autograd."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -112,6 +114,43 @@ class ModelConfig:
                 "would change nothing; use model.train_vision=true"
             )
 
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        """peft adds what an adapter learned to all experts of a layer before they see their inputs."""
+        if "experts" not in self.lora_places:
+            return
+        if self.lora_dropout:
+            raise ValueError(
+                f"model.lora_places has experts with model.lora_dropout {self.lora_dropout}: inputs of experts' adapters "
+                "cannot be dropped; set model.lora_dropout=0"
+            )
+        if self.method == "qlora":
+            raise ValueError(
+                "model.lora_places has experts with model.method 'qlora': adapters cannot be added to experts in 4 bit; "
+                "use model.method=lora with train.zero_stage=3 on several GPUs, or leave experts out"
+            )
+
+    def targets_among(self, projections: Sequence[str]) -> tuple[str, ...]:
+        """The model's own projections that get an adapter; ValueError for one of `lora_targets` that it has not."""
+        if self.lora_targets == LANGUAGE_PROJECTIONS:
+            return tuple(projections)
+        missing = [target for target in self.lora_targets if target not in projections]
+        if missing:
+            raise ValueError(
+                f"model.lora_targets names {missing[0]!r}, and the language layers of {self.path!r} have only "
+                f"{', '.join(projections)}: no adapter would be there; leave it out (for the experts of a mixture: "
+                'model.lora_places=["language", "experts"])'
+            )
+        return self.lora_targets
+
+    def check_places(self, has_experts: bool) -> None:
+        if "experts" in self.lora_places and not has_experts:
+            raise ValueError(
+                f"model.lora_places has experts and {self.path!r} is no mixture of experts: there would be no adapter; "
+                "leave them out"
+            )
+
     @property
     def is_automatic(self) -> bool:
         """Whether the device has a say in the precision."""
@@ -141,7 +180,7 @@ class ModelConfig:
     @property
     def vision_has_gradient(self) -> bool:
         """Whether anything of the vision tower or its mergers trains."""
-        return self.train_vision or self.lora_places != ("language",)
+        return self.train_vision or bool({"merger", "vision"} & set(self.lora_places))
 
 
 def check_targets(targets: Sequence[str]) -> None:

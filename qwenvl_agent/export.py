@@ -15,6 +15,7 @@ Legend: T tokens, V vocabulary.
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -156,11 +157,17 @@ def for_any_device(config: Config) -> Config:
 def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """All parameters under their names in a plain model, bfloat16 on the CPU; sums are made in float32."""
     base = base_of(model)
-    return {name.replace(".base_layer", ""): weight.to(torch.bfloat16).cpu() for name, weight in plain_weights(base)}
+    return {plain_name(name): weight.to(torch.bfloat16).cpu() for name, weight in plain_weights(base)}
+
+
+def plain_name(name: str) -> str:
+    """Of a parameter in a model with neither adapters nor packed experts."""
+    return re.sub(r"parametrizations\.(\w+)\.original$", r"\1", name.replace(".base_layer", ""))
 
 
 def plain_weights(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters with 4-bit ones unpacked and adapters added; one tensor is made at a time."""
+    adapted = {id(m.get_param()): m for m in base.modules() if hasattr(m, "parameter_name")}  # peft's, of fused experts
     for name, parameter in base.named_parameters():
         if ".lora_" in name:
             continue
@@ -172,6 +179,8 @@ def plain_weights(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         if name.endswith(".base_layer.weight"):
             adapter = base.get_submodule(name.removesuffix(".base_layer.weight"))
             weight = weight.float() + adapter.get_delta_weight("default").float()
+        elif id(parameter) in adapted:
+            weight = weight.float() + adapted[id(parameter)].get_delta_weight("default").float()
         yield name, weight
 
 
@@ -193,7 +202,9 @@ def save_model(directory: Path, config: Config, weights: dict[str, torch.Tensor]
         max_new_tokens=config.eval.max_new_tokens,
         **sampling,
     )
-    model.save_pretrained(directory, state_dict=weights, max_shard_size="5GB")
+    # Not by transformers' own way back, which leaves a weight as it is whose shape is the model's.
+    weights = {name: processor.family.stored(name, weight) for name, weight in weights.items()}
+    model.save_pretrained(directory, state_dict=weights, max_shard_size="5GB", save_original_format=False)
 
 
 def load_plain(directory: Path, model_cfg: ModelConfig, device) -> nn.Module:

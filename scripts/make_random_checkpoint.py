@@ -4,8 +4,8 @@
     python scripts/make_random_checkpoint.py --size 2b --processor processors/2b --out generated/random_2b
     accelerate launch train.py --config configs/safari_2b.json --set model.path=generated/random_2b
 
---processor names a folder with the tokenizer, the image processor and the config of that size, as config.json or as
-configs/SIZE.json. Weights are drawn layer by layer into one shard at a time, in bfloat16, as transformers initialises
+--processor names a folder with the tokenizer and the image processor, which all sizes share, and the config of that size,
+as config.json or as configs/SIZE.json; where it is another size's, and with --layers, a config is made from the table. Weights are drawn layer by layer into one shard at a time, in bfloat16, as transformers initialises
 them; the same seed gives the same bytes, however they are split into shards. In memory is never more than one shard.
 """
 
@@ -17,17 +17,18 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
 from qwenvl_agent.command import bounded, command
+from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.planning.vram import ARCHITECTURES, Architecture, find_architecture
 
 SIZES: dict[str, Architecture] = {
-    size: ARCHITECTURES[f"Qwen/Qwen3-VL-{size.upper()}-Instruct"] for size in ("2b", "4b", "8b")
+    path.removeprefix("Qwen/Qwen3-VL-").removesuffix("-Instruct").lower(): arch for path, arch in ARCHITECTURES.items()
 }
 NEEDED_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 OPTIONAL_FILES = (
@@ -62,12 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--processor", type=Path, required=True, metavar="DIR", help="folder with processor and config")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", type=bounded(int, 1), help="so many of the language model's layers (default: all)")
     parser.add_argument(
         "--shard-gb", type=bounded(float, 0.001, 1e6), default=1.0, help="most in one file, and in memory (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON, and nothing else")
     args = parser.parse_args(argv)
-    written = make_checkpoint(args.size, args.processor, args.out, args.seed, args.shard_gb, quiet=args.json)
+    written = make_checkpoint(
+        args.size, args.processor, args.out, args.seed, args.shard_gb, layers=args.layers, quiet=args.json
+    )
     if args.json:
         print(json.dumps(asdict(written)))
     else:
@@ -81,16 +85,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_checkpoint(
-    size: str, processor: Path, out: Path, seed: int = 0, shard_gb: float = 1.0, *, quiet: bool = True
+    size: str,
+    processor: Path,
+    out: Path,
+    seed: int = 0,
+    shard_gb: float = 1.0,
+    *,
+    layers: int | None = None,
+    quiet: bool = True,
 ) -> Written:
     """Weights, index, config and processor files in `out`, which appears when all of it is there."""
     started = time.perf_counter()
-    config_path = find_config(processor, size)
-    check_folders(processor, out, SIZES[size])
+    arch = SIZES[size] if layers is None else replace(SIZES[size], layers=min(layers, SIZES[size].layers))
+    config_path = find_config(processor, size, arch)
+    check_folders(processor, out, arch)
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    shutil.copyfile(config_path, temporary / "config.json")
+    if config_path:
+        shutil.copyfile(config_path, temporary / "config.json")
+    else:
+        make_config(arch).to_json_file(temporary / "config.json", use_diff=False)
     for name in (*NEEDED_FILES, *OPTIONAL_FILES):
         if (processor / name).exists():
             shutil.copyfile(processor / name, temporary / name)
@@ -101,20 +116,30 @@ def make_checkpoint(
     return Written(size, parameters, num_bytes, shards, seed, time.perf_counter() - started, peak_rss)
 
 
-def find_config(processor: Path, size: str) -> Path:
-    """The config of that size in the processor's folder; ValueError if there is none, or another size's."""
+def find_config(processor: Path, size: str, arch: Architecture) -> Path | None:
+    """The config of `arch` in the processor's folder, None where it has another's of the same vocabulary; ValueError if
+    there is none, or one of another vocabulary, in which pictures would have other tokens."""
     for path in (processor / "configs" / f"{size}.json", processor / "config.json"):
         if path.is_file():
-            if find_architecture(str(path)) != SIZES[size]:
+            found = find_architecture(str(path))
+            if found.vocab != arch.vocab or (path.stem == size and found != SIZES[size]):
                 raise ValueError(
                     f"{path} is not the published config of Qwen3-VL {size.upper()}: the checkpoint would be of "
                     f"another size; give the folder of the {size.upper()} Instruct model's processor and config"
                 )
-            return path
+            return path if found == arch else None
     raise ValueError(
         f"{processor} holds neither configs/{size}.json nor config.json: the architecture is unknown; give the folder "
         "of a Qwen3-VL Instruct model's processor and config"
     )
+
+
+def make_config(arch: Architecture):
+    """transformers' config of an architecture, as `from_pretrained` reads it."""
+    family = FAMILIES[arch.model_type]
+    config = family.config_of(arch)
+    config.architectures = [family.classes.model]
+    return config
 
 
 def check_folders(processor: Path, out: Path, arch: Architecture) -> None:
@@ -138,11 +163,11 @@ def write_weights(directory: Path, seed: int, shard_bytes: int, quiet: bool) -> 
     """Safetensors files and their index for the config.json in `directory`; (parameters, bytes, files)."""
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers import AutoConfig
 
+    config = AutoConfig.from_pretrained(directory)
     with torch.device("meta"):
-        config = Qwen3VLConfig.from_json_file(directory / "config.json")
-        model = Qwen3VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+        model = FAMILIES[config.model_type].load_class("model")._from_config(config, dtype=torch.bfloat16)
     model.tie_weights()
     parameters = dict(model.named_parameters())  # a tied head is the embedding, and is not stored twice
     plan = split_torch_state_dict_into_shards(parameters, max_shard_size=shard_bytes)
@@ -160,7 +185,8 @@ def write_weights(directory: Path, seed: int, shard_bytes: int, quiet: bool) -> 
 def write_shard(path: Path, model, names: Sequence[str], seed: int) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: draw(model, name, seed) for name in names}, path, metadata={"format": "pt"})
+    stored = FAMILIES[model.config.model_type].stored
+    save_file({name: stored(name, draw(model, name, seed)) for name in names}, path, metadata={"format": "pt"})
 
 
 def draw(model, name: str, seed: int):

@@ -1,6 +1,8 @@
 """The real sizes on a CPU: train two optimizer steps, resume, answer once; print what it took and write smoke.json.
 
     python scripts/smoke.py --config configs/safari_2b.json --size 2b --processor processors/2b --out generated/smoke_2b
+    python scripts/smoke.py --config configs/computer_use_32b.json --size 32b --layers 2 --processor processors/8b \
+        --out generated/smoke_32b --set train.accumulation=1
     python scripts/smoke.py --config configs/computer_use_8b.json --size 8b --processor processors/8b \
         --out generated/smoke_8b --set train.batch_size=1 --set train.accumulation=1
 
@@ -61,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="a JSON file of configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
     parser.add_argument("--size", help="of the random checkpoint, as in make_random_checkpoint.py; not with --base")
+    parser.add_argument(
+        "--layers", type=bounded(int, 1), help="so many of the language model's layers; not with --base"
+    )
     parser.add_argument(
         "--processor", type=Path, metavar="DIR", help="folder with processor and config; not with --base"
     )
@@ -164,6 +169,7 @@ def make_base(args: argparse.Namespace, run: Callable) -> Path:
         raise ValueError("--size and --processor, or --base: without them there is no model to train; give them")
     if not base.exists():
         options = ["--size", args.size, "--processor", str(args.processor.resolve()), "--out", str(base.resolve())]
+        options += ["--layers", str(args.layers)] if args.layers else []
         run("base", [sys.executable, "scripts/make_random_checkpoint.py", *options])
     return base
 
@@ -335,10 +341,10 @@ def count_elements(shape: Sequence[int]) -> int:
 
 
 def expected_counts(cfg: ModelConfig, arch: Architecture) -> dict[str, int]:
-    """By the arithmetic of the memory planner: seven projections a layer in 4 bit, none elsewhere."""
+    """By the arithmetic of the memory planner: each layer's projections and fused experts in 4 bit, nothing elsewhere."""
     return {
         "trainable_parameters": trainable_parameters(cfg, arch),
-        "layers_in_4_bit": arch.layers * len(arch.projections) if cfg.method == "qlora" else 0,
+        "layers_in_4_bit": arch.layers * (len(arch.projections) + len(arch.fused)) if cfg.method == "qlora" else 0,
         "in_4_bit_outside_language_layers": 0,
     }
 

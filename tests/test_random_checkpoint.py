@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,17 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from tiny_run import save_tiny_checkpoint
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import AutoConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from qwenvl_agent.config import ModelConfig
+from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.model.build import build_model
-from qwenvl_agent.planning.vram import ARCHITECTURES, find_architecture
+from qwenvl_agent.planning.vram import ARCHITECTURES, find_architecture, read_architecture
 
 ROOT = Path(__file__).parents[1]
 SHARD_GB = 0.0001
 PUBLISHED = {"2b": 2_127_532_032, "4b": 4_437_815_808, "8b": 8_767_123_696}
+PUBLISHED |= {"32b": 33_357_390_064, "30b-a3b": 31_070_754_032}
 """Parameters of the published checkpoints."""
 
 
@@ -130,6 +133,36 @@ def test_no_more_than_one_shard_is_in_memory(small, processor_dir, tmp_path, mon
     monkeypatch.setattr(small, "write_shard", watch)
     written = small.make_checkpoint("small", processor_dir, tmp_path / "out", shard_gb=SHARD_GB)
     assert held == [0] * written.shards
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_fewer_layers_are_a_checkpoint_of_the_same_widths(small, tmp_path, monkeypatch, model_type):
+    """Weights are stored as the family publishes them, and come back as they were drawn."""
+    family = FAMILIES[model_type]
+    processor = save_tiny_checkpoint(tmp_path / "processor", family=family)
+    arch = find_architecture(str(processor))
+    monkeypatch.setitem(small.SIZES, "small", arch)
+    monkeypatch.setattr(small, "make_config", lambda arch: one_layer_of(processor, arch))
+    written = small.make_checkpoint("small", processor, tmp_path / "out", layers=1)
+    assert find_architecture(str(tmp_path / "out")) == replace(arch, layers=1)
+    assert written.parameters == replace(arch, layers=1).language + arch.vision
+    model = build_model(ModelConfig(path=str(tmp_path / "out"), method="lora", autocast=False), "cpu").get_base_model()
+    weights = read(tmp_path / "out")
+    plain = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters() if "lora" not in name}
+    assert all(torch.equal(family.stored(name, plain[name]), weight) for name, weight in weights.items())
+
+
+def one_layer_of(processor: Path, arch):
+    """The small config itself: the published values of a family are of its true widths."""
+    config = AutoConfig.from_pretrained(processor)
+    config.text_config.num_hidden_layers = arch.layers
+    return config
+
+
+@pytest.mark.parametrize("path", ARCHITECTURES)
+def test_the_config_of_an_architecture_has_it(script, path):
+    config = script.make_config(ARCHITECTURES[path])
+    assert read_architecture(config.to_dict()) == ARCHITECTURES[path]
 
 
 def test_a_tied_head_is_not_stored(small, processor_dir, tmp_path, monkeypatch):

@@ -20,8 +20,10 @@ from transformers import AutoTokenizer
 import eval as evaluation
 import train
 from qwenvl_agent.config import Config, load_config
+from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.model.build import ASSETS_DIR
 from qwenvl_agent.model.tiny import build_tiny_model, save_tiny
+from qwenvl_agent.planning.vram import find_architecture
 
 pytestmark = pytest.mark.slow
 
@@ -42,12 +44,19 @@ def script(name: str):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """The shipped base's tokenizer with bfloat16 weights, as the published checkpoints are."""
-    directory = tmp_path_factory.mktemp("base")
-    tokenizer = AutoTokenizer.from_pretrained(ASSETS_DIR / "tiny")
-    save_tiny(directory, tokenizer, build_tiny_model(tokenizer, "test").to(torch.bfloat16))
-    return directory
+def base_of(tmp_path_factory):
+    """Function from a config to a tiny member of its model's family: the shipped base's tokenizer with bfloat16 weights,
+    as the published checkpoints are."""
+    tokenizer, made = AutoTokenizer.from_pretrained(ASSETS_DIR / "tiny"), {}
+
+    def make(config: Config) -> Path:
+        family = FAMILIES[find_architecture(config.model.path).model_type]
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family.model_type)
+            save_tiny(made[family], tokenizer, build_tiny_model(tokenizer, "test", family=family).to(torch.bfloat16))
+        return made[family]
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +146,12 @@ def wanted_dtypes(run_dir: Path, manifest: list[dict]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_shipped_config_trains_goes_on_is_exported_and_evaluated(path, base, data, tmp_path, capsys):
+def test_a_shipped_config_trains_goes_on_is_exported_and_evaluated(path, base_of, data, tmp_path, capsys):
     config = load_config(path)
     kind = (
         "perception" if "perception" in path.stem else {"safari": "agent"}.get(config.data.sources[0].kind, "computer")
     )
-    arguments = ["--config", str(path), *small(config, base, data[kind], tmp_path)]
+    arguments = ["--config", str(path), *small(config, base_of(config), data[kind], tmp_path)]
     run_dir = tmp_path / "runs" / config.name
     launch(config, *arguments)
     assert list(logged(run_dir)) == [1, 2]

@@ -10,11 +10,13 @@ import pytest
 
 from qwenvl_agent.config import LANGUAGE_PROJECTIONS, Config, load_config
 from qwenvl_agent.data.collator import Collator
+from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.model.build import build_processor
 from qwenvl_agent.planning.vram import (
     ARCHITECTURES,
     CATEGORIES,
+    CONTEXT_BYTES,
     GIB,
     REDUCE_BUCKET,
     Change,
@@ -37,7 +39,7 @@ from qwenvl_agent.planning.vram import (
 from qwenvl_agent.schema import Observation, Picture, Request, Row, ToolCall, Turn
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-SMALL, MIDDLE, LARGE = ARCHITECTURES.values()
+SMALL, MIDDLE, LARGE, HUGE, MIXTURE = ARCHITECTURES.values()
 ROW = RowShape(tokens=1000, image_tokens=100, supervised=100)
 
 
@@ -57,10 +59,26 @@ def config_of(path: str = "Qwen/Qwen3-VL-2B-Instruct", method: str = "qlora", ba
 
 
 @pytest.mark.parametrize(
-    ("arch", "num_parameters"), [(SMALL, 2_127_532_032), (MIDDLE, 4_437_815_808), (LARGE, 8_767_123_696)]
+    ("arch", "num_parameters"),
+    [
+        (SMALL, 2_127_532_032),
+        (MIDDLE, 4_437_815_808),
+        (LARGE, 8_767_123_696),
+        (HUGE, 33_357_390_064),
+        (MIXTURE, 31_070_754_032),
+    ],
 )
 def test_parameters_are_those_of_the_published_checkpoints(arch, num_parameters):
     assert arch.language + arch.vision == num_parameters
+
+
+def test_of_a_mixture_a_token_meets_an_eighth():
+    """30B-A3B: 48 layers of 128 experts of 3 x 2048 x 768, of which 8 are used."""
+    expert = 3 * 2048 * 768
+    assert MIXTURE.layer_experts == 128 * expert
+    assert MIXTURE.language - MIXTURE.active == 48 * 120 * expert
+    assert MIXTURE.active == 3_353_032_704
+    assert LARGE.active == LARGE.language
 
 
 def test_safari_2b_trains_17_4_million_adapter_parameters():
@@ -280,48 +298,13 @@ def test_planning_needs_no_torch():
 # against a step that was counted
 
 
-def hf_config_of(arch, num_layers: int, vision_depth: int):
-    """transformers' config of an architecture with fewer layers; the class's own defaults for what takes no memory."""
-    from transformers import Qwen3VLConfig
-
-    indexes = [5, 11, 17] if vision_depth >= 18 else list(range(arch.num_side_mergers))
-    return Qwen3VLConfig(
-        tie_word_embeddings=arch.tied,
-        text_config={
-            "hidden_size": arch.hidden,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": arch.heads,
-            "num_key_value_heads": arch.kv_heads,
-            "head_dim": arch.head_dim,
-            "intermediate_size": arch.intermediate,
-            "vocab_size": arch.vocab,
-            "tie_word_embeddings": arch.tied,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 5e6,
-                "mrope_interleaved": True,
-                "mrope_section": [24, 20, 20],
-            },
-        },
-        vision_config={
-            "hidden_size": arch.vision_hidden,
-            "depth": vision_depth,
-            "intermediate_size": arch.vision_intermediate,
-            "num_heads": arch.vision_heads,
-            "out_hidden_size": arch.hidden,
-            "num_position_embeddings": arch.num_positions,
-            "deepstack_visual_indexes": indexes,
-        },
-    )
-
-
 def both(config: Config, arch, row: RowShape, num_layers: int = 0, vision_depth: int = 0) -> tuple[int, int]:
     """Bytes at the peak as planned and as traced; with a depth of 0 that of the architecture."""
     from traced_step import trace_fake
 
     arch = replace(arch, layers=num_layers or arch.layers, vision_depth=vision_depth or arch.vision_depth)
     planned = plan_memory(config, arch, row)
-    traced = trace_fake(config, hf_config_of(arch, arch.layers, arch.vision_depth), row)
+    traced = trace_fake(config, FAMILIES[arch.model_type].config_of(arch), row)
     print(f"planned {planned.tensor_bytes / GIB:.3f} ({planned.moment}), traced {traced.peak / GIB:.3f} GiB")
     static = sum(planned.steady[c] for c in CATEGORIES if c in planned.steady)
     assert traced.static == pytest.approx(static, rel=0.01)
@@ -330,7 +313,12 @@ def both(config: Config, arch, row: RowShape, num_layers: int = 0, vision_depth:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("path", "method"), [("Qwen/Qwen3-VL-2B-Instruct", "qlora"), ("Qwen/Qwen3-VL-8B-Instruct", "lora")]
+    ("path", "method"),
+    [
+        ("Qwen/Qwen3-VL-2B-Instruct", "qlora"),
+        ("Qwen/Qwen3-VL-8B-Instruct", "lora"),
+        ("Qwen/Qwen3-VL-30B-A3B-Instruct", "qlora"),
+    ],
 )
 def test_the_plan_of_the_true_configurations_is_what_a_traced_step_takes(path, method):
     planned, traced = both(config_of(path, method), ARCHITECTURES[path], ROW)
@@ -360,6 +348,27 @@ def test_changes_of_a_config_change_the_plan_as_they_change_the_trace(method):
         if name != "base":
             planned, traced = (results[name][i] - results["base"][i] for i in (0, 1))
             assert planned == pytest.approx(traced, rel=0.2, abs=0.02 * results["base"][1]), name
+
+
+WITH_EXPERTS = {"lora_places": ["language", "experts"], "lora_dropout": 0.0}
+MIXTURES = {
+    "lora": ("lora", {}, 1),
+    "qlora": ("qlora", {}, 1),
+    "experts": ("lora", WITH_EXPERTS, 1),
+    "experts, no checkpointing": ("lora", WITH_EXPERTS | {"gradient_checkpointing": False}, 1),
+    "qlora, no checkpointing": ("qlora", {"gradient_checkpointing": False}, 1),
+    "lora, batch of 4": ("lora", {}, 4),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_plan_of_a_mixture_is_what_a_traced_step_takes(name):
+    """At the widths of 30B-A3B and 2 layers deep, where activations and unpacked experts are half of the peak."""
+    method, model, batch_size = MIXTURES[name]
+    config = config_of("Qwen/Qwen3-VL-30B-A3B-Instruct", method, batch_size, model=model)
+    planned, traced = both(config, MIXTURE, LONG, num_layers=2, vision_depth=3)
+    assert planned == pytest.approx(traced, rel=0.1)
 
 
 @pytest.mark.slow
@@ -410,10 +419,36 @@ def test_adapters_of_the_tower_are_counted_by_hand():
     model = config_of(model={"lora_places": ["language", "merger", "vision"]}).model
     assert adapters_by_place(model, SMALL) == {
         "language": 17_432_576,
+        "experts": 0,
         "merger": 16 * 4 * 14_336,
         "vision": 16 * 24 * 16_384,
     }
     assert trainable_parameters(model, SMALL) == 17_432_576 + 917_504 + 6_291_456
+
+
+def test_adapters_of_experts_are_counted_by_hand():
+    """30B-A3B, rank 16: an expert 2048 + 1536 and 768 + 2048; 128 of them in each of 48 layers; attention 2048 wide with
+    queries of 4096, keys and values of 512."""
+    model = config_of(method="lora", model={"lora_places": ["language", "experts"], "lora_dropout": 0.0}).model
+    by_place = adapters_by_place(model, MIXTURE)
+    assert by_place["experts"] == 16 * 48 * 128 * (2048 + 1536 + 768 + 2048)
+    assert by_place["language"] == 16 * 48 * (2 * (2048 + 4096) + 2 * (2048 + 512))
+    with pytest.raises(ValueError, match="lora_places has experts and .* is no mixture of experts"):
+        adapters_by_place(model, SMALL)
+    with pytest.raises(ValueError, match="names 'up_proj', and the language layers of .* only q_proj, k_proj"):
+        adapters_by_place(config_of(method="lora", model={"lora_targets": ["q_proj", "up_proj"]}).model, MIXTURE)
+
+
+def test_a_mixture_is_loaded_before_it_is_packed():
+    """In 4 bit its 29 billion parameters of experts take a quarter of what loading them takes."""
+    config = config_of("Qwen/Qwen3-VL-30B-A3B-Instruct", "qlora")
+    plan = plan_memory(config, MIXTURE, ROW)
+    assert plan.total < 24 * GIB and not plan.fits(48) and plan.fits(80)
+    experts = 48 * MIXTURE.layer_experts
+    assert plan.loading_bytes == plan.steady["weights"] + 3 * experts // 2 + int(CONTEXT_BYTES)
+    assert "56.6 GiB while it is loaded" in describe_plan(config)
+    assert "a token meets 3.4 of 30.5 billion" in describe_plan(config)
+    assert "a token meets" not in describe_plan(config_of())
 
 
 def test_lora_targets_that_are_left_out_are_not_counted():

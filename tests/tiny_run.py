@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from qwenvl_agent.config import Config, build_config
+from qwenvl_agent.families import DEFAULT, Family
 from qwenvl_agent.model.tiny import build_tiny_model, build_tiny_tokenizer, save_tiny
 
 SYSTEM = "You walk in a park. Find the animal of the mission."
@@ -26,13 +27,14 @@ TOOLS = [
 DIRECTIONS = ("UP", "DOWN", "LEFT", "RIGHT")
 
 
-def save_tiny_checkpoint(directory: Path, dtype: torch.dtype = torch.float32) -> Path:
+def save_tiny_checkpoint(directory: Path, dtype: torch.dtype = torch.float32, family: Family = DEFAULT) -> Path:
     """Random weights that `from_pretrained` loads, hidden size 64, a vocabulary of a few hundred.
 
     The published checkpoints are bfloat16.
     """
-    tokenizer = build_tiny_tokenizer([SYSTEM, json.dumps(TOOLS), "Thought: the animal is to the right. Action:"], 320)
-    save_tiny(directory, tokenizer, build_tiny_model(tokenizer, "test").to(dtype))
+    texts = [SYSTEM, json.dumps(TOOLS), "Thought: the animal is to the right. Action:"]
+    tokenizer = build_tiny_tokenizer(texts, 320, family=family)
+    save_tiny(directory, tokenizer, build_tiny_model(tokenizer, "test", family=family).to(dtype))
     return directory
 
 

@@ -17,13 +17,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.hooks import RemovableHandle
-from transformers import Qwen3VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from qwenvl_agent.config import Config, ModelConfig
 from qwenvl_agent.data.supervision import supervised_places
+from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.model import build as model_module
 from qwenvl_agent.model import kernels
+from qwenvl_agent.model.experts import fused_parameters
 from qwenvl_agent.planning.vram import RowShape
 from qwenvl_agent.training.loss import token_losses
 from qwenvl_agent.training.optim import build_optimizer
@@ -163,18 +164,19 @@ def meta_base(model_cfg: ModelConfig, hf_config) -> nn.Module:
         part.dtype = dtype
     hf_config._attn_implementation = model_cfg.attention
     with torch.device("meta"), no_init_weights():
-        model = Qwen3VLForConditionalGeneration._from_config(hf_config, dtype=dtype)
-        model.model.visual.patch_embed.proj.__class__ = kernels.PatchProjection
+        family = FAMILIES[hf_config.model_type]
+        model = family.load_class("model")._from_config(hf_config, dtype=dtype)
+        model.get_submodule(family.paths.patch_projection).__class__ = kernels.PatchProjection
         model.lm_head.__class__ = kernels.Head
         if model_cfg.method == "qlora":
             pack(model)
+            pack_experts(model, family.paths)
     model.tie_weights()
     return model
 
 
 def pack(model: nn.Module) -> None:
     """The language model's projections as bitsandbytes leaves them, without data."""
-    from bitsandbytes.functional import QuantState
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     model.is_loaded_in_4bit = True  # peft asks for it
@@ -185,25 +187,45 @@ def pack(model: nn.Module) -> None:
             layer = Linear4bit(
                 child.in_features, child.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
             )
-            num_blocks = -(-child.weight.numel() // 64)
-            nested = QuantState(
-                absmax=torch.empty(-(-num_blocks // 256)), code=torch.empty(256), blocksize=256, dtype=torch.float32
-            )
-            state = QuantState(
-                absmax=torch.empty(num_blocks, dtype=torch.uint8),
-                shape=child.weight.shape,
-                code=torch.empty(16),
-                blocksize=64,
-                quant_type="nf4",
-                dtype=torch.bfloat16,
-                offset=torch.empty(()),
-                state2=nested,
-            )
+            state = empty_state(child.weight)
             packed = torch.empty((child.weight.numel() + 1) // 2, 1, dtype=torch.uint8)
             layer.weight = Params4bit(
                 packed, requires_grad=False, quant_state=state, bnb_quantized=True, quant_type="nf4", module=layer
             )
             setattr(module, child_name, layer)
+
+
+def pack_experts(model: nn.Module, paths) -> None:
+    """Fused experts as bitsandbytes leaves them, without data."""
+    from bitsandbytes.nn.parametrize import Bnb4bitParametrization
+
+    for module, name in list(fused_parameters(model, paths)):
+        weight = getattr(module, name)
+        state = empty_state(weight)
+        packed = torch.empty((weight.numel() + 1) // 2, 1, dtype=torch.uint8)
+        setattr(module, name, nn.Parameter(packed, requires_grad=False))
+        nn.utils.parametrize.register_parametrization(module, name, Bnb4bitParametrization(state), unsafe=True)
+        module.parametrizations[name].original.quant_state = state
+
+
+def empty_state(weight: torch.Tensor):
+    """Of a weight in NF4 with double quantisation."""
+    from bitsandbytes.functional import QuantState
+
+    num_blocks = -(-weight.numel() // 64)
+    nested = QuantState(
+        absmax=torch.empty(-(-num_blocks // 256)), code=torch.empty(256), blocksize=256, dtype=torch.float32
+    )
+    return QuantState(
+        absmax=torch.empty(num_blocks, dtype=torch.uint8),
+        shape=weight.shape,
+        code=torch.empty(16),
+        blocksize=64,
+        quant_type="nf4",
+        dtype=torch.bfloat16,
+        offset=torch.empty(()),
+        state2=nested,
+    )
 
 
 def quantisation_tensors(model: nn.Module) -> list[torch.Tensor]:

@@ -29,6 +29,10 @@ class Architecture:
     merge: int = 2
     temporal: int = 2
     channels: int = 3
+    experts: int = 0
+    """Of each layer, in place of one MLP: then `intermediate` is the width of one. 0: the layers are dense."""
+    experts_used: int = 0
+    """By one token."""
 
     @property
     def q(self) -> int:
@@ -45,22 +49,45 @@ class Architecture:
 
     @cached_property
     def projections(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of the seven projections of a language layer."""
+        """(inputs, outputs) of the linear layers of a language layer."""
         h, q, kv, f = self.hidden, self.q, self.kv, self.intermediate
-        return {
-            "q_proj": (h, q),
-            "k_proj": (h, kv),
-            "v_proj": (h, kv),
-            "o_proj": (q, h),
-            "gate_proj": (h, f),
-            "up_proj": (h, f),
-            "down_proj": (f, h),
-        }
+        attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
+        mlp = {"gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h)}
+        return attention if self.experts else attention | mlp
+
+    @cached_property
+    def fused(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of one expert in each parameter that holds all of a layer's experts."""
+        h, f = self.hidden, self.intermediate
+        return {"gate_up_proj": (h, 2 * f), "down_proj": (f, h)} if self.experts else {}
+
+    @property
+    def projection_matrices(self) -> int:
+        """Parameters of one layer's linear layers."""
+        return sum(inputs * outputs for inputs, outputs in self.projections.values())
+
+    @property
+    def an_expert(self) -> int:
+        return sum(inputs * outputs for inputs, outputs in self.fused.values())
+
+    @property
+    def layer_experts(self) -> int:
+        """Parameters of all experts of one layer."""
+        return self.experts * self.an_expert
+
+    @property
+    def router(self) -> int:
+        return self.experts * self.hidden
 
     @property
     def layer_matrices(self) -> int:
-        """Parameters of one layer's seven projections."""
-        return sum(inputs * outputs for inputs, outputs in self.projections.values())
+        """Parameters of one layer's projections, experts and router."""
+        return self.projection_matrices + self.layer_experts + self.router
+
+    @property
+    def active_matrices(self) -> int:
+        """Of these what one token meets."""
+        return self.projection_matrices + self.experts_used * self.an_expert + self.router
 
     @property
     def embedding(self) -> int:
@@ -75,6 +102,11 @@ class Architecture:
     @property
     def language(self) -> int:
         return self.layers * self.layer_matrices + self.language_other
+
+    @property
+    def active(self) -> int:
+        """Parameters of the language model that one token meets."""
+        return self.layers * self.active_matrices + self.language_other
 
     @property
     def vision_block(self) -> int:

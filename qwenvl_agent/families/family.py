@@ -178,12 +178,24 @@ class ModulePaths:
     """The tower and its mergers: a parameter below it belongs to them."""
     patch_projection: str
     adapters: Mapping[str, str]
-    """Of each of `model.lora_places` a pattern of the full names of its linear layers; PROJECTION stands in it for one
-    of `model.lora_targets`."""
+    """Of each of `model.lora_places` that has linear layers a pattern of their full names; PROJECTION stands in it for
+    one of `model.lora_targets`."""
+    projections: tuple[str, ...]
+    """The linear layers of a language layer, by their last names."""
+    fused_experts: tuple[str, ...] = ()
+    """Parameters that hold all experts of a layer, (experts, outputs, inputs), by the ends of their names."""
+    frozen: str = ""
+    """What of the language model never trains, whatever the method, such as a router: a part of its parameters' names."""
 
     def is_vision(self, parameter: str) -> bool:
         """Whether a parameter, by its name in a model that may be wrapped, belongs to the tower or its mergers."""
         return f"{self.vision}." in parameter
+
+    def may_train(self, parameter: str) -> bool:
+        return not (self.frozen and self.frozen in parameter)
+
+    def is_expert(self, parameter: str) -> bool:
+        return any(f".{name.rpartition('.')[0]}." in parameter for name in self.fused_experts)
 
 
 PROJECTION = "PROJECTION"
@@ -220,6 +232,13 @@ class Family:
     """Regular expressions of what stands between < and >, or </ and >, in a control token; `<|name|>` always is one."""
     paths: ModulePaths
     classes: ClassNames
+    packs: bool = True
+    """Whether a row of a pack is computed as if it stood alone: not where a layer's state runs on from row to row."""
+    remark: str = ""
+    """What a run says of how this family trains, "" if there is nothing that a user could not expect."""
+    gathered_whole: tuple[str, ...] = ()
+    """Modules whose parts not every rank runs, by class: ZeRO-3 gathers them as one, or ranks wait for each other for
+    ever."""
     model_inputs: tuple[str, ...]
     """Keys of a batch that the model's forward takes; pictures are added as pixel_values."""
     positions: Callable[[np.ndarray, Sequence[tuple[int, int]]], np.ndarray]
@@ -232,6 +251,10 @@ class Family:
     """ValueError if the checkpoint of this path and chat template, None if unknown, is of a kind that cannot be used."""
     plain_chat_template: str
     """Jinja, for an export whose base has no chat template: tools and calls stand in the text."""
+    config_of: Callable[[Architecture], Any]
+    """transformers' config of an architecture, with the published values of what no size depends on."""
+    stored: Callable[[str, Any], Any] = lambda name, weight: weight
+    """A weight as the published checkpoints store it, by its name: what other readers than transformers look for."""
     tiny_config: Callable[..., Any]
     """transformers' config of a small model for a tokenizer, of the sizes in `model.tiny.PRESETS`."""
     encode_pictures: Callable[[Any, Any, Any], list[dict]]

@@ -1,4 +1,4 @@
-"""Qwen3-VL, the dense Instruct checkpoints of 2B, 4B and 8B, and the tiny family of the same classes.
+"""Qwen3-VL, the dense Instruct checkpoints of 2B, 4B, 8B and 32B, and the tiny family of the same classes.
 
 Legend: T tokens.
 """
@@ -113,6 +113,9 @@ PUBLISHED = {
     "Qwen/Qwen3-VL-8B-Instruct": Architecture(
         hidden=4096, layers=36, heads=32, intermediate=12288, tied=False, **_LARGE_TOWER, **_COMMON
     ),
+    "Qwen/Qwen3-VL-32B-Instruct": Architecture(
+        hidden=5120, layers=64, heads=64, intermediate=25600, tied=False, **_LARGE_TOWER, **_COMMON
+    ),
 }
 
 
@@ -142,6 +145,54 @@ def read_architecture(values: dict) -> Architecture:
     )
 
 
+def config_of(arch: Architecture):
+    from transformers import Qwen3VLConfig
+
+    return Qwen3VLConfig(**config_values(arch))
+
+
+def config_values(arch: Architecture) -> dict[str, Any]:
+    """Of a config.json, with the published token ids, positions and blocks before the tower's end."""
+    blocks = range(arch.vision_depth // 4, arch.vision_depth, max(1, arch.vision_depth // 4))
+    return {
+        "tie_word_embeddings": arch.tied,
+        "text_config": {
+            "hidden_size": arch.hidden,
+            "num_hidden_layers": arch.layers,
+            "num_attention_heads": arch.heads,
+            "num_key_value_heads": arch.kv_heads,
+            "head_dim": arch.head_dim,
+            "intermediate_size": arch.intermediate,
+            "vocab_size": arch.vocab,
+            "max_position_embeddings": 262144,
+            "tie_word_embeddings": arch.tied,
+            "eos_token_id": 151645,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5e6,
+                "mrope_interleaved": True,
+                "mrope_section": [24, 20, 20],
+            },
+        },
+        "vision_config": {
+            "hidden_size": arch.vision_hidden,
+            "depth": arch.vision_depth,
+            "intermediate_size": arch.vision_intermediate,
+            "num_heads": arch.vision_heads,
+            "out_hidden_size": arch.hidden,
+            "num_position_embeddings": arch.num_positions,
+            "deepstack_visual_indexes": DEEPSTACK.get(arch.vision_depth) or list(blocks)[: arch.num_side_mergers],
+            "patch_size": arch.patch,
+            "spatial_merge_size": arch.merge,
+            "temporal_patch_size": arch.temporal,
+        },
+    }
+
+
+DEEPSTACK = {24: [5, 11, 17], 27: [8, 16, 24]}
+"""Which blocks of the published towers have mergers of their own, by the tower's depth."""
+
+
 def refuse_thinking(path: str, chat_template: str | None) -> None:
     if "thinking" in Path(path).name.lower() or "<think>" in (chat_template or ""):
         raise ValueError(
@@ -150,7 +201,14 @@ def refuse_thinking(path: str, chat_template: str | None) -> None:
         )
 
 
-def tiny_config(
+def tiny_config(tokenizer, **sizes):
+    """`sizes` are those of `tiny_values`."""
+    from transformers import Qwen3VLConfig
+
+    return Qwen3VLConfig(**tiny_values(tokenizer, **sizes))
+
+
+def tiny_values(
     tokenizer,
     *,
     hidden_size: int,
@@ -161,20 +219,18 @@ def tiny_config(
     num_kv_heads: int = 2,
     merge_size: int = 2,
     max_grid: int = 32,
-):
+) -> dict[str, Any]:
     """`max_grid` is the side of the learned grid of vision positions, in patches."""
-    from transformers import Qwen3VLConfig
-
     head_dim = hidden_size // num_heads
     section = head_dim // 2 * 20 // 64  # the published 24:20:20 of 64
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
-    return Qwen3VLConfig(
-        image_token_id=ids["image_pad"],
-        video_token_id=ids["video_pad"],
-        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-        tie_word_embeddings=True,
-        text_config={
+    return {
+        "image_token_id": ids["image_pad"],
+        "video_token_id": ids["video_pad"],
+        "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        "tie_word_embeddings": True,
+        "text_config": {
             "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
             "hidden_size": hidden_size,
             "intermediate_size": hidden_size * 3,
@@ -193,7 +249,7 @@ def tiny_config(
             },
             "tie_word_embeddings": True,
         },
-        vision_config={
+        "vision_config": {
             "depth": vision_depth,
             "hidden_size": vision_hidden_size,
             "intermediate_size": vision_hidden_size * 4,
@@ -205,7 +261,7 @@ def tiny_config(
             "num_position_embeddings": max_grid**2,
             "deepstack_visual_indexes": [0],
         },
-    )
+    }
 
 
 def encode_pictures(base, pixel_values, grids) -> list[dict]:
@@ -237,10 +293,7 @@ def bind_pictures(base) -> None:
 QWEN3_VL = Family(
     model_type=MODEL_TYPE,
     title="Qwen3-VL Instruct",
-    unfit={
-        "qwen3_vl_moe": "is a mixture of experts: adapters and memory plans here are for dense layers, its experts "
-        "would not train; use a dense Qwen3-VL Instruct checkpoint"
-    },
+    unfit={},
     template=TEMPLATE,
     calls=HERMES,
     added_tokens=ADDED_TOKENS,
@@ -257,6 +310,7 @@ QWEN3_VL = Family(
             "merger": r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]",
             "vision": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])",
         },
+        projections=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     ),
     classes=ClassNames(
         model="Qwen3VLForConditionalGeneration",
@@ -270,6 +324,7 @@ QWEN3_VL = Family(
     positions=token_positions,
     published=PUBLISHED,
     read_architecture=read_architecture,
+    config_of=config_of,
     check_checkpoint=refuse_thinking,
     plain_chat_template=PLAIN_CHAT_TEMPLATE,
     tiny_config=tiny_config,

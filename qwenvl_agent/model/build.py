@@ -25,6 +25,7 @@ from qwenvl_agent.data.processor import ImageProcessor, Tokenizer
 from qwenvl_agent.families import FAMILIES, Family, find_family
 from qwenvl_agent.families.family import ModulePaths
 from qwenvl_agent.model.adapters import attach_adapters
+from qwenvl_agent.model.experts import pack_experts, widen_experts
 from qwenvl_agent.model.kernels import Head, PatchProjection, keep_compiled_code_apart
 from qwenvl_agent.model.precision import Precision, choose
 from qwenvl_agent.model.shards import convert, held, loads_slices, slices_loaded_as, whole_shape
@@ -175,6 +176,8 @@ def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Mo
     """Weights, in 4 bit for qlora; what will train in full is loaded as float32 masters."""
     path = checkpoint_path(model_cfg.path)
     family = FAMILIES[load_model_config(path).model_type]
+    model_cfg.check_places(bool(family.paths.fused_experts))
+    model_cfg.targets_among(family.paths.projections)
     is_full = model_cfg.method == "full"
     options = {"quantization_config": nf4_config(model_cfg, family.paths)} if model_cfg.method == "qlora" else {}
     if not loads_slices():  # ZeRO-3 places them itself
@@ -189,6 +192,8 @@ def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Mo
         )
     model.get_submodule(family.paths.patch_projection).__class__ = PatchProjection
     model.get_submodule(family.paths.head).__class__ = Head
+    if model_cfg.method == "qlora":
+        pack_experts(model, family.paths)
     for module in linear_4bit(model).values():
         # On a CPU with AVX-512 bf16 an evaluation would repack the weights for inference, and every later training
         # step would pass no gradient through them (bitsandbytes 0.50).
@@ -245,7 +250,7 @@ def set_trainable(model: nn.Module, model_cfg: ModelConfig) -> None:
 def should_train(name: str, model_cfg: ModelConfig, paths: ModulePaths) -> bool:
     if model_cfg.method != "full":
         return ".lora_" in name
-    return model_cfg.train_vision or not paths.is_vision(name)
+    return paths.may_train(name) and (model_cfg.train_vision or not paths.is_vision(name))
 
 
 def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
@@ -304,23 +309,28 @@ def check_manifest(model: nn.Module, model_cfg: ModelConfig) -> None:
     entries = manifest(model)
     assert any(entry["trainable"] for entry in entries), "nothing is trainable"
     packed_weights = {f"{name}.weight" for name in packed}
+    packed_weights |= {name for name, parameter in model.named_parameters() if hasattr(parameter, "quant_state")}
     for entry in entries:
         assert entry["trainable"] == should_train(entry["name"], model_cfg, paths), f"trainable is wrong: {entry}"
-        dtype = "float32" if entry["trainable"] else model_cfg.dtype
+        is_master = entry["trainable"] or (model_cfg.method == "full" and not paths.is_vision(entry["name"]))
+        dtype = "float32" if is_master else model_cfg.dtype
         assert entry["dtype"] == dtype or entry["name"] in packed_weights, f"dtype is not {dtype}: {entry}"
 
 
 def describe_parameters(model: nn.Module) -> str:
-    """Trainable and total parameters by part, one line; 4-bit weights count as unpacked."""
+    """Trainable and total parameters by part, one line; 4-bit weights count as unpacked. And what the family adds."""
     totals: dict[str, list[int]] = {}
-    paths = family_of(model).paths
+    family = family_of(model)
+    paths = family.paths
     for name, parameter in model.named_parameters():
-        part = "vision" if paths.is_vision(name) else "adapters" if ".lora_" in name else "language"
+        is_language = "experts" if paths.is_expert(name) else "language"
+        part = "vision" if paths.is_vision(name) else "adapters" if ".lora_" in name else is_language
         # What is packed in 4 bit has its true shape elsewhere.
         shape = getattr(getattr(parameter, "quant_state", parameter), "shape", whole_shape(parameter))
         trainable, total = totals.setdefault(part, [0, 0])
         totals[part] = [trainable + math.prod(shape) * parameter.requires_grad, total + math.prod(shape)]
-    return ", ".join(f"{part} {trainable:,} of {total:,}" for part, (trainable, total) in totals.items())
+    counts = [f"{part} {trainable:,} of {total:,}" for part, (trainable, total) in totals.items()]
+    return ", ".join(counts) + (f"; {family.remark}" if family.remark else "")
 
 
 def save_weights(model: nn.Module, directory: Path, state_dict: dict | None = None) -> None:
@@ -340,6 +350,7 @@ def build_for_evaluation(trained: ModelConfig, precision: Precision, device, wei
     if chosen.precision == "float32":
         for module in linear_4bit(model).values():
             module.compute_dtype = torch.float32
+        widen_experts(model, family_of(model).paths)
         model.float()
     base_of(model).precision = chosen.precision
     return model

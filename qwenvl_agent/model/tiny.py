@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qwenvl_agent.families import DEFAULT as FAMILY
+from qwenvl_agent.families import DEFAULT, FAMILIES, Family
 
 # Sizes; the classes are those of the published models, so every code path is the real one.
 PRESETS = {
@@ -33,7 +33,11 @@ PRESETS = {
 
 
 def build_tiny_tokenizer(
-    texts: Iterable[str], vocab_size: int, chat_template: str | None = None, pre_tokens: str | None = None
+    texts: Iterable[str],
+    vocab_size: int,
+    chat_template: str | None = None,
+    pre_tokens: str | None = None,
+    family: Family = DEFAULT,
 ):
     """A byte-level BPE tokenizer trained on `texts`, with the family's added tokens.
 
@@ -42,8 +46,8 @@ def build_tiny_tokenizer(
     from tokenizers import AddedToken, Regex, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    added = FAMILY.added_tokens
-    backend = FAMILY.load_class("tokenizer")(vocab={}, merges=[]).backend_tokenizer
+    added = family.added_tokens
+    backend = family.load_class("tokenizer")(vocab={}, merges=[]).backend_tokenizer
     if pre_tokens:
         split = pre_tokenizers.Split(Regex(pre_tokens), "isolated")
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -57,7 +61,7 @@ def build_tiny_tokenizer(
     layout["added_tokens"] = []
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=type(backend).from_str(json.dumps(layout)))
     tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t, special in added.items()])
-    tokenizer.eos_token, tokenizer.pad_token = FAMILY.template.turn_end, FAMILY.padding
+    tokenizer.eos_token, tokenizer.pad_token = family.template.turn_end, family.padding
     tokenizer.chat_template = chat_template
     return tokenizer
 
@@ -66,13 +70,14 @@ def save_tiny(directory: Path, tokenizer, model: nn.Module) -> None:
     """Model, tokenizer and image processor as a folder that `from_pretrained` reads like a published one."""
     from transformers import GenerationConfig
 
-    arch = FAMILY.read_architecture(model.config.to_dict())
+    family = FAMILIES[model.config.model_type]
+    arch = family.read_architecture(model.config.to_dict())
     model.generation_config = GenerationConfig(
         eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    FAMILY.load_class("image_processor")(
+    family.load_class("image_processor")(
         size={"shortest_edge": 65536, "longest_edge": 16777216},
         patch_size=arch.patch,
         temporal_patch_size=arch.temporal,
@@ -82,9 +87,9 @@ def save_tiny(directory: Path, tokenizer, model: nn.Module) -> None:
     ).save_pretrained(directory)
 
 
-def build_tiny_model(tokenizer, preset: str, seed: int = 0, **sizes) -> nn.Module:
-    """A randomly initialised member of the tiny family, float32."""
-    config = FAMILY.tiny_config(tokenizer, **(PRESETS[preset] | sizes))
+def build_tiny_model(tokenizer, preset: str, seed: int = 0, family: Family = DEFAULT, **sizes) -> nn.Module:
+    """A randomly initialised small member of a family, float32."""
+    config = family.tiny_config(tokenizer, **(PRESETS[preset] | sizes))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return FAMILY.load_class("model")(config)
+        return family.load_class("model")(config)

@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from qwenvl_agent.config import (
+    LANGUAGE_PROJECTIONS,
     LORA_PLACES,
     SHIPPED_BASES,
     Config,
@@ -250,6 +251,8 @@ class Plan:
     num_gpus: int
     steady: dict[str, int] = field(default_factory=dict)
     """What stays between steps, by category."""
+    loading_bytes: int = 0
+    """On the GPU before the first step, where that can be more."""
 
     @property
     def total(self) -> int:
@@ -262,7 +265,7 @@ class Plan:
 
     def fits(self, gpu_gb: float) -> bool:
         """On a card sold as `gpu_gb`, of which the driver leaves about 2 %."""
-        return self.total <= 0.98 * gpu_gb * GIB
+        return max(self.total, self.loading_bytes) <= 0.98 * gpu_gb * GIB
 
 
 def plan_memory(config: Config, arch: Architecture, row: RowShape, num_gpus: int = 1) -> Plan:
@@ -284,7 +287,16 @@ def plan_memory(config: Config, arch: Architecture, row: RowShape, num_gpus: int
         moments[name] = parts
     totals = {name: sum(parts.values()) for name, parts in moments.items()}
     moment = max(totals, key=totals.get)
-    return Plan(moments[moment], moment, totals, int(host), row, num_gpus, persistent)
+    loading = _loading_bytes(config.model, arch)
+    return Plan(moments[moment], moment, totals, int(host), row, num_gpus, persistent, loading)
+
+
+def _loading_bytes(cfg: ModelConfig, arch: Architecture) -> int:
+    """Before experts are packed, one after the other: all of them are there as they are stored. 0 for other models."""
+    if cfg.method != "qlora" or not arch.experts:
+        return 0
+    experts = arch.layers * arch.layer_experts
+    return int(CONTEXT_BYTES + weight_bytes(cfg, arch)["weights"] + Precision.of(cfg).frozen * experts - experts // 2)
 
 
 def check_shape(config: Config, row: RowShape, num_gpus: int) -> None:
@@ -306,26 +318,34 @@ def adapter_parameters(cfg: ModelConfig, arch: Architecture) -> int:
 
 def adapters_by_place(cfg: ModelConfig, arch: Architecture) -> dict[str, int]:
     """Parameters of the adapters of each of LORA_PLACES; 0 where there are none."""
+    places = () if cfg.method == "full" else cfg.lora_places
+    cfg.check_places(bool(arch.experts))
     matrices = {
-        "language": [arch.projections[name] for name in cfg.lora_targets] * arch.layers,
+        "language": [arch.projections[name] for name in adapted_projections(cfg, arch)] * arch.layers,
+        "experts": [*arch.fused.values()] * arch.experts * arch.layers,
         "merger": arch.merger_matrices * arch.num_mergers,
         "vision": arch.vision_matrices * arch.vision_depth,
     }
-    places = () if cfg.method == "full" else cfg.lora_places
     return {place: cfg.lora_rank * sum(map(sum, matrices[place])) * (place in places) for place in LORA_PLACES}
+
+
+def adapted_projections(cfg: ModelConfig, arch: Architecture) -> tuple[str, ...]:
+    """The linear layers of a language layer that get an adapter."""
+    return cfg.targets_among(tuple(arch.projections))
 
 
 def trainable_parameters(cfg: ModelConfig, arch: Architecture) -> int:
     if cfg.method != "full":
         return adapter_parameters(cfg, arch)
-    return arch.language + (arch.vision if cfg.train_vision else 0)
+    return arch.language - arch.layers * arch.router + (arch.vision if cfg.train_vision else 0)
 
 
 def quantisation_bytes(arch: Architecture) -> int:
-    """Scales and code books of the NF4 projections."""
+    """Scales and code books of the NF4 projections and experts."""
     total = 0
-    for inputs, outputs in arch.projections.values():
-        blocks = math.ceil(inputs * outputs / NF4_BLOCK)
+    projections = [inputs * outputs for inputs, outputs in arch.projections.values()]
+    for size in (*projections, *(arch.experts * inputs * outputs for inputs, outputs in arch.fused.values())):
+        blocks = math.ceil(size / NF4_BLOCK)
         total += blocks + 4 * math.ceil(blocks / NF4_NESTED_BLOCK) + NF4_CODE_BYTES
     return arch.layers * total
 
@@ -336,8 +356,8 @@ def weight_bytes(cfg: ModelConfig, arch: Architecture) -> dict[str, int]:
     if cfg.method == "full":
         tower = 4 if cfg.train_vision else frozen
         return {"weights": 4 * arch.language + tower * arch.vision, "quantisation": 0, "adapters": 0}
-    matrices = arch.layers * arch.layer_matrices
-    rest = frozen * (arch.language_other + arch.vision)
+    matrices = arch.layers * (arch.projection_matrices + arch.layer_experts)
+    rest = frozen * (arch.language_other + arch.layers * arch.router + arch.vision)
     adapters = 4 * adapter_parameters(cfg, arch)
     if cfg.method == "qlora":
         return {"weights": matrices // 2 + rest, "quantisation": quantisation_bytes(arch), "adapters": adapters}
@@ -404,7 +424,7 @@ def _temporary(config: Config, arch: Architecture, row: RowShape) -> dict[str, d
     cfg, batch = config.model, config.train.batch_size
     precision = Precision.of(cfg)
     tokens = batch * row.tokens
-    layer = layer_saved(cfg, arch, batch, row.tokens) + cast_weights(cfg, arch)
+    layer = layer_saved(cfg, arch, batch, row.tokens) + cast_weights(cfg, arch) + expert_weights(cfg, arch)
     stream = precision.stream * arch.hidden * tokens  # one hidden state
     again = cfg.recomputed(arch.layers)
     last_norm = tokens * _norm_saved(arch.hidden, precision.stream, precision)
@@ -451,13 +471,26 @@ def layer_saved(cfg: ModelConfig, arch: Architecture, batch: int, length: int) -
     norms = _norm_saved(arch.hidden, p.stream, p) * 2
     norms += _norm_saved(arch.q, p.compute, p) + _norm_saved(arch.kv, p.compute, p)
     linears = sum(_linear_saved(cfg, name, arch, p) for name in arch.projections)
+    linears += len(arch.fused) and _experts_saved(cfg, arch, p)
     if p.normed == p.compute and not _has_dropout(cfg):
         # The consumers of one norm keep the same tensor.
-        shared = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"} & set(_kept_inputs(cfg))
+        shared = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"} & set(_kept_inputs(cfg)) & set(arch.projections)
         linears -= p.compute * arch.hidden * (max(0, len(shared & {"q_proj", "k_proj", "v_proj"}) - 1))
         linears -= p.compute * arch.hidden * (max(0, len(shared & {"gate_proj", "up_proj"}) - 1))
-    mlp = 3 * p.compute * arch.intermediate  # silu's input, and both factors of the product
+    mlp = 3 * p.compute * arch.intermediate * max(1, arch.experts_used)  # silu's input, and both factors of the product
     return tokens * (norms + linears + mlp) + _attention_saved(cfg, arch, batch, length)
+
+
+def _experts_saved(cfg: ModelConfig, arch: Architecture, p: Precision) -> float:
+    """Of one token beside its MLPs: what each of its experts gave, for the router's weights; the router's own; where
+    experts train, their inputs, a copy for each."""
+    trains = cfg.method == "full" or "experts" in cfg.lora_places
+    by_expert = p.compute * (arch.hidden + trains * (arch.hidden + arch.intermediate)) + INDEX_BYTES
+    return arch.experts_used * by_expert + (p.compute + 4) * arch.experts
+
+
+INDEX_BYTES = 3 * 8
+"""Which token, which expert, and back."""
 
 
 def _norm_saved(width: int, input_bytes: int, p: Precision) -> float:
@@ -471,10 +504,7 @@ def _has_dropout(cfg: ModelConfig) -> bool:
 
 def _kept_inputs(cfg: ModelConfig) -> Sequence[str]:
     """Projections that keep their input for a weight's gradient."""
-    return LANGUAGE if cfg.method == "full" else cfg.lora_targets
-
-
-LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    return LANGUAGE_PROJECTIONS if cfg.method == "full" else cfg.lora_targets
 
 
 def _linear_saved(cfg: ModelConfig, name: str, arch: Architecture, p: Precision) -> float:
@@ -512,10 +542,18 @@ def cast_weights(cfg: ModelConfig, arch: Architecture) -> float:
     """Copies of one layer's weights in the compute type, kept until its backward."""
     if not cfg.autocast:
         return 0
-    adapters = 2 * adapters_by_place(cfg, arch)["language"] / arch.layers
+    by_place = adapters_by_place(cfg, arch)
+    adapters = 2 * (by_place["language"] + by_place["experts"]) / arch.layers
     if cfg.method == "full" or (cfg.method == "lora" and cfg.dtype == "float32"):
         return 2 * arch.layer_matrices + adapters
     return adapters
+
+
+def expert_weights(cfg: ModelConfig, arch: Architecture) -> float:
+    """A layer's experts as they are computed with: unpacked, or with what the adapter adds; kept until its backward."""
+    if cfg.method == "qlora" or "experts" in cfg.lora_places:
+        return Precision.of(cfg).frozen * arch.layer_experts
+    return 0
 
 
 def first_layer_unsaved(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
@@ -548,9 +586,12 @@ def layer_backward(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
     p = Precision.of(cfg)
     a_token = 5 * p.stream * arch.hidden
     if cfg.method == "full":
-        largest = max(inputs * outputs for inputs, outputs in arch.projections.values())
+        sizes = [inputs * outputs for inputs, outputs in arch.projections.values()]
+        largest = max(sizes + [arch.experts * inputs * outputs for inputs, outputs in arch.fused.values()])
         return tokens * a_token + (4 + (2 if cfg.autocast else 0)) * largest
-    a_token += p.compute * arch.intermediate
+    a_token += p.compute * arch.intermediate * max(1, arch.experts_used)
+    if arch.experts:
+        a_token += 2 * p.compute * arch.hidden * arch.experts_used
     if cfg.method == "lora" and p.stream < 4 and not cfg.autocast:
         a_token += 4 * arch.intermediate * (2 if cfg.lora_dropout > 0 else 1)
     return tokens * a_token
@@ -782,6 +823,11 @@ def describe_plan(
         f"{plan.row.supervised} supervised" + (f" ({plan.row.source})" if plan.row.source else ""),
         f"  in {planned_precision(config.model).precision}",
     ]
+    if arch.experts:
+        meets = f"{arch.active / 1e9:.1f} of {arch.language / 1e9:.1f} billion parameters of the language model"
+        lines.append(f"  a token meets {meets}: {arch.experts_used} of {arch.experts} experts a layer")
+    if plan.loading_bytes:
+        lines.append(f"  and {plan.loading_bytes / GIB:.1f} GiB while it is loaded, before its experts are in 4 bit")
     if plan.host_bytes:
         lines.append(f"  and {plan.host_bytes / GIB:.1f} GiB of the host's memory a rank")
     if gpu_gb is not None:

@@ -41,7 +41,7 @@ from qwenvl_agent.training.start import find_start, prepare_start, started
 from qwenvl_agent.training.state import check_data, resume_run
 from qwenvl_agent.training.stop import StopRequest
 from qwenvl_agent.training.turns import in_turns
-from qwenvl_agent.training.zero import build_accelerator
+from qwenvl_agent.training.zero import build_accelerator, gather_whole
 
 SETTLE_S = 0.2
 """After which threads that have just begun, or just answered a collective, are at rest."""
@@ -123,6 +123,7 @@ def build_trained(
     """(the bare model, the same wrapped, its optimizer); the trained weights are those in `weights_dir`, if given."""
     set_seed(config.train.seed)  # all ranks make the same adapters
     bare_model = build_model(config.model, accelerator.device, weights_dir).train()
+    gather_whole(bare_model, accelerator)
     model, optimizer = accelerator.prepare(bare_model, build_optimizer(bare_model, config.train))
     set_seed(config.train.seed, device_specific=True)  # and draw different dropout masks
     return bare_model, model, optimizer

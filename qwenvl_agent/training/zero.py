@@ -8,8 +8,10 @@ import torch
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
+from torch import nn
 
 from qwenvl_agent.config import TrainConfig
+from qwenvl_agent.model.build import family_of
 from qwenvl_agent.planning.vram import REDUCE_BUCKET
 
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -52,6 +54,15 @@ def forget_accelerator() -> None:
     gc.collect()  # engines and optimizers hold each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def gather_whole(model: nn.Module, accelerator: Accelerator) -> None:
+    """Tell ZeRO-3 which modules to gather as one, because not every rank runs all that is in them."""
+    names = family_of(model).gathered_whole
+    plugin = accelerator.deepspeed_plugin if accelerator.distributed_type == DistributedType.DEEPSPEED else None
+    if plugin and plugin.zero_stage == 3 and names:
+        plugin.transformer_moe_cls_names = ",".join(names)
+        plugin.set_moe_leaf_modules(model)
 
 
 def check_zero(accelerator: Accelerator, asked: int) -> None:
