@@ -18,7 +18,7 @@ from qwenvl_agent.settings import Range, build, check_values, list_settings, rea
 
 __all__ = ["Config", "build_config", "load_config", "to_json"]
 
-FormatName = Literal["plain", "native", "hybrid", "no_thought"]
+FormatName = Literal["plain", "native", "hybrid", "no_thought", "think"]
 FORMAT_NAMES = get_args(FormatName)
 AskForThought = bool | Literal["auto"]
 Place = Literal["language", "experts", "merger", "vision"]
@@ -279,6 +279,11 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         check_values(self, "prompt")
+        if self.format == "think" and self.supervise_history:
+            raise ValueError(
+                "prompt.supervise_history is true with prompt.format 'think': earlier turns stand in the prompt without "
+                "their thoughts, and learning them would teach not to think; set prompt.supervise_history=false"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,6 +395,9 @@ class EvalConfig:
     """Answers made at once."""
     max_new_tokens: Annotated[int, Range(1, 2**20, "no answer has that length")] = 512
     """Of one answer; a longer one is cut off and counted."""
+    max_thought_tokens: Annotated[int, Range(0, 2**20, "no thought has that length")] = 0
+    """Of prompt.format think: a longer thought is ended there, and the answer counts the repair thought_cut; 0: no limit
+    but max_new_tokens."""
     temperature: Annotated[float, Range(0, 100, "answers could not be drawn")] = 0.0
     """Of drawn answers; 0: greedy."""
     constrained: bool = False
@@ -490,6 +498,12 @@ class Config:
             raise ValueError(
                 "train.zero_stage is 3 with model.method 'qlora': 4-bit weights cannot be sharded, every rank would "
                 "hold the whole model; use zero_stage 2 or less, or model.method=lora"
+            )
+        if self.eval.max_thought_tokens and self.prompt.format != "think":
+            raise ValueError(
+                f"eval.max_thought_tokens is {self.eval.max_thought_tokens} with prompt.format {self.prompt.format!r}, whose "
+                "thoughts have no end that could be written for them: it would have no effect; set it to 0, or "
+                "prompt.format=think"
             )
         if self.vision.feature_cache_gb and (self.model.vision_has_gradient or self.train.zero_stage == 3):
             raise ValueError(

@@ -29,7 +29,9 @@ import qwenvl_agent
 from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, to_json
 from qwenvl_agent.data.collator import build_collator
 from qwenvl_agent.families import Template
+from qwenvl_agent.families.family import OPENING
 from qwenvl_agent.files import read_json, write_json
+from qwenvl_agent.formats import formats_of
 from qwenvl_agent.inference.load import AGENT_CONFIG, Source, default_device, find_run, load_model, start_of
 from qwenvl_agent.model.build import (
     Processor,
@@ -114,7 +116,7 @@ def export_run(
         say("merging and writing")
         save_model(temporary, config, merged_weights(model), processor)
         del model
-        save_processor(temporary, config.model, processor, parse_on_server)
+        save_processor(temporary, config, processor, parse_on_server)
         write_json(temporary / AGENT_CONFIG, to_json(for_any_device(config)))
         say("reading back and comparing")
         written = probe_logits(load_plain(temporary, config.model, device), inputs)
@@ -223,15 +225,17 @@ def load_plain(directory: Path, model_cfg: ModelConfig, device) -> nn.Module:
 # processor
 
 
-def save_processor(directory: Path, model_cfg: ModelConfig, processor: Processor, parse_on_server: bool) -> None:
+def save_processor(directory: Path, config: Config, processor: Processor, parse_on_server: bool) -> None:
     """Tokenizer, chat template and image processor with the run's picture budget, so that servers resize alike."""
     family, tokenizer = processor.family, processor.tokenizer
-    tokenizer.chat_template = tokenizer.chat_template or family.plain_chat_template
-    tokenizer.response_template = None if parse_on_server else raw_answers(family.template)
+    beginning = family.template.assistant + formats_of(family)[config.prompt.format].opening
+    if not tokenizer.chat_template or not opens_with(tokenizer, beginning):
+        tokenizer.chat_template = family.plain_chat_template.replace(OPENING, beginning.replace("\n", "\\n"))
+    tokenizer.response_template = None if parse_on_server else raw_answers(family.template, beginning)
     whole = family.load_class("processor")(
         image_processor=processor.image_processor,
         tokenizer=tokenizer,
-        video_processor=load_video_processor(checkpoint_path(model_cfg.path), processor),
+        video_processor=load_video_processor(checkpoint_path(config.model.path), processor),
         chat_template=tokenizer.chat_template,
     )
     whole.save_pretrained(directory)
@@ -240,14 +244,20 @@ def save_processor(directory: Path, model_cfg: ModelConfig, processor: Processor
     whole.video_processor.save_pretrained(directory)
 
 
-def raw_answers(template: Template) -> dict:
+def opens_with(tokenizer, beginning: str) -> bool:
+    """Whether the tokenizer's own chat template begins an answer so."""
+    messages = [{"role": "user", "content": "?"}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).endswith(beginning)
+
+
+def raw_answers(template: Template, beginning: str) -> dict:
     """transformers' response template under which `transformers serve` gives an answer as the model wrote it.
 
     By default it takes calls out of the text, and a malformed call, which is an outcome, is an internal error there.
     """
     return {
         "defaults": {"role": "assistant", "content": ""},
-        "start_anchor": template.generation,
+        "start_anchor": beginning,
         "fields": {"content": {"close": template.turn_end, "content": "text", "content_args": {"strip": False}}},
     }
 

@@ -21,6 +21,8 @@ class Rendered:
 
     spans: tuple[Span, ...]
     pictures: tuple[Picture, ...]
+    num_prompt_spans: int
+    """Those before the turn that the model is to write."""
     num_turns: int
     """Of the messages that were rendered, results that share a user's turn counted once: as many turns the text has."""
 
@@ -49,7 +51,7 @@ def render_row(request: Request, turn: Turn, fmt: Format, supervise_history: boo
     prompt = _render(request, fmt, supervise_history)
     template = fmt.family.template
     answer = (*fmt.render(turn), Span("end", template.turn_end), Span("prompt", template.after_turn))
-    return Rendered(prompt.spans + answer, prompt.pictures, prompt.num_turns)
+    return replace(prompt, spans=prompt.spans + answer)
 
 
 def _render(request: Request, fmt: Format, supervise_history: bool) -> Rendered:
@@ -62,16 +64,16 @@ def _render(request: Request, fmt: Format, supervise_history: bool) -> Rendered:
         results = fmt.render_results(step.results)
         num_turns += 2 + _num_turns(results)
         spans.append(Span("prompt", _user(step.observation, template) + template.assistant))
-        spans += [*fmt.render(step.turn), end] if supervise_history else _as_prompt(step.turn, fmt)
+        spans += [*fmt.render_past(step.turn), end] if supervise_history else _as_prompt(step.turn, fmt)
         spans.append(Span("prompt", template.after_turn + _results(results, template)))
         pictures += step.observation.pictures
-    spans.append(Span("prompt", _user(request.observation, template) + template.generation))
+    spans.append(Span("prompt", _user(request.observation, template) + template.assistant + fmt.opening))
     pictures += request.observation.pictures
-    return Rendered(tuple(spans), tuple(pictures), num_turns)
+    return Rendered(tuple(spans), tuple(pictures), len(spans), num_turns)
 
 
 def _as_prompt(turn: Turn, fmt: Format) -> list[Span]:
-    return [Span("prompt", "".join(span.text for span in fmt.render(turn)) + fmt.family.template.turn_end)]
+    return [Span("prompt", "".join(span.text for span in fmt.render_past(turn)) + fmt.family.template.turn_end)]
 
 
 def system_text(request: Request, fmt: Format) -> str:

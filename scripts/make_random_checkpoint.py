@@ -28,7 +28,9 @@ from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.planning.vram import ARCHITECTURES, Architecture, find_architecture
 
 SIZES: dict[str, Architecture] = {
-    path.removeprefix("Qwen/Qwen3-VL-").removesuffix("-Instruct").lower(): arch for path, arch in ARCHITECTURES.items()
+    path.removeprefix("Qwen/Qwen3-VL-").removesuffix("-Instruct").lower(): arch
+    for path, arch in ARCHITECTURES.items()
+    if path.endswith("-Instruct")
 }
 NEEDED_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 OPTIONAL_FILES = (

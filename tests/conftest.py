@@ -45,6 +45,7 @@ class FakeProcessor:
     geometry: Geometry
     name: str
     family: Family = DEFAULT
+    only_thinks: bool = False
 
 
 def tiny_tokenizer():

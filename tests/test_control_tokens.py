@@ -70,7 +70,7 @@ def controls(ids: np.ndarray, tokenizer) -> dict[str, int]:
 def test_what_the_model_reads_is_escaped(any_processor, name, field):
     vision = VisionConfig(tiles=10)
     collator = Collator(any_processor, FORMATS[name], PromptConfig(format=name), vision, TrainConfig())
-    audit = MaskAudit(any_processor.tokenizer)
+    audit = MaskAudit(any_processor.tokenizer, opening=FORMATS[name].opening)
 
     def encode(text: str):
         sample = collator.sample(Row("r", request(**READ[field](text)), TURNS[0]))

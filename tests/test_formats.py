@@ -174,7 +174,16 @@ def test_parse_never_raises_on_any_text(name, text):
     check_answer(FORMATS[name].parse(text, TOOLS))
 
 
-ERRORS = {"empty", "control_token", "no_call", "unclosed_call", "json_error", "bad_name", "bad_arguments"}
+ERRORS = {
+    "unclosed_thought",
+    "empty",
+    "control_token",
+    "no_call",
+    "unclosed_call",
+    "json_error",
+    "bad_name",
+    "bad_arguments",
+}
 
 
 def check_answer(answer: Answer) -> None:

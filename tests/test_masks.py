@@ -49,8 +49,10 @@ def test_the_bytes_of_one_character_stay_in_its_span(processor):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("supervise_history", [False, True])
 def test_the_audit_passes_on_every_row(any_processor, name, supervise_history):
+    if name == "think" and supervise_history:
+        pytest.skip("earlier turns have no thoughts to learn: config.py refuses it")
     collator = build_collator(any_processor, name, supervise_history=supervise_history)
-    audit = MaskAudit(any_processor.tokenizer, supervise_history)
+    audit = MaskAudit(any_processor.tokenizer, supervise_history, opening=collator.fmt.opening)
     for num_steps in (0, 6):
         request = request_of(num_steps, 1)
         for turn in TURNS:
@@ -75,7 +77,8 @@ def test_the_audit_passes_for_any_text(any_processor, name, thought, content, se
     except ValueError:
         assume(False)
     row = Row("r", Request("", TOOLS, (), Observation(seen)), turn)
-    MaskAudit(any_processor.tokenizer).check(*label_row(build_collator(any_processor, name), row))
+    collator = build_collator(any_processor, name)
+    MaskAudit(any_processor.tokenizer, opening=collator.fmt.opening).check(*label_row(collator, row))
 
 
 @pytest.fixture(scope="module")

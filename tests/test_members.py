@@ -20,7 +20,7 @@ from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.data.masks import MaskAudit
 from qwenvl_agent.export import export_run, load_plain, probe_inputs, probe_logits
 from qwenvl_agent.families import FAMILIES
-from qwenvl_agent.formats import formats_of
+from qwenvl_agent.formats import FORMATS, formats_of
 from qwenvl_agent.inference.decoding import decode
 from qwenvl_agent.inference.load import find_run, load_model
 from qwenvl_agent.model.build import (
@@ -169,15 +169,16 @@ def losses_of(run_dir) -> dict[int, float]:
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
-@pytest.mark.parametrize("name", ["plain", "native", "hybrid", "no_thought"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_the_audit_finds_every_mask_right(family, base, name):
-    collator = collator_of(base, format=name)
-    audit = MaskAudit(collator.tokenizer, True, family)
+    learns_history = name != "think"
+    collator = collator_of(base, format=name, supervise_history=learns_history)
+    audit = MaskAudit(collator.tokenizer, learns_history, family, collator.fmt.opening)
     for one in ROWS:
         sample = collator.sample(one)
         encoded = sample.encoded
         counts = audit.check(encoded.input_ids, sample.labels, sample.parts, encoded.spans, encoded.num_turns)
-        assert counts["call"] and counts["end"] == 1 + len(one.request.history)
+        assert counts["call"] and counts["end"] == 1 + learns_history * len(one.request.history)
         prompt = collator.encode(one.request, None, "r").input_ids
         assert np.array_equal(prompt, encoded.input_ids[: len(prompt)])
 

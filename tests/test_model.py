@@ -323,28 +323,14 @@ def test_the_vision_budget_is_set_and_proved(config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "qwen3_vl_moe"}, "mixture of experts"),
         ({"model_type": "qwen2_vl"}, "of the family 'qwen2_vl'"),
     ],
 )
 def test_other_families_are_refused_before_weights_are_read(base, tmp_path, config, change, message):
     values = json.loads((base / "config.json").read_text()) | change
-    if "moe" in change["model_type"]:
-        values |= {"text_config": {}, "vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=message):
         build_model(replace(config, path=str(tmp_path)))
-
-
-def test_thinking_checkpoints_are_refused_by_name_and_by_template(base, tmp_path, config):
-    (tmp_path / "Qwen3-VL-2B-Thinking").symlink_to(base)
-    with pytest.raises(ValueError, match="Thinking checkpoint"):
-        build_model(replace(config, path=str(tmp_path / "Qwen3-VL-2B-Thinking")))
-    for file in base.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "chat_template.jinja").write_text("<|im_start|>assistant\n<think>\n")
-    with pytest.raises(ValueError, match="Thinking checkpoint"):
-        build_processor(replace(config, path=str(tmp_path)), VISION)
 
 
 def test_a_path_that_is_no_checkpoint_is_refused(tmp_path, config):

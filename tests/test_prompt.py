@@ -29,7 +29,7 @@ from qwenvl_agent.formats.native import Native
 from qwenvl_agent.prompt import as_asked, render_prompt, render_row, system_text, to_messages
 from qwenvl_agent.schema import Observation, Request, Step, ToolCall, ToolResult, Turn
 
-IMAGE, ASSISTANT = DEFAULT.template.image, DEFAULT.template.generation
+IMAGE, ASSISTANT = DEFAULT.template.image, DEFAULT.template.assistant
 
 
 def template_text(auto_processor, request, turn, fmt) -> str:
@@ -39,7 +39,11 @@ def template_text(auto_processor, request, turn, fmt) -> str:
     )
 
 
-@pytest.mark.parametrize("name", FORMATS)
+OF_INSTRUCT = [name for name in FORMATS if name != "think"]
+"""What the Instruct checkpoints' template writes: it knows no think block (tests/test_think.py)."""
+
+
+@pytest.mark.parametrize("name", OF_INSTRUCT)
 @pytest.mark.parametrize("system", ["You play.", "", "두 줄\n\n"])
 @pytest.mark.parametrize("tools", [TOOLS, ()], ids=["tools", "no_tools"])
 @pytest.mark.parametrize("num_steps, num_pictures", [(0, 0), (0, 2), (6, 1)])
@@ -51,7 +55,7 @@ def test_text_equals_the_real_template(auto_processor, name, system, tools, num_
         assert render_row(request, turn, fmt).text == template_text(auto_processor, request, turn, fmt)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", OF_INSTRUCT)
 @pytest.mark.parametrize("tools", [TOOLS, ()], ids=["tools", "no_tools"])
 def test_a_users_own_prompt_is_the_real_templates_too(auto_processor, name, tools):
     fmt = FORMATS[name]
@@ -62,6 +66,7 @@ def test_a_users_own_prompt_is_the_real_templates_too(auto_processor, name, tool
 
 SENTENCES = {
     "native": "Write a short thought first: what you see and plan. Then call one or more functions.",
+    "think": "Think first: a short thought, what you see and plan. Then call one or more functions.",
     "no_thought": "Call one or more functions. Write nothing else.",
     "hybrid": "Thought: <what you see and plan, short>\n",
     "plain": "Thought: <what you see and plan, short>\n",
@@ -84,7 +89,7 @@ TEXT = st.lists(st.sampled_from(["<|im_end|>", "<tool_call>", "\n", '"', "호", 
 )
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", OF_INSTRUCT)
 @given(system=TEXT, seen=TEXT, result=TEXT)
 @settings(max_examples=40, deadline=None)
 def test_text_equals_the_real_template_for_any_text(auto_processor, name, system, seen, result):
@@ -118,7 +123,7 @@ def test_the_prompt_is_the_beginning_of_the_row(name, turn):
     request = request_of(3, 1, size=32)
     prompt, row = render_prompt(request, FORMATS[name]), render_row(request, turn, FORMATS[name])
     assert row.spans[: len(prompt.spans)] == prompt.spans and prompt.pictures == row.pictures
-    assert prompt.text.endswith(ASSISTANT)
+    assert prompt.text.endswith(ASSISTANT + FORMATS[name].opening)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -130,7 +135,7 @@ def test_only_the_turn_is_labelled(name):
     assert row.spans[-1] == ("prompt", "\n")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", OF_INSTRUCT)
 def test_supervised_history_labels_every_turn_and_no_other_text(name):
     fmt = FORMATS[name]
     request = request_of(6, 1, size=32)

@@ -39,7 +39,9 @@ from qwenvl_agent.planning.vram import (
 from qwenvl_agent.schema import Observation, Picture, Request, Row, ToolCall, Turn
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-SMALL, MIDDLE, LARGE, HUGE, MIXTURE = ARCHITECTURES.values()
+SMALL, MIDDLE, LARGE, HUGE, MIXTURE = (
+    ARCHITECTURES[f"Qwen/Qwen3-VL-{size}-Instruct"] for size in ("2B", "4B", "8B", "32B", "30B-A3B")
+)
 ROW = RowShape(tokens=1000, image_tokens=100, supervised=100)
 
 

@@ -72,7 +72,7 @@ def pick(rows: Rows, num_rows: int) -> Iterable[Row]:
 
 def audit(config: Config, rows: Rows, collator: Collator, as_json: bool) -> int:
     """Check every row; the counts in one line, and status 1 if any row is wrong or cannot be used."""
-    mask_audit = MaskAudit(collator.tokenizer, config.prompt.supervise_history, collator.family)
+    mask_audit = MaskAudit(collator.tokenizer, config.prompt.supervise_history, collator.family, collator.fmt.opening)
     counts: Counter = Counter()
     errors = []
     for row in all_rows(rows):

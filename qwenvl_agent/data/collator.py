@@ -75,6 +75,11 @@ class Sample:
 def build_collator(processor: Processor, config: Config) -> "Collator":
     """What makes a config's batches and prompts, in its format as the processor's family reads and writes it."""
     fmt = formats_of(processor.family)[config.prompt.format]
+    if processor.only_thinks and not fmt.opening:
+        raise ValueError(
+            f"{processor.name!r} is a Thinking checkpoint, and prompt.format is {fmt.name!r}: its answers begin inside a think "
+            "block, which that format has not; set prompt.format=think, or use the Instruct checkpoint"
+        )
     return Collator(processor, fmt, config.prompt, config.vision, config.train)
 
 
@@ -193,10 +198,19 @@ class Collator:
         num_tokens = [height * width // token_area for height, width in sizes]
         image_pad = self.family.template.image_pad
         spans = expand_pads(rendered, num_tokens, image_pad)
-        input_ids, offsets = self.pieces.encode("".join(span.text for span in spans))
+        input_ids, offsets = self._ids_of(spans, rendered.num_prompt_spans)
         num_pads = int((input_ids == self.image_pad_id).sum())
         assert num_pads == sum(num_tokens), f"{num_pads} image tokens in the ids, {sum(num_tokens)} in the pictures"
         return Encoded(input_ids, offsets, spans, rendered.pictures, sizes, source, rendered.num_turns, image_pad)
+
+    def _ids_of(self, spans: Sequence[Span], num_prompt: int) -> tuple[np.ndarray, np.ndarray]:
+        """As one text; cut where the turn to learn begins if the prompt ends with an opening, whose last token could
+        else join what follows, and then be no token of the prompt."""
+        prompt, turn = ("".join(s.text for s in part) for part in (spans[:num_prompt], spans[num_prompt:]))
+        if not self.fmt.opening or not turn:
+            return self.pieces.encode(prompt + turn)
+        (ids, offsets), (more, there) = self.pieces.encode(prompt), self.pieces.encode(turn)
+        return np.concatenate([ids, more]), np.concatenate([offsets, there + len(prompt)])
 
     def _columns(self, encoded: Encoded) -> Columns:
         ids = encoded.input_ids

@@ -55,6 +55,8 @@ class MaskAudit:
     tokenizer: Tokenizer
     supervise_history: bool = False
     family: Family = DEFAULT
+    opening: str | None = None
+    """What the last turn has behind its head, before what is to be written; None: as the family's template has it."""
 
     @cached_property
     def _begin(self) -> int:
@@ -73,7 +75,8 @@ class MaskAudit:
     @cached_property
     def _opening(self) -> list[int]:
         """Ids that the last turn has behind its head, before what is to be written."""
-        return self.tokenizer.encode(self.family.template.opening, add_special_tokens=False)
+        opening = self.family.template.opening if self.opening is None else self.opening
+        return self.tokenizer.encode(opening, add_special_tokens=False)
 
     @cached_property
     def _vision(self) -> list[int]:

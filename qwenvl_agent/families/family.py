@@ -88,7 +88,8 @@ class Template:
     after_role: str = "\n"
     after_turn: str = "\n"
     opening: str = ""
-    """What the turn to be written begins with, after its role, such as an empty thinking block; earlier turns do not."""
+    """What the turn to be written begins with, after its role, in formats that do not think in a block: such as an empty
+    one; earlier turns do not."""
     vision_start: str
     image_pad: str
     vision_end: str
@@ -116,11 +117,6 @@ class Template:
     def assistant(self) -> str:
         """How an earlier turn of the model begins."""
         return self.begin("assistant")
-
-    @cached_property
-    def generation(self) -> str:
-        """How the turn begins that the model is to write."""
-        return self.assistant + self.opening
 
     @property
     def vision_tokens(self) -> tuple[str, ...]:
@@ -199,6 +195,8 @@ class ModulePaths:
 
 
 PROJECTION = "PROJECTION"
+OPENING = "OPENING"
+"""In `Family.plain_chat_template`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,10 +245,11 @@ class Family:
     """By hub id, so that a plan needs no download."""
     read_architecture: Callable[[dict], Architecture]
     """From a config.json's values; KeyError names what is missing."""
-    check_checkpoint: Callable[[str, str | None], None]
-    """ValueError if the checkpoint of this path and chat template, None if unknown, is of a kind that cannot be used."""
+    only_thinks: Callable[[str, str | None], bool]
+    """Whether the checkpoint of this path and chat template, None if it has none, begins every answer in a think block."""
     plain_chat_template: str
-    """Jinja, for an export whose base has no chat template: tools and calls stand in the text."""
+    """Jinja, for an export whose base has no chat template, or one that begins answers otherwise than the run: tools and
+    calls stand in the text, and OPENING where an answer begins."""
     config_of: Callable[[Architecture], Any]
     """transformers' config of an architecture, with the published values of what no size depends on."""
     stored: Callable[[str, Any], Any] = lambda name, weight: weight
@@ -269,5 +268,6 @@ class Family:
         return getattr(importlib.import_module("transformers"), getattr(self.classes, kind))
 
     def tag_tokens(self) -> tuple[str, ...]:
-        """The tags around a call that are tokens of their own."""
-        return tuple(tag for tag in (self.calls.open, self.calls.close) if tag in self.added_tokens)
+        """The tags of an answer that are tokens of their own."""
+        tags = (self.calls.open, self.calls.close, self.template.think_end)
+        return tuple(tag for tag in tags if tag in self.added_tokens)

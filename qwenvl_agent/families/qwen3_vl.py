@@ -1,4 +1,4 @@
-"""Qwen3-VL, the dense Instruct checkpoints of 2B, 4B, 8B and 32B, and the tiny family of the same classes.
+"""Qwen3-VL, the dense Instruct and Thinking checkpoints of 2B, 4B, 8B and 32B, and the tiny family of the same classes.
 
 Legend: T tokens.
 """
@@ -87,7 +87,7 @@ PLAIN_CHAT_TEMPLATE = """\
     {{- '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
+    {{- 'OPENING' }}
 {%- endif %}
 """
 
@@ -117,6 +117,9 @@ PUBLISHED = {
         hidden=5120, layers=64, heads=64, intermediate=25600, tied=False, **_LARGE_TOWER, **_COMMON
     ),
 }
+
+
+PUBLISHED |= {path.replace("-Instruct", "-Thinking"): arch for path, arch in PUBLISHED.items()}
 
 
 def read_architecture(values: dict) -> Architecture:
@@ -193,12 +196,9 @@ DEEPSTACK = {24: [5, 11, 17], 27: [8, 16, 24]}
 """Which blocks of the published towers have mergers of their own, by the tower's depth."""
 
 
-def refuse_thinking(path: str, chat_template: str | None) -> None:
-    if "thinking" in Path(path).name.lower() or "<think>" in (chat_template or ""):
-        raise ValueError(
-            f"model.path {path!r} is a Thinking checkpoint: its template drops the thoughts of earlier turns, so "
-            "training and inference prompts would differ; use the Instruct checkpoint"
-        )
+def only_thinks(path: str, chat_template: str | None) -> bool:
+    """The Thinking checkpoints, which have the Instruct ones' classes and sizes."""
+    return "thinking" in Path(path).name.lower() or "<think>" in (chat_template or "")
 
 
 def tiny_config(tokenizer, **sizes):
@@ -292,7 +292,7 @@ def bind_pictures(base) -> None:
 
 QWEN3_VL = Family(
     model_type=MODEL_TYPE,
-    title="Qwen3-VL Instruct",
+    title="Qwen3-VL",
     unfit={},
     template=TEMPLATE,
     calls=HERMES,
@@ -325,7 +325,7 @@ QWEN3_VL = Family(
     published=PUBLISHED,
     read_architecture=read_architecture,
     config_of=config_of,
-    check_checkpoint=refuse_thinking,
+    only_thinks=only_thinks,
     plain_chat_template=PLAIN_CHAT_TEMPLATE,
     tiny_config=tiny_config,
     encode_pictures=encode_pictures,

@@ -1,4 +1,4 @@
-"""Qwen3-VL with a mixture of experts: the 30B-A3B Instruct checkpoint. All but the language model's MLPs is as in Qwen3-VL.
+"""Qwen3-VL with a mixture of experts: the 30B-A3B checkpoints. All but the language model's MLPs is as in Qwen3-VL.
 
 The experts of a layer are two parameters of three dimensions, not linear layers. So `lora_targets` are of the attention;
 adapters on experts are peft's `target_parameters`, by `model.lora_places=["language", "experts"]`. Which experts a token
@@ -15,6 +15,17 @@ from qwenvl_agent.families.architecture import Architecture
 from qwenvl_agent.families.qwen3_vl import PUBLISHED, QWEN3_VL
 
 MODEL_TYPE = "qwen3_vl_moe"
+A3B = replace(
+    PUBLISHED["Qwen/Qwen3-VL-8B-Instruct"],
+    model_type=MODEL_TYPE,
+    hidden=2048,
+    layers=48,
+    heads=32,
+    kv_heads=4,
+    intermediate=768,
+    experts=128,
+    experts_used=8,
+)
 
 
 def read_architecture(values: dict) -> Architecture:
@@ -76,7 +87,7 @@ def tiny_config(tokenizer, *, num_experts: int = 4, num_experts_used: int = 2, *
 QWEN3_VL_MOE = replace(
     QWEN3_VL,
     model_type=MODEL_TYPE,
-    title="Qwen3-VL-30B-A3B Instruct",
+    title="Qwen3-VL-30B-A3B",
     paths=replace(
         QWEN3_VL.paths,
         projections=("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -86,19 +97,7 @@ QWEN3_VL_MOE = replace(
     classes=replace(QWEN3_VL.classes, model="Qwen3VLMoeForConditionalGeneration", config="Qwen3VLMoeConfig"),
     remark="the router is frozen, and no loss that balances experts is added",
     gathered_whole=("Qwen3VLMoeTextSparseMoeBlock",),
-    published={
-        "Qwen/Qwen3-VL-30B-A3B-Instruct": replace(
-            PUBLISHED["Qwen/Qwen3-VL-8B-Instruct"],
-            model_type=MODEL_TYPE,
-            hidden=2048,
-            layers=48,
-            heads=32,
-            kv_heads=4,
-            intermediate=768,
-            experts=128,
-            experts_used=8,
-        )
-    },
+    published={f"Qwen/Qwen3-VL-30B-A3B-{kind}": A3B for kind in ("Instruct", "Thinking")},
     read_architecture=read_architecture,
     config_of=config_of,
     stored=stored,

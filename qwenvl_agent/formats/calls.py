@@ -101,13 +101,19 @@ def _read_turn(body: str, tools: Sequence[Tool], read: Reader, repairs: Repairs,
             raise ParseError("no_call")
         return Turn(text=body)
     thought, calls = found
+    thought = without_markers(thought, repairs)
+    if has_tag(thought, syntax):
+        raise ParseError("control_token")
+    return Turn(thought, tuple(calls))
+
+
+def without_markers(thought: str, repairs: Repairs) -> str:
+    """The thought without "Thought:" and "Action:" where its lines begin."""
     if MARKER_LINE.search(thought):
         repairs.add("marker_in_thought")
         while MARKER_LINE.search(thought):
             thought = MARKERS.sub("", thought).strip()
-    if has_tag(thought, syntax):
-        raise ParseError("control_token")
-    return Turn(thought, tuple(calls))
+    return thought
 
 
 def has_tag(text: str, syntax: CallSyntax) -> bool:

@@ -1,9 +1,10 @@
 """What a format is: one way to write a turn as text, and to read it back."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from qwenvl_agent.families import Family
+from qwenvl_agent.families import DEFAULT, Family
 from qwenvl_agent.schema import Answer, Tool, ToolResult, Turn
 
 
@@ -30,6 +31,10 @@ class Format(Protocol):
         """Of the models that read and write it: their template and their syntax of calls."""
 
     @property
+    def opening(self) -> str:
+        """What the turn to be written begins with, behind its role: part of the prompt, and of no earlier turn."""
+
+    @property
     def uses_template_tools(self) -> bool:
         """Whether the tools stand in the chat template's "# Tools" block; if not, `instructions` lists them."""
 
@@ -45,6 +50,9 @@ class Format(Protocol):
     def render(self, turn: Turn) -> list[Span]:
         """The assistant's text without its end token."""
 
+    def render_past(self, turn: Turn) -> list[Span]:
+        """An earlier turn, as later prompts show it."""
+
     def to_message(self, turn: Turn) -> dict:
         """The chat message of which the model's own template makes the text of `render`."""
 
@@ -59,3 +67,20 @@ class Format(Protocol):
 
     def render_results(self, results: Sequence[ToolResult]) -> list[dict]:
         """Chat messages that tell the model what its calls led to."""
+
+
+@dataclass(frozen=True)
+class OfFamily:
+    """What formats have in common: turns begin as their family's do, and stay as they were written."""
+
+    family: Family = DEFAULT
+
+    @property
+    def opening(self) -> str:
+        return self.family.template.opening
+
+    def render(self, turn: Turn) -> list[Span]:
+        raise NotImplementedError
+
+    def render_past(self, turn: Turn) -> list[Span]:
+        return self.render(turn)

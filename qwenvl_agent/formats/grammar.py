@@ -85,10 +85,11 @@ class Rules:
 
     def literal(self, text: str) -> str:
         """Text as it stands; a tag is its token."""
-        if not self.tags:
-            return literal(text)
-        parts = re.split(f"({'|'.join(map(re.escape, self.tags))})", text)
-        return sequence(*(part if part in self.tags else literal(part) for part in parts))
+        return sequence(*(part if part in self.tags else literal(part) for part in self.cut(text)))
+
+    def cut(self, text: str) -> list[str]:
+        """Text and tags in turn, text first."""
+        return re.split(f"({'|'.join(map(re.escape, self.tags))})", text) if self.tags else [text]
 
     def value(self, schema: object, where: str) -> str:
         return value_expression(schema, where, self)
@@ -140,10 +141,12 @@ def head_expression(text: str, names: str, rules: Rules) -> str:
     before, thought, rest = text.partition(THOUGHT)
     if not thought:
         return names_expression(text, names, rules)
-    # The text after a thought belongs to the thought's own terminal, which otherwise would not know where to end.
+    # The text after a thought belongs to the thought's own terminal, which otherwise would not know where to end. A tag
+    # ends it by itself, and can be in no terminal.
     after, name, rest = rest.partition(NAME)
+    after, *tagged = rules.cut(after)
     terminal = rules.add("THOUGHT", sequence(rules.literal(before), "BODY", rules.literal(after)))
-    return sequence(terminal, names_expression(name + rest, names, rules))
+    return sequence(terminal, rules.literal("".join(tagged)), names_expression(name + rest, names, rules))
 
 
 def names_expression(text: str, names: str, rules: Rules) -> str:

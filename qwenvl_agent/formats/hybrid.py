@@ -12,7 +12,7 @@ The Action line names the calls; what a model writes there instead is read over.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwenvl_agent.families import DEFAULT, CallSyntax, Family
+from qwenvl_agent.families import CallSyntax
 from qwenvl_agent.formats.calls import (
     ACTION,
     THOUGHT,
@@ -24,7 +24,7 @@ from qwenvl_agent.formats.calls import (
     tool_messages,
     write_blocks,
 )
-from qwenvl_agent.formats.format import Span
+from qwenvl_agent.formats.format import OfFamily, Span
 from qwenvl_agent.formats.grammar import turn_grammar
 from qwenvl_agent.near_json import ParseError, Repairs
 from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
@@ -37,8 +37,7 @@ INSTRUCTIONS = SYNTAX.replace("Action:", f"{THOUGHT_LINE}Action:")
 
 
 @dataclass(frozen=True)
-class Hybrid:
-    family: Family = DEFAULT
+class Hybrid(OfFamily):
     name = "hybrid"
     uses_template_tools = True
 

@@ -9,7 +9,7 @@ The tiger is two tiles to the right.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwenvl_agent.families import DEFAULT, CallSyntax, Family
+from qwenvl_agent.families import CallSyntax
 from qwenvl_agent.formats.calls import (
     parse_answer,
     read_blocks,
@@ -18,7 +18,7 @@ from qwenvl_agent.formats.calls import (
     tool_messages,
     write_blocks,
 )
-from qwenvl_agent.formats.format import Span
+from qwenvl_agent.formats.format import OfFamily, Span
 from qwenvl_agent.formats.grammar import turn_grammar
 from qwenvl_agent.near_json import Repairs
 from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
@@ -27,8 +27,7 @@ INSTRUCTIONS = "Write a short thought first: what you see and plan. Then call on
 
 
 @dataclass(frozen=True)
-class Native:
-    family: Family = DEFAULT
+class Native(OfFamily):
     name = "native"
     uses_template_tools = True
 

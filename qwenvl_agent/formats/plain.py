@@ -8,7 +8,7 @@ Action: move(actions=[{"direction": "RIGHT", "steps": 2}])
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwenvl_agent.families import DEFAULT, CallSyntax, Family
+from qwenvl_agent.families import CallSyntax
 from qwenvl_agent.formats.calls import (
     PLAIN_CALLS,
     THOUGHT,
@@ -19,7 +19,7 @@ from qwenvl_agent.formats.calls import (
     split_thought,
     write_plain,
 )
-from qwenvl_agent.formats.format import Span
+from qwenvl_agent.formats.format import OfFamily, Span
 from qwenvl_agent.formats.grammar import turn_grammar
 from qwenvl_agent.near_json import ParseError, Repairs, json_text
 from qwenvl_agent.schema import Answer, Tool, ToolCall, ToolResult, Turn
@@ -36,8 +36,7 @@ INSTRUCTIONS = SYNTAX.replace("\nAction:", f"\n{THOUGHT_LINE}Action:")
 
 
 @dataclass(frozen=True)
-class Plain:
-    family: Family = DEFAULT
+class Plain(OfFamily):
     name = "plain"
     uses_template_tools = False
 

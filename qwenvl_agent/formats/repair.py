@@ -7,6 +7,7 @@
 | missing_open_tag, missing_close_tag | a call without <tool_call>, without </tool_call> |
 | native_call_in_plain, plain_call_in_native | calls in the other syntax |
 | missing_thought_marker, missing_action_marker | a thought without "Thought:", a call without "Action:" |
+| missing_think_end, repeated_think_tag | think: a thought that goes over into a call; <think> again, which the prompt has |
 | marker_in_thought | "Thought:" or "Action:" at the start of a thought's line, removed |
 | missing_parentheses, positional_argument | plain: `name` for `name()`, `name(value)` for `name(argument=value)` |
 | missing_brace, extra_brace | a closing }, ] or ) too few or too many |

@@ -20,6 +20,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from qwenvl_agent.inference.constraint import Constraint
+from qwenvl_agent.inference.thought_budget import ThoughtBudget
 from qwenvl_agent.model.build import base_of
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids")
@@ -35,7 +36,7 @@ def decode(
     end_id: int,
     max_new_tokens: int,
     temperature: float = 0.0,
-    constraint: Constraint | None = None,
+    constraint: Constraint | ThoughtBudget | None = None,
     draws: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """The ids that each row of a left-padded batch writes, up to and with `end_id`, or `max_new_tokens` of them.
@@ -55,7 +56,7 @@ def _decode(
     end_id: int,
     max_new_tokens: int,
     temperature: float,
-    constraint: Constraint | None,
+    constraint: Constraint | ThoughtBudget | None,
     draws: Sequence[int] | None,
 ) -> list[list[int]]:
     """What `decode` gives, with what rows wrote after their end while the batch went on."""

@@ -74,6 +74,11 @@ class EndpointPolicy:
                 "eval.constrained is true with a served model: its tokens are chosen there, where no grammar of ours "
                 "holds; set eval.constrained=false, or evaluate the checkpoint here"
             )
+        if cfg.max_thought_tokens:
+            raise ValueError(
+                f"eval.max_thought_tokens is {cfg.max_thought_tokens} with a served model: its thoughts are ended there; set it "
+                "to 0, or evaluate the checkpoint here"
+            )
         self.url, self.model, self.collator, self.fmt, self.cfg = url.rstrip("/"), model, collator, fmt, cfg
         self.blank_pictures, self.fields = blank_pictures, fields or {}
         self.sampling_seed, self.draws_each = seed, draws_each
@@ -128,7 +133,7 @@ class EndpointPolicy:
         urls = [png_url(pixels) for pixels in encoded.load_pixels()]
         body = {
             "model": self.model,
-            "messages": to_chat("".join(span.text for span in encoded.spans), urls, self.fmt.family),
+            "messages": to_chat("".join(span.text for span in encoded.spans), urls, self.fmt.family, self.fmt.opening),
             "max_tokens": self.cfg.max_new_tokens,
             "temperature": self.cfg.temperature,
             "top_p": 1.0,
@@ -285,15 +290,18 @@ def check_url(url: str) -> None:
         raise ValueError(f"endpoint {url!r} is no URL: nothing can be asked; write http://HOST:PORT/v1")
 
 
-def to_chat(prompt: str, urls: Sequence[str], family: Family = DEFAULT) -> list[dict]:
+def to_chat(prompt: str, urls: Sequence[str], family: Family = DEFAULT, opening: str | None = None) -> list[dict]:
     """Messages of which a chat template makes `prompt` again; a picture's pads are replaced by its URL.
+
+    `opening` is the format's, which ends the prompt; None: the family's.
 
     All are plain text: what stood in the template's fields for tools and calls is written out.
     """
     pictures = iter(urls)
     template = family.template
     found = template.message.findall(prompt)
-    rest = "".join(template.turn(role, content) for role, content in found) + template.generation
+    rest = "".join(template.turn(role, content) for role, content in found) + template.assistant
+    rest += template.opening if opening is None else opening
     assert rest == prompt, f"not made of messages: {prompt[-200:]!r}"
     messages = [{"role": role, "content": parts_of(content, pictures, template)} for role, content in found]
     left_over = len(list(pictures))

@@ -15,6 +15,7 @@ from qwenvl_agent.data.masks import PARTS
 from qwenvl_agent.formats import Format
 from qwenvl_agent.inference.constraint import Grammars
 from qwenvl_agent.inference.decoding import decode
+from qwenvl_agent.inference.thought_budget import ThoughtBudget
 from qwenvl_agent.model.build import Processor
 from qwenvl_agent.model.call import model_inputs, supervised_positions
 from qwenvl_agent.schema import Answer, Observation, Picture, Request, Row, Turn
@@ -70,12 +71,15 @@ class ModelPolicy:
         size = self.cfg.batch_size
         return [score for start in range(0, len(rows), size) for score in self._score(rows[start : start + size])]
 
-    def _write(self, requests: Sequence[Request]) -> list[tuple[str, bool]]:
-        """For each request what the model writes, without the end token, and whether it came to that token."""
+    def _write(self, requests: Sequence[Request]) -> list[tuple[str, bool, bool]]:
+        """For each request what the model writes, without the end token, whether it came to that token, and whether its
+        thought was ended for it."""
         if self.blank_pictures:
             requests = [blank(request) for request in requests]
         inputs = self._inputs(self.collator.encode_prompt(requests))
         cfg = self.cfg
+        constraint = self.grammars and self.grammars.start([request.tools for request in requests])
+        budget = self._thought_budget(len(requests), constraint) if cfg.max_thought_tokens else None
         with evaluating(self.model), self._seeded():
             ids = decode(
                 self.model,
@@ -83,10 +87,16 @@ class ModelPolicy:
                 end_id=self.end_id,
                 max_new_tokens=cfg.max_new_tokens,
                 temperature=cfg.temperature,
-                constraint=self.grammars and self.grammars.start([request.tools for request in requests]),
+                constraint=budget or constraint,
                 draws=[request.draw_number(self.sampling_seed) for request in requests] if self.draws_each else None,
             )
-        return [self._text_before_end(row) for row in ids]
+        return [(*self._text_before_end(row), bool(budget) and i in budget.cut) for i, row in enumerate(ids)]
+
+    def _thought_budget(self, num_rows: int, constraint) -> ThoughtBudget:
+        closing, template = self.fmt.closing, self.fmt.family.template
+        ids = self.tokenizer.encode(closing, add_special_tokens=False)
+        end_id = self.tokenizer.convert_tokens_to_ids(template.think_end)
+        return ThoughtBudget(num_rows, self.cfg.max_thought_tokens, ids, end_id, constraint)
 
     def _inputs(self, batch: dict) -> dict:
         device = self.model.device
@@ -98,10 +108,11 @@ class ModelPolicy:
             ids = ids[: ids.index(self.end_id)]
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False), ended
 
-    def _read(self, text: str, ended: bool, request: Request) -> Answer:
+    def _read(self, text: str, ended: bool, is_cut: bool, request: Request) -> Answer:
         if not ended:
             return Answer(Turn(), text=text, error="endless")
-        return self.fmt.parse(text, request.tools)
+        answer = self.fmt.parse(text, request.tools)
+        return replace(answer, repairs=("thought_cut", *answer.repairs)) if is_cut and not answer.error else answer
 
     def _seeded(self):
         """Sampling under its own seed; the global random state is put back afterwards."""

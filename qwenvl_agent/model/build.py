@@ -44,6 +44,8 @@ class Processor:
     geometry: Geometry
     name: str
     family: Family
+    only_thinks: bool = False
+    """Whether the checkpoint begins every answer in a think block."""
 
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer.encode(text, add_special_tokens=False))
@@ -65,12 +67,12 @@ def build_processor(model_cfg: ModelConfig, vision_cfg: VisionConfig) -> Process
         max_pixels=vision_cfg.max_tokens_per_image * token_px**2,
     )
     tokenizer = AutoTokenizer.from_pretrained(path)
-    family.check_checkpoint(path, tokenizer.chat_template)
     # `min_pixels` and `max_pixels` would be accepted and ignored here: only `size` sets the budget.
     size = {"shortest_edge": geometry.min_pixels, "longest_edge": geometry.max_pixels}
     image_processor = AutoImageProcessor.from_pretrained(path, size=size)
     check_probe_pictures(image_processor, geometry)
-    return Processor(tokenizer, image_processor, geometry, model_cfg.path, family)
+    only_thinks = family.only_thinks(path, tokenizer.chat_template)
+    return Processor(tokenizer, image_processor, geometry, model_cfg.path, family, only_thinks)
 
 
 def check_probe_pictures(image_processor: ImageProcessor, geometry: Geometry) -> None:
@@ -99,8 +101,7 @@ def load_model_config(path: str):
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path {path!r} cannot be read ({error}); give a hub id or a local folder") from None
-    family = find_family(config.model_type, f"model.path {path!r}")
-    family.check_checkpoint(path, None)
+    find_family(config.model_type, f"model.path {path!r}")
     return config
 
 
@@ -335,9 +336,14 @@ def describe_parameters(model: nn.Module) -> str:
 
 def save_weights(model: nn.Module, directory: Path, state_dict: dict | None = None) -> None:
     """The adapter, or for full the whole model, as safetensors; `build_model(weights_dir=...)` reads it back."""
+    if hasattr(model, "get_base_model"):
+        model.save_pretrained(directory, state_dict=state_dict, save_embedding_layers=False)
+        return
     # Names as in the model: reverting to a "legacy" form writes wrong ones after a load under ZeRO-3 (transformers 5.23).
-    options = {"save_embedding_layers": False} if hasattr(model, "get_base_model") else {"save_original_format": False}
-    model.save_pretrained(directory, state_dict=state_dict, **options)
+    # Weights as they are published: under ZeRO-3 it takes them for that, whatever their shape.
+    stored, weights = family_of(model).stored, state_dict or model.state_dict()
+    weights = {name: stored(name, weight) for name, weight in weights.items()}
+    model.save_pretrained(directory, state_dict=weights, save_original_format=False)
 
 
 def build_for_evaluation(trained: ModelConfig, precision: Precision, device, weights_dir: Path | None) -> nn.Module:

@@ -75,7 +75,8 @@ def save_tiny(directory: Path, tokenizer, model: nn.Module) -> None:
     model.generation_config = GenerationConfig(
         eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id
     )
-    model.save_pretrained(directory)
+    stored = {name: family.stored(name, weight) for name, weight in model.state_dict().items()}
+    model.save_pretrained(directory, state_dict=stored, save_original_format=False)
     tokenizer.save_pretrained(directory)
     family.load_class("image_processor")(
         size={"shortest_edge": 65536, "longest_edge": 16777216},
