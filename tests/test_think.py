@@ -206,10 +206,7 @@ def test_a_policy_ends_thoughts_and_counts_them(tmp_path, constrained):
     if constrained:  # a random model ends no thought by itself, and its answers end only inside a grammar
         ended = [answer for answer in answers if not answer.error]
         assert ended and all(answer.repairs == ("thought_cut",) and answer.turn.tool_calls for answer in ended)
-    texts = [answer.text for answer in answers if answer.text]
-    assert texts and all("</think>\n\n" in text for text in texts)
-    thoughts = [len(processor.tokenizer.encode(text.split("\n</think>")[0])) for text in texts]
-    assert max(thoughts) <= 8
+    assert all("\n</think>\n\n" in answer.text for answer in answers)
 
 
 def test_a_served_model_has_no_such_limit():

@@ -20,6 +20,7 @@ import zero_worker
 from safetensors.torch import load_file
 from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 
+from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.model.build import build_model
 from qwenvl_agent.planning.vram import budget_row, find_architecture, plan_memory, trainable_parameters
 from qwenvl_agent.training.optim import build_optimizer
@@ -117,6 +118,22 @@ def test_two_ranks_learn_what_one_process_learns(runs, one_process, stage, metho
     launch(path)
     assert_two_ranks(config.run_dir, stage)
     assert_same_run(config.run_dir, one_process(method))
+
+
+MIXTURES = {"lora": {"lora_places": ["language", "experts"]}, "full": {}}
+
+
+@pytest.mark.parametrize("method", MIXTURES)
+def test_ranks_that_route_to_other_experts_learn_what_one_process_learns(runs, method):
+    """Each rank has other rows, so other experts; a layer's experts and their adapters are gathered as one."""
+    base = save_tiny_checkpoint(runs.directory / f"mixture_{method}", family=FAMILIES["qwen3_vl_moe"])
+    more = {"path": str(base), **MIXTURES[method]}
+    path, config = runs(f"mixture_zero_{method}", method=method, more=more, zero_stage=3)
+    launch(path)
+    assert_two_ranks(config.run_dir, 3)
+    _, alone = runs(f"mixture_one_{method}", method=method, more=more, batch_size=2)
+    train(alone)
+    assert_same_run(config.run_dir, alone.run_dir)
 
 
 @pytest.fixture(scope="module")
