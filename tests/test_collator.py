@@ -233,7 +233,7 @@ def test_a_picture_that_is_gone_is_an_error_with_its_place(processor, tmp_path):
 
 def test_pads_are_expanded_in_prompts_only():
     spans = (Span("prompt", "a<|image_pad|>b<|image_pad|>"), Span("call", "c"))
-    rendered = Rendered(spans, (picture(), picture()), 2)
+    rendered = Rendered(spans, (picture(), picture()), len(spans), 2)
     assert [s.text for s in expand_pads(rendered, [1, 2], "<|image_pad|>")] == [
         "a<|image_pad|>b<|image_pad|><|image_pad|>",
         "c",

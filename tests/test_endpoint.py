@@ -135,7 +135,11 @@ def act(collator, requests, reply=right, **options):
         return policy_of(url, collator, **options).act(requests), server
 
 
-@pytest.mark.parametrize("name", FORMATS)
+OF_INSTRUCT = [name for name in FORMATS if name != "think"]
+"""A server of an Instruct checkpoint begins no answer in a think block: tests/test_think.py serves an exported folder."""
+
+
+@pytest.mark.parametrize("name", OF_INSTRUCT)
 def test_the_served_prompt_has_the_ids_and_pixels_of_the_local_one(name):
     collator = build_collator(tiny_processor(1), name)
     requests = [request_of(steps, pictures) for steps, pictures in ((0, 0), (0, 2), (6, 1))]
@@ -150,7 +154,7 @@ def test_the_served_prompt_has_the_ids_and_pixels_of_the_local_one(name):
         assert "tools" not in body and all(set(message) == {"role", "content"} for message in body["messages"])
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", OF_INSTRUCT)
 def test_the_published_template_makes_the_local_ids(auto_processor, real_processor, name):
     collator = build_collator(real_processor, name)
     for request in (request_of(0, 0), request_of(6, 1, size=256), request_of(1, 2, size=300, system="")):
