@@ -75,7 +75,7 @@ class Sample:
 def build_collator(processor: Processor, config: Config) -> "Collator":
     """What makes a config's batches and prompts, in its format as the processor's family reads and writes it."""
     fmt = formats_of(processor.family)[config.prompt.format]
-    if processor.only_thinks and not fmt.opening:
+    if processor.only_thinks and not fmt.closing:
         raise ValueError(
             f"{processor.name!r} is a Thinking checkpoint, and prompt.format is {fmt.name!r}: its answers begin inside a think "
             "block, which that format has not; set prompt.format=think, or use the Instruct checkpoint"

@@ -64,3 +64,10 @@ class Processor(Protocol):
 
     @property
     def family(self) -> Family: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def only_thinks(self) -> bool:
+        """Whether the checkpoint begins every answer in a think block."""

@@ -35,6 +35,10 @@ class Format(Protocol):
         """What the turn to be written begins with, behind its role: part of the prompt, and of no earlier turn."""
 
     @property
+    def closing(self) -> str:
+        """What the model writes behind a thought in a block; "" in formats without one."""
+
+    @property
     def uses_template_tools(self) -> bool:
         """Whether the tools stand in the chat template's "# Tools" block; if not, `instructions` lists them."""
 
@@ -78,6 +82,10 @@ class OfFamily:
     @property
     def opening(self) -> str:
         return self.family.template.opening
+
+    @property
+    def closing(self) -> str:
+        return ""
 
     def render(self, turn: Turn) -> list[Span]:
         raise NotImplementedError

@@ -90,7 +90,7 @@ class ModelPolicy:
                 constraint=budget or constraint,
                 draws=[request.draw_number(self.sampling_seed) for request in requests] if self.draws_each else None,
             )
-        return [(*self._text_before_end(row), bool(budget) and i in budget.cut) for i, row in enumerate(ids)]
+        return [(*self._text_before_end(row), budget is not None and i in budget.cut) for i, row in enumerate(ids)]
 
     def _thought_budget(self, num_rows: int, constraint) -> ThoughtBudget:
         closing, template = self.fmt.closing, self.fmt.family.template
