@@ -57,12 +57,11 @@ def forget_accelerator() -> None:
 
 
 def gather_whole(model: nn.Module, accelerator: Accelerator) -> None:
-    """Tell ZeRO-3 which modules to gather as one, because not every rank runs all that is in them."""
+    """Have `prepare` tell ZeRO-3 which modules to gather as one, because not every rank runs all that is in them."""
     names = family_of(model).gathered_whole
     plugin = accelerator.deepspeed_plugin if accelerator.distributed_type == DistributedType.DEEPSPEED else None
     if plugin and plugin.zero_stage == 3 and names:
         plugin.transformer_moe_cls_names = ",".join(names)
-        plugin.set_moe_leaf_modules(model)
 
 
 def check_zero(accelerator: Accelerator, asked: int) -> None:
