@@ -137,6 +137,15 @@ def test_a_varied_recording_is_counted_and_each_row_says_its_rules(tmp_path, cap
     capsys.readouterr()
 
 
+def test_questions_vary_too(tmp_path):
+    options = ["--task", "perception", "--set", "tile_px=16", "--set", "languages=en", "--vary", "phrasing=held_out"]
+    manifest = recorded(tmp_path / "a", "--episodes", "8", *options, "--vary", "sprites=twemoji,fluent")
+    lines = [json.loads(line) for line in (tmp_path / "a/dataset.jsonl").read_text().splitlines()]
+    of_sheet = Counter(line["rules"]["sprites"] for line in lines)
+    assert of_sheet == {sheet: 8 * count for sheet, count in manifest["varied"]["sprites"].items()}
+    assert {"tile", "square"} & {word for line in lines for word in line["mission"].rstrip("?.").split()}
+
+
 def test_any_worlds_rules_vary(tmp_path):
     manifest = recorded(tmp_path / "a", "--world", CORRIDOR, "--episodes", "8", "--vary", "length=4..6")
     assert list(manifest["varied"]["length"]) == ["4", "5", "6"] and manifest["rules"] == {}
@@ -153,6 +162,11 @@ def test_any_worlds_rules_vary(tmp_path):
         ),
         (["--set", "width=15", "--vary", "width=15..20"], "--vary width: it is set too"),
         (["--vary", "speed=1,2"], "speed"),
+        (
+            ["--world", CORRIDOR, "--vary", "speed=1,2"],
+            "has no rule 'speed': nothing would change; it has length (--vary",
+        ),
+        (["--world", CORRIDOR, "--set", "speed=1"], "has no rule 'speed': nothing would change; it has length"),
     ],
 )
 def test_nothing_is_written_if_an_episode_cannot_be(tmp_path, capsys, options, message):

@@ -13,6 +13,7 @@ A world's module is imported when it is asked for. In a package's setup.cfg:
 
 import hashlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -32,13 +33,28 @@ GROUP = "qwenvl_agent.worlds"
 
 def make_world(name: str, rules: dict | None = None) -> World:
     """The world of that name under these rules, JSON values which the world checks; ValueError if there is none."""
-    world = find_maker(name)(**(rules or {}))
+    maker = find_maker(name)
+    check_rules(name, maker, rules or {})
+    world = maker(**(rules or {}))
     if not isinstance(world, World):
         raise ValueError(
             f"world {name!r} gives {type(world).__name__}, no qwenvl_agent.worlds.World: nothing could be played in it; "
             "let its function return one"
         )
     return world
+
+
+def check_rules(name: str, maker: Callable[..., World], rules: dict) -> None:
+    """ValueError for a rule that the maker does not take; what it takes by `**` it checks itself."""
+    parameters = inspect.signature(maker).parameters
+    known = [key for key, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    if len(known) < len(parameters):
+        return
+    for rule in rules:
+        if rule not in known:
+            raise ValueError(
+                f"world {name!r} has no rule {rule!r}: nothing would change; it has {', '.join(known) or 'none'}"
+            )
 
 
 def known_worlds() -> tuple[str, ...]:
