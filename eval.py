@@ -11,16 +11,18 @@
     python eval.py --compare runs/safari_2b/eval/safari runs/oracle/eval/safari
 
     python eval.py --policy oracle --suite examples/worlds/NAME/world.py:make_world
+    python eval.py --run runs/safari_2b --suites difficulty --episodes 200
 
 A result is a folder with records.jsonl, metrics.json and report.html (see qwenvl_agent/evaluation/results.py).
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +35,8 @@ from qwenvl_agent.config import FORMAT_NAMES, Config, to_json
 from qwenvl_agent.evaluation import results, screens
 from qwenvl_agent.evaluation.figures import metrics_json
 from qwenvl_agent.evaluation.report import compare, comparison_table, metrics_table, write_report
+from qwenvl_agent.evaluation.set_report import set_table, write_set_report
+from qwenvl_agent.evaluation.suite_sets import TABLE, Chosen, Part, choose, directory_of, seen_in_training, write_table
 from qwenvl_agent.evaluation.suites import Options, Suite, Work, suite_for
 from qwenvl_agent.evaluation.suites.episodes import NUM_EPISODES
 from qwenvl_agent.evaluation.unfinished import Unfinished, replaced, set_aside
@@ -46,6 +50,7 @@ from qwenvl_agent.inference.load import (
     with_overrides,
 )
 from qwenvl_agent.schema import Policy
+from qwenvl_agent.worlds.world import Metrics
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "held-out rows; clicks, screenspot: labelled screens; elements: all elements of a screen (default: the config's "
         "eval.suite)",
     )
+    suite.add_argument(
+        "--suites",
+        metavar="SET[/SUITE]",
+        nargs="+",
+        default=(),
+        help="a set of held-out suites of that world, or some of it, with oracle and random beside, in one table: difficulty, "
+        "of the safari; what an earlier start has finished is kept",
+    )
     suite.add_argument("--episodes", type=bounded(int, 1), help=f"of a world (default: {NUM_EPISODES})")
     suite.add_argument(
         "--seed-start", type=bounded(int, 0), help="of a world: first seed (default: of its seeds for reports)"
@@ -140,17 +153,10 @@ def evaluate(args: argparse.Namespace, messages: Console) -> int:
     """Play or predict, then write the result and print it."""
     subject = build_subject(args)
     suite = choose_suite(args, subject.config)
-    name = (args.counterfactual or suite.name) + ("_blank" if args.blank_pictures else "")
-    name += "_constrained" if subject.config.eval.constrained and subject.policy else ""
-    directory = args.out or subject.directory / "eval" / name
-    start = time.monotonic()
-    records, about = ask(subject, suite, args, directory, messages)
-    seconds = round(time.monotonic() - start, 1)
-    about = results.describe(suite.name, subject.name, **(subject.about | about), seconds=seconds)
-    refuse_failures(suite, records, directory)
-    metrics = suite.metrics(records)
-    with replaced(directory):
-        results.write_result(directory, about, records, metrics)
+    if args.suites:
+        return evaluate_set(args, subject, choose(suite, args.suites), messages)
+    directory = args.out or subject.directory / "eval" / variant_of(args.counterfactual or suite.name, args, subject)
+    metrics = answer(subject, suite, read_options(args), directory, args, messages)
     write_report(directory / "report.html", [directory])
     if args.json:
         print((directory / "metrics.json").read_text(encoding="utf-8"), end="")
@@ -158,6 +164,94 @@ def evaluate(args: argparse.Namespace, messages: Console) -> int:
         Console().print(metrics_table(f"{subject.name}, {suite.name}", metrics_json(metrics), suite))
         print(directory / "report.html")
     return 0
+
+
+def variant_of(name: str, args: argparse.Namespace, subject: Subject) -> str:
+    name += "_blank" if args.blank_pictures else ""
+    return name + ("_constrained" if subject.config.eval.constrained and subject.policy else "")
+
+
+def evaluate_set(args: argparse.Namespace, subject: Subject, chosen: Chosen, messages: Console) -> int:
+    """Every suite of a set in its turn, each with the world's own players beside, then one table over all."""
+    directory = args.out or subject.directory / "eval" / variant_of(chosen.name, args, subject)
+    for part in chosen.parts:
+        seeds = part.held_out.seeds
+        options = replace(read_options(args), seed_start=seeds.start)
+        if (options.episodes or NUM_EPISODES) > len(seeds):
+            raise ValueError(f"--episodes {options.episodes}: {part.name} has {len(seeds)} seeds of its own; lower it")
+        messages.print(f"{part.name}: {part.held_out.title}", markup=False, highlight=False)
+        place = directory_of(directory, part.name)
+        answer(subject, part.suite, options, place, args, messages, is_kept=True)
+        write_report(place / "report.html", [place])
+        for player, policy in players_beside(part, subject, options).items():
+            beside = Subject(player, policy, subject.config, directory, {})
+            place = directory_of(directory, part.name, player)
+            answer(beside, part.suite, options, place, args, messages, is_kept=True, keeps_pictures=False)
+    run = subject.directory if "dataset_hash" in subject.about else None
+    about = results.describe(chosen.name, subject.name, **subject.about, oracle=dict(read_options(args).oracle))
+    about |= {"world_from": chosen.suite.source, "world": dict(chosen.suite.world.rules)}
+    unseen = {p.name: seen_in_training(p, run, subject.config) if run else None for p in chosen.parts}
+    table = write_table(directory, about, chosen, unseen)
+    write_set_report(directory)
+    if args.json:
+        print((directory / TABLE).read_text(encoding="utf-8"), end="")
+    else:
+        Console(width=None if sys.stdout.isatty() else 140).print(set_table(table))
+        print(directory / "report.html")
+    return 0
+
+
+def players_beside(part: Part, subject: Subject, options: Options) -> dict[str, Policy]:
+    """The oracle, with the settings that the command gives it, and the random player; without the one in focus."""
+    world = part.suite.world
+    oracle = world.make_oracle(**options.oracle)
+    players = ({"oracle": oracle} if oracle else {}) | {"random": world.make_policy("random")}
+    return {name: policy for name, policy in players.items() if name != subject.name}
+
+
+def answer(
+    subject: Subject,
+    suite: Suite,
+    options: Options,
+    directory: Path,
+    args: argparse.Namespace,
+    messages: Console,
+    *,
+    is_kept: bool = False,
+    keeps_pictures: bool = True,
+) -> Metrics:
+    """Ask and write the result; `is_kept`: one that is there already stays, if it is whole and of these settings."""
+    start = time.monotonic()
+    say = partial(messages.print, markup=False, highlight=False, soft_wrap=True)
+    work = suite.prepare(subject.config, subject.policy, options, say)
+    settings = {"suite": suite.name, "policy": subject.name, "weights": subject.weights}
+    settings |= {"pictures": keeps_pictures and not args.no_pictures, **subject.about, **work.about}
+    if is_kept and (kept := kept_records(directory, settings, work)):
+        say(f"note: {directory} is kept: it has these {len(kept)} {suite.cases} already")
+        return suite.metrics(kept)
+    records = ask(subject.name, suite, work, settings, args.time_limit, directory, messages)
+    seconds = round(time.monotonic() - start, 1)
+    about = results.describe(suite.name, subject.name, **(subject.about | work.about | work.told(records)))
+    refuse_failures(suite, records, directory)
+    metrics = suite.metrics(records)
+    with replaced(directory):
+        results.write_result(directory, about | {"seconds": seconds, "settings": digest(settings)}, records, metrics)
+    return metrics
+
+
+def digest(settings: dict) -> str:
+    """Tells settings that decide the records from others."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def kept_records(directory: Path, settings: dict, work: Work) -> list:
+    """The records of a whole result of just these settings and cases; none if there is no such result."""
+    if not (directory / "metrics.json").is_file():
+        return []
+    result, records, _ = results.read_result(directory)
+    places = [work.place(number, record) for number, record in enumerate(records)]
+    is_whole = places == list(range(len(work.cases)))
+    return records if is_whole and result["about"].get("settings") == digest(settings) else []
 
 
 def refuse_failures(suite: Suite, records: Sequence, directory: Path) -> None:
@@ -177,6 +271,11 @@ def choose_suite(args: argparse.Namespace, config: Config) -> Suite:
         raise ValueError("the config's eval.suite is none: there is nothing to play; give --suite")
     suite = suite_for(name, config, with_overrides({}, args.world))
     suite.check_options(read_options(args))
+    if args.suites:
+        choose(suite, args.suites)
+        for option in ("seed_start", "counterfactual"):
+            if getattr(args, option):
+                raise ValueError(f"--{option.replace('_', '-')} with --suites: each suite has its own; leave it out")
     return suite
 
 
@@ -254,26 +353,30 @@ def build_baseline(args: argparse.Namespace) -> Subject:
 
 
 def ask(
-    subject: Subject, suite: Suite, args: argparse.Namespace, directory: Path, messages: Console
-) -> tuple[list, dict]:
-    """(the records in the order of their cases, what the result says about itself)
+    name: str, suite: Suite, work: Work, settings: dict, limit_s: float | None, directory: Path, messages: Console
+) -> list:
+    """The records in the order of their cases.
 
     Records of an earlier start are not made again; what is asked for in number changes none of them.
     """
     say = partial(messages.print, markup=False, highlight=False, soft_wrap=True)
-    work = suite.prepare(subject.config, subject.policy, read_options(args), say)
-    settings = {"suite": suite.name, "policy": subject.name, "weights": subject.weights}
-    settings |= {"pictures": not args.no_pictures, **subject.about, **work.about}
     with Unfinished(directory, suite.record, settings, say) as under_way:
-        records = finish(subject.name, suite, work, under_way, args, messages)
+        picture_dir = under_way.picture_dir if settings["pictures"] else None
+        records = finish(name, suite, work, under_way, picture_dir, limit_s, messages)
     if len(records) < len(work.cases):
         left = len(work.cases) - len(records)
         say(f"note: the time limit left {left} of {len(work.cases)} {suite.cases} unasked")
-    return records, work.about | work.told(records)
+    return records
 
 
 def finish(
-    name: str, suite: Suite, work: Work, under_way: Unfinished, args: argparse.Namespace, messages: Console
+    name: str,
+    suite: Suite,
+    work: Work,
+    under_way: Unfinished,
+    picture_dir: Path | None,
+    limit_s: float | None,
+    messages: Console,
 ) -> list:
     """All records that the time allows, with those that were there."""
     placed = {work.place(number, record): record for number, record in enumerate(under_way.kept)}
@@ -290,8 +393,7 @@ def finish(
             progress.update(task, advance=len(records), won=won)
 
         rest = [case for place, case in enumerate(work.cases) if place not in placed]
-        picture_dir = None if args.no_pictures else under_way.picture_dir
-        made = work.answer(rest, on_records, picture_dir, args.time_limit)
+        made = work.answer(rest, on_records, picture_dir, limit_s)
     placed |= {work.place(number, record): record for number, record in enumerate(made, len(placed))}
     return [placed[place] for place in sorted(placed)]
 

@@ -29,6 +29,7 @@ from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import Env, Observation, Policy, Tool, ToolResult, Turn
 from qwenvl_agent.statistics import Interval
 from qwenvl_agent.worlds.baselines import NoisyPolicy, RandomPolicy, random_turn
+from qwenvl_agent.worlds.held_out import SuiteSet
 
 STEP_LINE = re.compile(r"(?m)^Step: .*\n?")
 
@@ -225,6 +226,17 @@ class World:
         return {}
 
     # what only some worlds have
+
+    def held_out_suites(self) -> Mapping[str, SuiteSet]:
+        """Sets of kinds of missions to be played apart, by name (`worlds.held_out`); of this world under its rules."""
+        return {}
+
+    def seen_in(self, rule: str, recorded: Mapping[str, Sequence[object]]) -> str:
+        """What of this rule's value, which is said to be unseen, a recording shows; "" if nothing.
+
+        `recorded`: rule -> the values that the recording was made with; one that it does not name had its default.
+        """
+        return f"{rule} {self.rules[rule]}" if self.rules[rule] in recorded.get(rule, ()) else ""
 
     def counterfactuals(self) -> "Mapping[str, Counterfactual]":
         """Changes of the world or of what a policy is told, to see what its success rests on."""

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from qwenvl_agent.containers import Record
 from qwenvl_agent.json_input import Reject
@@ -14,6 +15,7 @@ from qwenvl_agent.records import CallRecord, EpisodeRecord, StepRecord
 from qwenvl_agent.schema import Env, Policy, Tool, Turn
 from qwenvl_agent.settings import build
 from qwenvl_agent.statistics import wilson
+from qwenvl_agent.worlds.held_out import SuiteSet, read_suites
 from qwenvl_agent.worlds.recording import RecordedRow
 from qwenvl_agent.worlds.safari import diagnosis, failures, judge
 from qwenvl_agent.worlds.safari.baselines import NoisyOracle, RandomAgent, random_move
@@ -28,6 +30,8 @@ from qwenvl_agent.worlds.safari.tools import TOOLS
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, VIEW, SafariRules
 from qwenvl_agent.worlds.world import Counterfactual, DrawnState, Labels, Metrics, RecordedTurn, SeedSets, World
 
+SUITES_DIR = Path(__file__).parent / "suites"
+"""Held-out suites, a set a file."""
 ORACLE_SETTINGS = ("max_path", "max_final_path", "thought_form", "waypoints")
 LABELS = Labels(
     goals="targets found",
@@ -149,6 +153,16 @@ class Safari(World):
 
     def metrics(self, records: Sequence[EpisodeRecord]) -> Metrics:
         return {"stand_still_rate": wilson(sum(map(failures.has_stand_still, records)), len(records))}
+
+    def held_out_suites(self) -> Mapping[str, SuiteSet]:
+        return {path.stem: read_suites(path, self.seeds.report) for path in sorted(SUITES_DIR.glob("*.json"))}
+
+    def seen_in(self, rule: str, recorded: Mapping[str, Sequence[object]]) -> str:
+        if rule != "asked_for":
+            return super().seen_in(rule, recorded)
+        left_out = [set(animals) for animals in recorded.get("left_out", ()) if isinstance(animals, list)] or [set()]
+        shown = set(self.settings.asked_for) - set.intersection(*left_out)
+        return f"animals that are asked for: {', '.join(sorted(shown))}" if shown else ""
 
     def counterfactuals(self) -> Mapping[str, Counterfactual]:
         return {
