@@ -15,6 +15,7 @@ from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_confi
 
 import train
 from qwenvl_agent.config import build_config
+from qwenvl_agent.inference.load import find_run
 from qwenvl_agent.studies.progress import read_progress
 from qwenvl_agent.training import setup
 from qwenvl_agent.training.stop import StopRequest
@@ -115,6 +116,7 @@ def test_each_stage_begins_with_the_weights_before_it(uninterrupted):
     assert [c["train"]["learning_rate"] for c in configs] == [1e-3, 5e-4, 1e-3]
     adapter = json.loads((uninterrupted / "agent/checkpoints/last/model/adapter_config.json").read_text())
     assert adapter["lora_dropout"] == 0.1
+    assert find_run(uninterrupted).run == uninterrupted / "own_states"  # what eval.py and export take it for
     assert (uninterrupted / "checkpoints" / "last").resolve() == (
         uninterrupted / "own_states/checkpoints/last"
     ).resolve()
@@ -235,6 +237,14 @@ def test_results_are_not_lost_and_a_changed_stage_is_not_built_upon(configure, t
         train.train_stages(changed, resume=True)
     with pytest.raises(ValueError, match="its results would be lost"):
         train.train(configure(name="run"))  # an ordinary run of that name
+
+
+def test_a_source_that_is_missing_in_the_last_stage_is_found_before_the_first_is_trained(configure):
+    gone = [{"path": "no/such.jsonl", "kind": "chat"}]
+    config = configure(stages=[{"name": "a"}, {"name": "b", "set": {"data.sources": gone}}])
+    with pytest.raises(ValueError, match="stage b: no/such.jsonl: there is no such file.*let the stage `record` it"):
+        train.train_stages(config)
+    assert not (config.run_dir / "a").exists()
 
 
 def test_a_stop_asked_of_the_curriculum_ends_the_stage_that_runs(configure, three_stages, monkeypatch):

@@ -22,10 +22,19 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from qwenvl_agent.config import Config, GateConfig, to_json
+from qwenvl_agent.containers import data_files
 from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.inference.load import locate_checkpoint
 from qwenvl_agent.training.checkpoint import EVALUATION, check_folder, is_run
-from qwenvl_agent.training.curriculum import DATA, MAKERS, DataRequest, PlannedRun, plan_runs, recorder_options
+from qwenvl_agent.training.curriculum import (
+    DATA,
+    MAKERS,
+    DataRequest,
+    PlannedRun,
+    made_sources,
+    plan_runs,
+    recorder_options,
+)
 from qwenvl_agent.training.lock import lock_run
 from qwenvl_agent.training.metrics import flatten
 from qwenvl_agent.training.run import Run
@@ -72,6 +81,7 @@ def parts_of(
     ranks = find_ranks(config)
     from_rank_0(ranks, lambda: open_curriculum(config, runs, resume, overwrite, accept_changes, ranks))
     in_turns(ranks, "the datasets are recorded", lambda: record_datasets(runs, ranks))
+    from_rank_0(ranks, lambda: check_sources(runs))
     for number, run in enumerate(runs, 1):
         ranks.print(f"stage {number} of {len(runs)}: {run.config.name}")
         if run.made_by and not from_rank_0(ranks, lambda run=run: is_over(run, 0)):
@@ -246,6 +256,17 @@ def record_dataset(config: Config, options: list[str]) -> None:
         json.dump(to_json(config), file)
         file.flush()
         run_subcommand(["record", "--reuse", "--config", file.name, *options])
+
+
+def check_sources(runs: list[PlannedRun]) -> None:
+    """ValueError if a source is not there that nothing will make."""
+    for run in runs:
+        for source in run.config.data.sources:
+            if source not in made_sources(run):
+                try:
+                    data_files(source.path)
+                except ValueError as error:
+                    raise ValueError(f"stage {run.config.name}: {error}, or let the stage `record` it") from None
 
 
 def make_data(run: PlannedRun, ranks: PartialState) -> None:
