@@ -1,4 +1,4 @@
-"""Rebuild the tiny base that the package ships: tokenizer, vision, perception and ways, then the writing of calls.
+"""Rebuild the tiny base that the package ships: tokenizer, vision, perception, calls, ways, and looking where one walks.
 
     python scripts/pretrain_tiny.py --out generated/tiny --compile
 
@@ -9,8 +9,9 @@ has made as calls. It has never played: what to plan is random in its rows and n
 Vision stage: the tower's output for a tile must name it through the language model's own embedding table (the tile's
 place, what stands on it, which neighbours are free), so that a vision token reads like a bag of words. Then the tower is
 frozen, and the language model learns short statements about pictures (perception), then exchanges in which a mission, a
-notepad and a plan become calls, in every format (calls), and at last ways among many trees (ways). Only what a reader of the row could know is supervised, never
-the random choice of what to ask or to do.
+notepad and a plan become calls, in every format (calls), then ways among many trees (ways), what stands on a tile that
+is named (contents), and ways with what stands on them, so that one that is blocked is seen to be (looks). Only what a
+reader of the row could know is supervised, never the random choice of what to ask or to do.
 """
 
 import argparse
@@ -48,7 +49,7 @@ from qwenvl_agent.worlds import make_env
 from qwenvl_agent.worlds.safari.missions import KIND_WORDS, write_mission
 from qwenvl_agent.worlds.safari.notepad import Notes, tile_name, write_notes
 from qwenvl_agent.worlds.safari.oracle import SafariOracle
-from qwenvl_agent.worlds.safari.paths import actions_of, first_part, shortest_way
+from qwenvl_agent.worlds.safari.paths import actions_of, first_part, shortest_way, straight_ways, upto_first
 from qwenvl_agent.worlds.safari.render import (
     FIRST_ANIMAL,
     GROUND,
@@ -67,7 +68,7 @@ TILE_PX = 16
 FEATURE_POWER = 0.05
 """Mean square of a vision feature's entries up to which it is not held back."""
 MAX_PATH = 6
-STAGES = ("vision", "perception", "calls", "ways")
+STAGES = ("vision", "perception", "calls", "ways", "contents", "looks")
 FORMATS_WITH_THOUGHT = ("plain", "native", "hybrid")
 LANGUAGES = tuple(KIND_WORDS)
 RULES = ("reach", "catch")
@@ -160,6 +161,12 @@ class Scene:
         blocked = frozenset((int(c), int(r)) for r, c in np.argwhere(board == TREE))
         return cls((int(column), int(row)), places, blocked, board)
 
+    def content(self, tile: Tile) -> str:
+        """What stands on a tile, as the oracle's thoughts say it."""
+        symbol = int(self.symbols[tile[1], tile[0]])
+        animal = symbol_animal(symbol)
+        return animal.name if animal else {GROUND: "free", TREE: "tree"}.get(symbol, "Me")
+
     def nearest(self, animal: Animal) -> str:
         """The nearest tile of that animal by name, or none."""
         tiles = self.places.get(animal)
@@ -189,10 +196,7 @@ def tile_statement(scene: Scene, rng: random.Random) -> list[Piece]:
     """What stands on one tile."""
     tiles = list(scene.places.values())
     tile = rng.choice(TILES) if rng.random() < 0.3 or not tiles else rng.choice(rng.choice(tiles))
-    symbol = int(scene.symbols[tile[1], tile[0]])
-    animal = symbol_animal(symbol)
-    content = animal.name if animal else {GROUND: "free", TREE: "tree"}.get(symbol, "Me")
-    return [Piece(f" Tile {tile_name(tile)}", False), Piece(f" {content}.", True)]
+    return [Piece(f" Tile {tile_name(tile)}", False), Piece(f" {scene.content(tile)}.", True)]
 
 
 def target_statement(scene: Scene, rng: random.Random, absent: float) -> list[Piece]:
@@ -227,6 +231,42 @@ def way_statement(scene: Scene, rng: random.Random) -> list[Piece]:
     return [Piece(asked, False), Piece(f" Path {tile_names(part)}. Plan {plan.text()}.", True)]
 
 
+def content_statement(scene: Scene, rng: random.Random) -> list[Piece]:
+    """What stands on one tile: mostly an animal or a tree, so that it has to be looked up."""
+    animals = [tile for tiles in scene.places.values() for tile in tiles]
+    tile = rng.choice(rng.choice([among for among in (animals, animals, sorted(scene.blocked), TILES) if among]))
+    return [Piece(f" Tile {tile_name(tile)}", False), Piece(f" {scene.content(tile)}.", True)]
+
+
+def look_statement(scene: Scene, rng: random.Random, max_false_starts: int = 2) -> list[Piece]:
+    """A way to a tile with what stands on it, perhaps after ways that turned out to be blocked: those are not learned,
+    but what stands on them is."""
+    way = random_way(scene, rng, rng.random() < 0.4)
+    if not way:
+        return []
+    goal, part, plan = way
+    asked = rng.choice((f" Go {tile_name(goal)}.", f" Zone {tile_name(rng.choice(TILES))}, go {tile_name(goal)}."))
+    blocked = [upto_first(start[:MAX_PATH], scene.blocked) for start in straight_ways(scene.me, goal)]
+    blocked = [start for start in rng.sample(blocked, 2) if start][: rng.randint(0, max_false_starts)]
+    return [
+        Piece(asked, False),
+        *(piece for start in blocked for piece in looked_pieces(scene, start, False)),
+        *looked_pieces(scene, part, True),
+        Piece(f" Plan {plan.text()}.", True),
+    ]
+
+
+def looked_pieces(scene: Scene, way: Sequence[Tile], is_learned: bool) -> list[Piece]:
+    """The tiles of a way, each with what stands on it; the tiles' names are learned or not."""
+    pieces = [Piece(" Path", is_learned)]
+    for i, tile in enumerate(way):
+        pieces += [
+            Piece(f" {tile_name(tile)}", is_learned),
+            Piece(f" {scene.content(tile)}{'.' * (i == len(way) - 1)}", True),
+        ]
+    return pieces
+
+
 def free_statement(scene: Scene, rng: random.Random) -> list[Piece]:
     """The directions from one tile, mostly a near one, in which no tree and no edge of the view is next to it."""
     near = [tile for tile in TILES if abs(tile[0] - scene.me[0]) + abs(tile[1] - scene.me[1]) <= 4]
@@ -236,10 +276,11 @@ def free_statement(scene: Scene, rng: random.Random) -> list[Piece]:
     return [Piece(f" free {tile_name(tile)}", False), Piece(f" {' '.join(free) or 'none'}.", True)]
 
 
-def random_way(scene: Scene, rng: random.Random) -> tuple[Tile, list[Tile], Plan] | None:
-    """A free tile, the first tiles towards it and the moves; None if a few tries find nothing in reach."""
+def random_way(scene: Scene, rng: random.Random, to_animal: bool = False) -> tuple[Tile, list[Tile], Plan] | None:
+    """A tile, an animal's if asked, the first tiles towards it and the moves; None if a few tries find nothing in reach."""
+    animals = [tile for tiles in scene.places.values() for tile in tiles]
     for _ in range(10):
-        goal = rng.choice(TILES)
+        goal = rng.choice(animals if to_animal and animals else TILES)
         way = shortest_way(scene.me, goal, scene.blocked) if goal not in scene.blocked and goal != scene.me else None
         if way:
             part = first_part(scene.me, way, MAX_PATH)
@@ -251,11 +292,11 @@ def tile_names(tiles: Sequence[Tile]) -> str:
     return " ".join(map(tile_name, tiles))
 
 
-def exchanges(scene: Scene, rng: random.Random) -> list[Piece]:
+def exchanges(scene: Scene, rng: random.Random, num: int = 2, looks: bool = False) -> list[Piece]:
     """Chat in one format: what must be done stands in a notepad and a thought, and the calls that do it follow."""
     fmt = FORMATS[rng.choice(FORMATS_WITH_THOUGHT)]
     pieces = [Piece(f"\n\n{fmt.instructions(env_tools(rng.choice(RULES)))}<|im_end|>\n", False)]
-    return pieces + exchange(scene, rng, fmt) + exchange(scene, rng, fmt)
+    return pieces + [piece for _ in range(num) for piece in exchange(scene, rng, fmt, looks)]
 
 
 @cache
@@ -263,7 +304,17 @@ def env_tools(rules: str) -> tuple[Tool, ...]:
     return tuple(make_env("safari", rules=rules).tools)
 
 
-def exchange(scene: Scene, rng: random.Random, fmt: Format) -> list[Piece]:
+def last_line(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """What a context says of the turn before, and what a thought says of it."""
+    trees = sorted(scene.blocked)
+    if not trees or rng.random() < 0.5:
+        return f"Last: {rng.choice(('(none)', 'moved', 'moved, noted', 'stood'))}\n", ""
+    tile = tile_name(rng.choice(trees))
+    moved = rng.choice(("", "moved, ", "moved, noted, ", "noted, "))
+    return f"Last: {moved}blocked by tree {tile}\n", f" Blocked {tile}."
+
+
+def exchange(scene: Scene, rng: random.Random, fmt: Format, looks: bool = False) -> list[Piece]:
     """Where to go, which zones are swept and whether something is found or done is asked; the rest follows from it."""
     way = random_way(scene, rng)
     if not way:
@@ -281,18 +332,21 @@ def exchange(scene: Scene, rng: random.Random, fmt: Format) -> list[Piece]:
         new = Notes(old.swept.union(swept), go=rng.choice(ZONES)) if swept or not old.go else old
         asked = "".join(f" Done {tile_name(zone)}." for zone in swept)
         asked += f" Zone {tile_name(new.go)}, go {tile_name(goal)}."
+    told, blocked = last_line(scene, rng) if looks else ("", "")
     thought = [
         Piece("Me", True),
         me_piece(scene),
+        Piece(blocked, True),
         Piece(f" Target {animal.name} {scene.nearest(animal)}.", True),
         Piece(asked, False),
-        Piece(f" Path {tile_names(part)}. Plan {walk.text()}", True),
+        *(looked_pieces(scene, part, True) if looks else [Piece(f" Path {tile_names(part)}.", True)]),
+        Piece(f" Plan {walk.text()}", True),
         Piece(plan.text().removeprefix(walk.text()) + ".", False),
     ]
     turn = Turn("".join(piece.text for piece in thought), tuple(calls_of(plan, old, new, mission.wordings[0])))
     before, after = "".join(span.text for span in fmt.render(turn)).split(turn.thought)
     notepad = write_notes(old, 2 * VIEW, 2 * VIEW) or "(empty)"
-    user = f"<|im_start|>user\nMission: {mission.text}\n\nNotepad:\n{notepad}<|im_end|>\n<|im_start|>assistant\n"
+    user = f"<|im_start|>user\nMission: {mission.text}\n{told}\nNotepad:\n{notepad}<|im_end|>\n<|im_start|>assistant\n"
     return [Piece(user, False), Piece(before, True), *thought, Piece(f"{after}<|im_end|>", True), Piece("\n", False)]
 
 
@@ -404,14 +458,18 @@ def statement_figures(tokenizer, before, targets, is_right, groups) -> dict:
     tiles = torch.tensor([one_token(tokenizer, f" {tile_name(tile)}") for tile in TILES])
     steps = torch.tensor([one_token(tokenizer, f" {n}") for n in (1, 2, 3)])
     directions = torch.tensor([one_token(tokenizer, f" {name}") for name in DIRECTIONS])
+    contents = torch.tensor([one_token(tokenizer, word) for word in (" free", " tree")] + animals.tolist())
     groups = {
         "me": before == me,
         "animal": torch.isin(targets, animals),
         "none": torch.isin(before, animals) & (targets == none),
         "at": torch.isin(before, animals) & torch.isin(targets, tiles),
         "path_first": before == path,
-        "path": torch.isin(before, tiles) & torch.isin(targets, tiles),
+        "path": torch.isin(before, torch.cat([tiles, contents])) & torch.isin(targets, tiles),
         "steps": torch.isin(targets, steps),
+        "content": torch.isin(before, tiles) & torch.isin(targets, contents),
+        "tree": torch.isin(before, tiles) & (targets == one_token(tokenizer, " tree")),
+        "content_animal": torch.isin(before, tiles) & torch.isin(targets, animals),
         "first_free": torch.isin(before, tiles) & torch.isin(targets, directions),
     }
     return {name: round(is_right[group].float().mean().item(), 3) for name, group in groups.items()}
@@ -428,6 +486,8 @@ def main() -> int:
     parser.add_argument("--perception-steps", type=int, default=3000)
     parser.add_argument("--calls-steps", type=int, default=1500)
     parser.add_argument("--ways-steps", type=int, default=1200)
+    parser.add_argument("--contents-steps", type=int, default=500)
+    parser.add_argument("--looks-steps", type=int, default=700)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--ramp-rows", type=int, default=20_000, help="rows until perception asks for everything")
     parser.add_argument("--seed", type=int, default=0)
@@ -454,6 +514,8 @@ def run_stage(stage: str, model, tokenizer, args) -> dict:
         "perception": (272, args.perception_steps, 1.5e-3, partial(perception_row, args.ramp_rows), random_board),
         "calls": (416, args.calls_steps, 1e-3, calls_row, random_board),
         "ways": (352, args.ways_steps, 1e-3, ways_row, partial(random_board, densities=(0.1, 0.2, 0.3, 0.35))),
+        "contents": (248, args.contents_steps, 1e-3, contents_row, random_board),
+        "looks": (384, args.looks_steps, 1e-3, looks_row, partial(random_board, densities=(0.1, 0.12, 0.2, 0.3))),
     }[stage]
 
     def draw(rng: random.Random, row: int) -> tuple[np.ndarray, list[tuple[str, int]]]:
@@ -492,6 +554,24 @@ def ways_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
     rng.shuffle(kinds)
     pieces = [piece for kind in kinds for piece in kind(scene, rng)]
     return pieces + exchanges(scene, rng) if row % 3 == 0 else pieces
+
+
+def contents_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
+    """What stands where, asked so often that looking a tile up is found: a few of them in a row never were (docs/LOG.md)."""
+    target = partial(target_statement, absent=0.5)
+    kinds = [content_statement] * 26 + [target] * 3 + [free_statement]
+    rng.shuffle(kinds)
+    return [Piece("Me", False), me_piece(scene), *(piece for kind in kinds for piece in kind(scene, rng))]
+
+
+def looks_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
+    """What stands where, ways with what stands on them, and now and then what happened before and calls."""
+    target = partial(target_statement, absent=0.5)
+    has_calls = row % 2 == 0
+    kinds = [content_statement] * 7 + [target] * 2 + [way_statement] + [look_statement] * (1 if has_calls else 6)
+    rng.shuffle(kinds)
+    pieces = [Piece("Me", False), me_piece(scene), *(piece for kind in kinds for piece in kind(scene, rng))]
+    return pieces + exchanges(scene, rng, 1, looks=True) if has_calls else pieces
 
 
 def new_base(args):

@@ -240,6 +240,11 @@ def test_what_stands_under_the_disc_is_stepped_off_to_look():
 def test_a_walk_does_not_stop_on_an_animal():
     assert "Path e5 d5 c5 b5 a5 a4. Plan" in decide({}, **TINY)[0]
     assert "Path e5 d5 c5 b5 a5. Plan" in decide({(5, 9): BLUE_LION}, **TINY)[0]
+    looking = {**TINY, "thought_form": "looking"}
+    over = "Path e5 free d5 free c5 free b5 free a5 free a4 "
+    assert f"{over}blue lion. Plan" in decide({(5, 9): BLUE_LION}, **looking)[0]  # no target: it may be hidden
+    wanted = decide({(5, 9): BLUE_LION}, mission="Find first the red tiger, then the blue lion.", **looking)[0]
+    assert f"{over}blue" not in wanted and "Path e5 free d5 free c5 free b5 free a5 free. Plan" in wanted
 
 
 def test_a_zone_whose_waypoint_is_blocked_is_seen_whole_from_beside():
@@ -254,20 +259,36 @@ def test_world_form_names_places():
     )
 
 
-def test_looking_form_names_the_ways_out_and_the_distance_before_it_plans():
-    trees = {(11, 10), (10, 9)}
-    for player, free, shown in (
-        ((10, 10), "f5 LEFT DOWN", "h3 4"),
-        ((13, 8), "f5 RIGHT LEFT UP DOWN", "e5 1"),
-        ((0, 0), "a0 RIGHT DOWN", "none"),
-    ):
-        looking, calls = decide({(12, 8): RED_TIGER}, trees=trees, player=player, thought_form="looking")
-        plain, same = decide({(12, 8): RED_TIGER}, trees=trees, player=player)
-        me, _, rest = plain.partition(". ")
-        rest = rest.replace(f"tiger {shown[:2]}.", f"tiger {shown}.") if shown != "none" else rest
-        assert (looking, calls) == (f"{me}. free {free}. {rest}", same)
-    around = {(9, 10), (11, 10), (10, 9), (10, 11)}
-    assert " free f5 none. " in decide({}, trees=around, thought_form="looking")[0]
+def test_looking_form_says_what_stands_on_each_tile_of_the_way():
+    animals = {(12, 8): RED_TIGER, (12, 10): BLUE_LION}
+    assert decide(animals, thought_form="looking")[0] == (
+        "Me f5. Target red tiger h3. Path g5 free h5 blue lion h4 free h3 red tiger. Plan RIGHT 2 UP 2, found, done."
+    )
+    plain, calls = decide({}, trees={(9, 10)}, max_path=2)
+    thought, same = decide({}, trees={(9, 10)}, max_path=2, thought_form="looking")
+    assert (thought, calls) == (plain.replace("Path f4 f3.", "Path f4 free f3 free."), same) and thought != plain
+
+
+def test_false_starts_are_straight_ways_up_to_what_blocks():
+    trees, looking = {(11, 10), (10, 8)}, {"thought_form": "looking", "max_path": 4, "max_final_path": 4}
+    shown = {
+        decide({(12, 8): RED_TIGER}, trees=trees, step=step, false_starts=1.0, **looking)[0] for step in range(1, 9)
+    }
+    row, column = "Path g5 tree. ", "Path f4 free f3 tree. "
+    rest = "Path f4 free g4 free h4 free h3 red tiger. Plan UP 1 RIGHT 2 UP 1, found, done."
+    start = "Me f5. Target red tiger h3. "
+    assert shown == {start + row + column + rest, start + column + row + rest}
+    assert decide({(12, 8): RED_TIGER}, trees=trees, **looking)[0] == start + rest
+    free = decide({(12, 8): RED_TIGER}, false_starts=1.0, **looking)[0]
+    assert free == start + "Path g5 free h5 free h4 free h3 red tiger. Plan RIGHT 2 UP 2, found, done."
+    short = decide({(12, 8): RED_TIGER}, trees={(12, 9)}, false_starts=1.0, **{**looking, "max_path": 2})[0]
+    assert "tree" not in short  # what blocks is further away than one turn walks
+
+
+def test_false_starts_are_refused_where_nothing_is_looked_at():
+    for false_starts, form in ((0.5, "tiles"), (1.5, "looking"), (-0.1, "looking")):
+        with pytest.raises(ValueError, match=rf"false_starts {false_starts} with thought_form '{form}'.*use 0 to 1"):
+            SafariOracle(SafariRules(), thought_form=form, false_starts=false_starts)
 
 
 def test_a_notepad_from_before_the_mission_is_replaced():
@@ -313,7 +334,8 @@ def test_thoughts_announce_exactly_what_the_calls_do():
         ("reach", TINY),
         ("catch", {}),
         ("catch", {"thought_form": "world"}),
-        ("reach", {"thought_form": "looking"}),
+        ("reach", {"thought_form": "looking", "max_path": 4, "max_final_path": 4, "false_starts": 0.5}),
+        ("catch", {"thought_form": "looking", "false_starts": 0.5}),
     ):
         for seed in range(6):
             steps, _ = play({**SMALL, **HARD, "rules": rules}, seed, noise=0.2, **settings)

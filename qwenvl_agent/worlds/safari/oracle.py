@@ -5,6 +5,7 @@ It keeps no state: all it knows of earlier turns stands in the notepad (`notepad
 would otherwise forget and walk into again (`heading.py`).
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,15 @@ import numpy as np
 from qwenvl_agent.schema import Answer, Request, ToolCall, Turn
 from qwenvl_agent.worlds.safari.heading import MAX_WALLS, Field, best_place, field_to, walls_to_remember
 from qwenvl_agent.worlds.safari.notepad import Notes, tile_name, write_notes
-from qwenvl_agent.worlds.safari.paths import actions_of, direction_between, first_part, last_run, shortest_way
+from qwenvl_agent.worlds.safari.paths import (
+    actions_of,
+    direction_between,
+    first_part,
+    last_run,
+    shortest_way,
+    straight_ways,
+    upto_first,
+)
 from qwenvl_agent.worlds.safari.render import read_view
 from qwenvl_agent.worlds.safari.scene import Scene, read_scene
 from qwenvl_agent.worlds.safari.sweep import is_swept, waypoint_goals, with_next_zone, zones_of
@@ -41,7 +50,10 @@ class SafariOracle:
 
     max_path: tiles walked in a turn. max_final_path: tiles to the target in the turn that declares it; up to 3 they
     must be one straight run, which is easier to imitate. waypoints: where zones are looked at from, `centres`, or
-    `borders`, which takes no sums of coordinates (`sweep.py`).
+    `borders`, which takes no sums of coordinates (`sweep.py`). false_starts: share of the straight ways through something
+    that blocks which a thought of a form that looks first goes, sees blocked, and leaves: who is taught good ways alone
+    says that a way is free without looking. With such a form walks may end on animals that are no targets: else every
+    walk that ends on an animal would be one that declares it, and what stands there need not be read.
     """
 
     def __init__(
@@ -52,6 +64,7 @@ class SafariOracle:
         max_final_path: int = 12,
         thought_form: str = "tiles",
         waypoints: str = "centres",
+        false_starts: float = 0.0,
     ):
         most = MAX_ACTIONS * MAX_STEPS
         if not (1 <= max_path <= most and 1 <= max_final_path <= most):
@@ -61,12 +74,18 @@ class SafariOracle:
             )
         if waypoints not in ("centres", "borders"):
             raise ValueError(f"waypoints {waypoints!r}: no zone could be walked to; use centres or borders")
+        self.form = thought_form_named(thought_form)
+        if not 0 <= false_starts <= 1 or (false_starts and not self.form.looks):
+            raise ValueError(
+                f"false_starts {false_starts} with thought_form {thought_form!r}: it is a share, and only a form that says "
+                "what stands on a way can leave one; use 0 to 1 with thought_form=looking"
+            )
+        self.false_starts = false_starts
         self.rules = rules
         self.waypoints = waypoints
         self.size = (rules.width, rules.height)
         self.max_path = max_path
         self.max_final_path = max_final_path
-        self.form = thought_form_named(thought_form)
 
     def act(self, requests: Sequence[Request]) -> list[Answer]:
         return [Answer(self.turn_on(request)) for request in requests]
@@ -78,11 +97,22 @@ class SafariOracle:
     def turn(self, symbols: np.ndarray, text: str) -> Turn:
         """The turn for a (10, 10) view and a context text."""
         scene, written = read_scene(self.rules, symbols, text)
-        scene = replace(scene, waypoints=self.waypoints)
+        scene = replace(scene, waypoints=self.waypoints, ends_on_animals=self.form.looks)
         decision = self.decide(scene)
-        reasons = replace(decision.reasons, blocked=scene.context.blocked, free=scene.free_directions)
+        reasons = self.looking(scene, replace(decision.reasons, blocked=scene.context.blocked))
         thought = write_thought(self.form, scene.corner, reasons, decision.plan)
         return Turn(thought, tuple(self.calls(scene, decision, written)))
+
+    def looking(self, scene: Scene, reasons: Reasons) -> Reasons:
+        """The reasons with what stands on the ways, and with ways that were thought of first."""
+        if not self.form.looks:
+            return reasons
+        rng = random.Random(f"{scene.context}{scene.symbols.tobytes().hex()}")
+        straight = [way[: self.max_path] for way in straight_ways(scene.me, reasons.aim or scene.me)]
+        blocked = [way for way in (upto_first(way, scene.blocked) for way in straight) if way]
+        starts = [way for way in dict.fromkeys(rng.sample(blocked, len(blocked))) if rng.random() < self.false_starts]
+        tiles = {tile for way in (*starts, reasons.way) for tile in way}
+        return replace(reasons, false_starts=starts, contents={tile: scene.content(tile) for tile in tiles})
 
     def decide(self, scene: Scene) -> Decision:
         if not scene.wanted:
@@ -103,7 +133,7 @@ class SafariOracle:
             return None
         way = min(ways)[-1]
         target = scene.animals[way[-1]]
-        reasons = Reasons(scene.me, targets=shown_targets(scene, {target: way[-1]}))
+        reasons = Reasons(scene.me, targets=shown_targets(scene, {target: way[-1]}), aim=way[-1])
         if self.is_final(scene.me, way):
             return self.declaring(scene, way, target, reasons)
         # stop where the last run starts, or at least before the target
@@ -176,13 +206,13 @@ class SafariOracle:
     def head_for(self, scene: Scene, goals: list[Tile], reasons: Reasons) -> Decision | None:
         """Walk to the view tile that is best towards the goals; None if they cannot be reached."""
         field = field_to(goals, scene.walls, scene.corner, self.size)
-        animals = {scene.place(tile) for tile in scene.animals}
-        place = best_place(scene.context.position, scene.walls, animals, scene.corner, field)
+        avoided = {scene.place(tile) for tile in scene.no_ends}
+        place = best_place(scene.context.position, scene.walls, avoided, scene.corner, field)
         if place is None:
             return None
         go = scene.tile(place)
         way = first_part(scene.me, shortest_way(scene.me, go, scene.blocked), self.max_path)
-        return remembering(scene, walking(scene, replace(reasons, go=go), way), goals, field)
+        return remembering(scene, walking(scene, replace(reasons, go=go, aim=go), way), goals, field)
 
     def calls(self, scene: Scene, decision: Decision, written: Notes | None) -> list[ToolCall]:
         """The plan as calls, after an update of the notepad if it would say something else and is still needed."""
@@ -208,9 +238,9 @@ def with_notes(scene: Scene, notes: Notes) -> Scene:
 
 
 def walking(scene: Scene, reasons: Reasons, way: Sequence[Tile]) -> Decision:
-    """Walk a way, not ending on an animal: the disc would hide it."""
+    """Walk a way, not ending on an animal that the disc must not hide."""
     part = list(way)
-    while len(part) > 1 and part[-1] in scene.animals:
+    while len(part) > 1 and part[-1] in scene.no_ends:
         part.pop()
     plan = Plan(tuple(actions_of(scene.me, part)))
     return Decision(replace(reasons, way=tuple(part)), plan, scene.notes, part[-1] if part else scene.me)

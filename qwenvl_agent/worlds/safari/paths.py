@@ -47,6 +47,25 @@ def _ahead(tile: Tile, direction: str) -> Tile:
     return tile[0] + dx, tile[1] + dy
 
 
+def straight_ways(start: Tile, goal: Tile) -> list[tuple[Tile, ...]]:
+    """The ways of at most one bend, whatever stands on them: along the row first, and along the column first."""
+    (x, y), (to_x, to_y) = start, goal
+    row, column = [(i, y) for i in _between(x, to_x)], [(x, j) for j in _between(y, to_y)]
+    by_row = (*row, *((to_x, j) for j in _between(y, to_y)))
+    by_column = (*column, *((i, to_y) for i in _between(x, to_x)))
+    return [by_row, by_column]
+
+
+def _between(here: int, there: int) -> range:
+    """From the one after `here` up to `there`."""
+    return range(here + 1, there + 1) if there > here else range(here - 1, there - 1, -1)
+
+
+def upto_first(way: tuple[Tile, ...], blocked: Set[Tile]) -> tuple[Tile, ...]:
+    """The way up to its first blocked tile and with it; empty if nothing blocks."""
+    return next((way[: i + 1] for i, tile in enumerate(way) if tile in blocked), ())
+
+
 def direction_between(tile: Tile, ahead: Tile) -> str:
     """The direction from a tile to its neighbour."""
     return next(direction for direction in DIRECTIONS if _ahead(tile, direction) == ahead)

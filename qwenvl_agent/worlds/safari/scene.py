@@ -12,7 +12,7 @@ from qwenvl_agent.worlds.safari.context import Context, read_context
 from qwenvl_agent.worlds.safari.missions import Mission, find_targets, read_mission
 from qwenvl_agent.worlds.safari.notepad import Notes, read_notes
 from qwenvl_agent.worlds.safari.render import PLAYER, TREE, player_colour, symbol_animal
-from qwenvl_agent.worlds.safari.world import DIRECTIONS, Animal, SafariRules, Tile, in_view, view_corner
+from qwenvl_agent.worlds.safari.world import Animal, SafariRules, Tile, in_view, view_corner
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Scene:
     notes: Notes
     waypoints: str = "centres"
     """Where zones are looked at from: `sweep.py`."""
+    ends_on_animals: bool = False
+    """Whether a walk may end on an animal that is no target of the mission, which the disc then hides."""
 
     @cached_property
     def me(self) -> Tile:
@@ -56,10 +58,15 @@ class Scene:
         return frozenset(trees | set(self.animals) if self.rules.rules == "catch" else trees)
 
     @cached_property
-    def free_directions(self) -> list[str]:
-        """In which the player can walk, as far as the view shows."""
-        ahead = {name: (self.me[0] + dx, self.me[1] + dy) for name, (dx, dy) in DIRECTIONS.items()}
-        return [name for name, tile in ahead.items() if in_view(tile, (0, 0)) and tile not in self.blocked]
+    def no_ends(self) -> frozenset[Tile]:
+        """Tiles that are walked over but not stopped on."""
+        return frozenset(
+            tile for tile, animal in self.animals.items() if animal in self.wanted or not self.ends_on_animals
+        )
+
+    def content(self, tile: Tile) -> str:
+        """What stands on a tile, in words: its animal, tree where something blocks, or free."""
+        return self.animals[tile].name if tile in self.animals else "tree" if tile in self.blocked else "free"
 
     @cached_property
     def walls(self) -> frozenset[Tile]:

@@ -3,15 +3,15 @@
 The words of a form are a table, so another form is another table.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from qwenvl_agent.schema import ToolCall, ToolResult
 from qwenvl_agent.worlds.safari.context import Context, read_context
 from qwenvl_agent.worlds.safari.missions import find_targets, read_mission, resolve_target
 from qwenvl_agent.worlds.safari.notepad import tile_name
 from qwenvl_agent.worlds.safari.paths import Action
-from qwenvl_agent.worlds.safari.world import DIRECTIONS, Tile, walk
+from qwenvl_agent.worlds.safari.world import DIRECTIONS, Tile
 
 MAX_WORDS_CHARS = 80
 """Of a target that no lexicon knows."""
@@ -48,10 +48,9 @@ class ThoughtForm:
     content: str
     plan: str
     tile: Callable[[Tile, Tile], str]
-    free: str = ""
-    """The directions in which the player's tile can be left, before anything is planned; "": not said."""
-    says_distance: bool = False
-    """Whether a target's tile is followed by how many tiles away it is: only what is 1 away may be declared."""
+    looks: bool = False
+    """Whether every tile of the way is followed by what stands on it, so that a way that is blocked is seen to be, and a
+    declaration stands after a tile that was said to be the target's."""
 
 
 THOUGHT_FORMS = {
@@ -73,8 +72,8 @@ THOUGHT_FORMS = {
 THOUGHT_FORMS["world"] = replace(
     THOUGHT_FORMS["tiles"], me="At {}.", tile=lambda view, world: f"({world[0]}, {world[1]})"
 )
-THOUGHT_FORMS["looking"] = replace(THOUGHT_FORMS["tiles"], free="free {} {}.", says_distance=True)
-"""The ways out are said in the words in which the tiny base has learned them (scripts/pretrain_tiny.py, stage ways)."""
+THOUGHT_FORMS["looking"] = replace(THOUGHT_FORMS["tiles"], looks=True)
+"""Looks before it walks, in the words in which the tiny base has learned it (scripts/pretrain_tiny.py, stage looks)."""
 
 
 def thought_form_named(name: str) -> ThoughtForm:
@@ -92,8 +91,6 @@ class Reasons:
     me: Tile
     blocked: Tile | None = None
     """What the context says that the last walk was blocked by."""
-    free: Sequence[str] = ()
-    """Directions in which nothing blocks."""
     targets: Sequence[tuple[str, Tile | None]] = ()
     """Name and tile, None for one out of view."""
     swept: Sequence[str] = ()
@@ -102,7 +99,13 @@ class Reasons:
     known: Tile | None = None
     """World tile of a target out of view."""
     go: Tile | None = None
+    aim: Tile | None = None
+    """Where the way leads in the end, perhaps in a later turn."""
+    false_starts: Sequence[Sequence[Tile]] = ()
+    """Ways that were thought of first and end at something that blocks."""
     way: Sequence[Tile] = ()
+    contents: Mapping[Tile, str] = field(default_factory=dict)
+    """What stands on the tiles of the ways, for forms that say it."""
 
 
 def write_thought(form: ThoughtForm, corner: Tile, reasons: Reasons, plan: Plan) -> str:
@@ -114,12 +117,9 @@ def write_thought(form: ThoughtForm, corner: Tile, reasons: Reasons, plan: Plan)
     parts = [form.me.format(name(reasons.me))]
     if reasons.blocked:
         parts.append(form.blocked.format(name(reasons.blocked)))
-    if form.free:
-        parts.append(form.free.format(name(reasons.me), " ".join(reasons.free) or form.target_absent))
     if reasons.targets:
-        parts.append(
-            form.target.format(", ".join(_target(form, name, reasons.me, *shown) for shown in reasons.targets))
-        )
+        shown = (f"{target} {name(tile) if tile else form.target_absent}" for target, tile in reasons.targets)
+        parts.append(form.target.format(", ".join(shown)))
     parts += [form.swept.format(zone) for zone in reasons.swept]
     if reasons.go:
         go = name(reasons.go)
@@ -127,16 +127,11 @@ def write_thought(form: ThoughtForm, corner: Tile, reasons: Reasons, plan: Plan)
             parts.append(form.known.format(f"({reasons.known[0]}, {reasons.known[1]})", go))
         else:
             parts.append(form.zone.format(reasons.zone, go) if reasons.zone else form.go.format(go))
-    if reasons.way:
-        parts.append(form.way.format(" ".join(map(name, reasons.way))))
+    for way in (*reasons.false_starts, reasons.way):
+        looked = (f"{name(tile)} {reasons.contents[tile]}" if form.looks else name(tile) for tile in way)
+        parts += [form.way.format(" ".join(looked))] if way else []
     parts.append(form.plan.format(plan.text()))
     return " ".join(parts)
-
-
-def _target(form: ThoughtForm, name: Callable[[Tile], str], me: Tile, target: str, tile: Tile | None) -> str:
-    if tile is None:
-        return f"{target} {form.target_absent}"
-    return f"{target} {name(tile)}" + (f" {walk(me, tile)}" if form.says_distance else "")
 
 
 def generate_thought(text: str, calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> str:
