@@ -25,7 +25,7 @@ from qwenvl_agent.worlds.safari.paths import (
 )
 from qwenvl_agent.worlds.safari.render import read_view
 from qwenvl_agent.worlds.safari.scene import Scene, read_scene
-from qwenvl_agent.worlds.safari.sweep import is_swept, waypoint_goals, with_next_zone, zones_of
+from qwenvl_agent.worlds.safari.sweep import WAYPOINTS, is_swept, waypoint_goals, with_next_zone, zones_of
 from qwenvl_agent.worlds.safari.thoughts import Plan, Reasons, thought_form_named, write_thought
 from qwenvl_agent.worlds.safari.tools import MAX_ACTIONS, MAX_STEPS
 from qwenvl_agent.worlds.safari.world import Animal, SafariRules, Tile, in_view, neighbours, walk
@@ -50,7 +50,7 @@ class SafariOracle:
 
     max_path: tiles walked in a turn. max_final_path: tiles to the target in the turn that declares it; up to 3 they
     must be one straight run, which is easier to imitate. waypoints: where zones are looked at from, `centres`, or
-    `borders`, which takes no sums of coordinates (`sweep.py`). false_starts: share of the straight ways through something
+    `borders` or `regions`, which take no sums of coordinates (`sweep.py`). false_starts: share of the straight ways through something
     that blocks which a thought of a form that looks first goes, sees blocked, and leaves: who is taught good ways alone
     says that a way is free without looking. With such a form walks may end on animals that are no targets: else every
     walk that ends on an animal would be one that declares it, and what stands there need not be read.
@@ -72,8 +72,8 @@ class SafariOracle:
                 f"max_path {max_path} and max_final_path {max_final_path}: one move walks 1 to {most} tiles, so no "
                 "turn could do that; choose from that range"
             )
-        if waypoints not in ("centres", "borders"):
-            raise ValueError(f"waypoints {waypoints!r}: no zone could be walked to; use centres or borders")
+        if waypoints not in WAYPOINTS:
+            raise ValueError(f"waypoints {waypoints!r}: no zone could be walked to; use {', '.join(WAYPOINTS)}")
         self.form = thought_form_named(thought_form)
         if not 0 <= false_starts <= 1 or (false_starts and not self.form.looks):
             raise ValueError(
@@ -199,7 +199,7 @@ class SafariOracle:
                 if decision and len(decision.notes.walls) <= MAX_WALLS:
                     return decision
             swept.append(tile_name(zone))
-            after = zone if self.waypoints == "borders" else None
+            after = zone if self.waypoints != "centres" else None
             scene = with_notes(scene, replace(scene.notes, swept=scene.notes.swept | {zone}, go=None, walls=()))
         return walking(scene, reasons, [])  # walled in
 

@@ -1,10 +1,11 @@
 """Sweeping the zones of a world: which is next, where to stand to see it, and when it counts as seen.
 
-Two ways to say where to stand. `centres`: in the middle of the zone, which is the shortest way, and takes sums of world
+Three ways to say where to stand. `centres`: in the middle of the zone, which is the shortest way, and takes sums of world
 coordinates to know. `borders`: towards the world's border until the player's tile leaves the middle of the view, which
 then shows the border's zones whole: whoever sees his own tile knows where to go and when he is there. Zones that touch no
-border have their centres either way. The next zone is the nearest, or with `borders` the next on the way to and fro
-through the rows, which the zone just seen tells alone.
+border have their centres either way. `regions`: anywhere in a square of three tiles a side from the centre on, at the
+world's border anywhere from where the border is in view: coordinates are only compared. The next zone is the nearest, or
+without `centres` the next on the way to and fro through the rows, which the zone just seen tells alone.
 """
 
 from dataclasses import replace
@@ -15,6 +16,11 @@ from qwenvl_agent.worlds.safari.world import VIEW, SafariRules, Tile, view_corne
 
 SWEEP_SHIFTS = ((0, 0), (-2, -2), (2, 2), (2, -2), (-2, 2))
 """Where a sweep's waypoints stand from the zones' centres: later sweeps see the strips that the first one missed."""
+
+WAYPOINTS = ("centres", "borders", "regions")
+REGION = 3
+"""Tiles along a side of the places from which a zone counts as seen, with `regions`. Who comes from above or from the
+left stops where the view ends with the zone's last row or column."""
 
 
 def zones_of(rules: SafariRules) -> list[Tile]:
@@ -52,7 +58,7 @@ def zone_place(scene: Scene) -> Tile:
     """Where to stand to see the zone to go to."""
     assert scene.notes.go is not None
     centre = waypoint(scene.notes.go, scene.notes.sweep, scene.rules)
-    if scene.waypoints == "centres":
+    if scene.waypoints != "borders":
         return centre
     size = (scene.rules.width, scene.rules.height)
     (x, y), (columns, rows) = scene.context.position, zone_counts(*size)
@@ -71,8 +77,29 @@ def _towards_border(zone: int, num_zones: int, here: int, size: int, centre: int
     return centre
 
 
+def region(scene: Scene) -> list[Tile]:
+    """The places in the region that shows the zone to go to, as far as the player may stand there."""
+    assert scene.notes.go is not None
+    centre, rules = waypoint(scene.notes.go, scene.notes.sweep, scene.rules), scene.rules
+    columns, rows = zone_counts(rules.width, rules.height)
+    xs = _region_along(scene.notes.go[0], columns, rules.width, centre[0])
+    ys = _region_along(scene.notes.go[1], rows, rules.height, centre[1])
+    return [(x, y) for y in ys for x in xs if scene.is_standing_room((x, y))]
+
+
+def _region_along(zone: int, num_zones: int, size: int, centre: int) -> range:
+    """Along one axis; where the view reaches the border it shows the border's zone whole."""
+    if zone == 0:
+        return range(0, min(VIEW // 2 + 1, size))
+    if zone == num_zones - 1:
+        return range(max(0, size - VIEW // 2), size)
+    return range(centre, centre + REGION)
+
+
 def waypoint_goals(scene: Scene) -> list[Tile]:
     """The waypoint of the zone to go to; if something stands on it the places around it, best those with its view."""
+    if scene.waypoints == "regions" and (rooms := region(scene)):
+        return rooms
     place = zone_place(scene)
     if scene.is_standing_room(place):
         return [place]
