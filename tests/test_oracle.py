@@ -420,7 +420,7 @@ def test_settings_that_no_turn_could_follow_are_refused():
         SafariOracle(SafariRules(), max_path=13)
     with pytest.raises(ValueError, match="thought form 'prose' does not exist"):
         SafariOracle(SafariRules(), thought_form="prose")
-    with pytest.raises(ValueError, match="use centres or borders"):
+    with pytest.raises(ValueError, match="use centres, borders, regions"):
         SafariOracle(SafariRules(), waypoints="edges")
 
 

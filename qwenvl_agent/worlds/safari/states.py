@@ -9,14 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qwenvl_agent.schema import ToolCall
+from qwenvl_agent.settings import check_values
 from qwenvl_agent.worlds.safari.env import SafariEnv, beside
-from qwenvl_agent.worlds.safari.foreign_notes import NotesShares, draw_notes
-from qwenvl_agent.worlds.safari.world import DIRECTIONS, Animal, Tile, walk
+from qwenvl_agent.worlds.safari.foreign_notes import NotesShares, Share, draw_notes, stale_notes
+from qwenvl_agent.worlds.safari.notepad import read_notes
+from qwenvl_agent.worlds.safari.world import DIRECTIONS, VIEW, Animal, Tile, in_view, view_corner, walk
 from qwenvl_agent.worlds.world import DrawnState
 
 NEAR = (1, 2, 2, 3)
 """Tiles to a target of a place that counts as near, each as likely. Every episode ends one tile before its last target, so
 what looks like it and is not yet there has to be shown as often: two tiles away."""
+ALMOST = 2
+"""Tiles that the view may miss of a zone beside which a state is drawn."""
 FIRST_TURN = 0.1
 """Share of states before the first turn."""
 AFTER_BLOCK = 0.7
@@ -32,19 +36,32 @@ class StateSettings:
     """What can be set of the drawn states (`record --state notes.stale=0.1`)."""
 
     notes: NotesShares = NotesShares()
+    at_zone: Share = 0.0
+    """Of the places that are not near a target, share of those from which the zone to go to is seen whole, or just not yet,
+    and no target is. That a zone is seen is decided in a twentieth of an oracle's turns, and who misses it walks about."""
+
+    def __post_init__(self):
+        check_values(self, "states")
 
 
 def draw_state(env: SafariEnv, rng: random.Random, near: float, settings: StateSettings) -> DrawnState:
     """Another state of the world and the mission that `env` is in; `near` is the share of states near a target."""
     place, kind = draw_place(env, rng, near)
     notepad, notes_kind = draw_notes(settings.notes, env.notepad, env.rules, env.wanted(), rng)
+    if kind == "anywhere" and settings.at_zone and rng.random() < settings.at_zone:
+        place, kind, notepad, notes_kind = draw_at_zone(env, rng, notepad, notes_kind) or (
+            place,
+            kind,
+            notepad,
+            notes_kind,
+        )
     options: dict = {
         "player": place,
         "notepad": notepad,
         "found": [env.mission.targets.index(animal) for animal in env.found],
         "gone": list(env.gone),
     }
-    if rng.random() < FIRST_TURN and not env.found:
+    if kind != "at_zone" and rng.random() < FIRST_TURN and not env.found:
         return DrawnState(options, (kind, notes_kind, "first_turn"))
     calls, start, calls_kind = draw_calls(env, rng, place)
     options |= {"player": start, "calls": calls, "turn": max(env.turn, 1)}
@@ -70,6 +87,33 @@ def draw_place(env: SafariEnv, rng: random.Random, near: float) -> tuple[Tile, s
         if rings:
             return draw(rng.choice(rings)), "near"
     return draw(places), "anywhere"
+
+
+def draw_at_zone(
+    env: SafariEnv, rng: random.Random, notepad: str, notes_kind: str
+) -> tuple[Tile, str, str, str] | None:
+    """A place at the zone that the notepad goes to, or another notepad's, its kind, the notepad and its kind; None if
+    targets are seen from all such places."""
+    notes = read_notes(notepad, env.rules.width, env.rules.height)
+    if notes is None or notes.go is None:
+        notepad, notes_kind = stale_notes(env.rules, env.wanted(), rng), "stale_notes"
+        notes = read_notes(notepad, env.rules.width, env.rules.height)
+    assert notes is not None and notes.go is not None, notepad
+    places = places_at(env, notes.go)
+    return (rng.choice(places), "at_zone", notepad, notes_kind) if places else None
+
+
+def places_at(env: SafariEnv, zone: Tile) -> list[Tile]:
+    """Places from which a zone is seen whole, or almost, and no target is."""
+    rules, corner = env.rules, tuple(VIEW * i for i in zone)
+    goals = [place for place, animal in env.world.animals.items() if animal in current_targets(env)]
+    places = []
+    for place in ((x, y) for y in range(rules.height) for x in range(rules.width) if not env.is_blocked((x, y))):
+        shown = view_corner(place, rules.width, rules.height)
+        is_at = max(abs(a - b) for a, b in zip(shown, corner, strict=True)) <= ALMOST
+        if is_at and not any(in_view(goal, shown) for goal in goals):
+            places.append(place)
+    return places
 
 
 def walls_beside(env: SafariEnv, place: Tile) -> list[str]:
