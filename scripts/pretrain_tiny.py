@@ -472,7 +472,7 @@ def statement_figures(tokenizer, before, targets, is_right, groups) -> dict:
         "content_animal": torch.isin(before, tiles) & torch.isin(targets, animals),
         "first_free": torch.isin(before, tiles) & torch.isin(targets, directions),
     }
-    return {name: round(is_right[group].float().mean().item(), 3) for name, group in groups.items()}
+    return {name: round(is_right[group].float().mean().item(), 3) for name, group in groups.items() if group.any()}
 
 
 @command("the stages before this one are kept; --start goes on from them")
@@ -568,7 +568,7 @@ def looks_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
     """What stands where, ways with what stands on them, and now and then what happened before and calls."""
     target = partial(target_statement, absent=0.5)
     has_calls = row % 2 == 0
-    kinds = [content_statement] * 7 + [target] * 2 + [way_statement] + [look_statement] * (1 if has_calls else 6)
+    kinds = [content_statement] * 7 + [target] * 2 + [look_statement] * (1 if has_calls else 7)
     rng.shuffle(kinds)
     pieces = [Piece("Me", False), me_piece(scene), *(piece for kind in kinds for piece in kind(scene, rng))]
     return pieces + exchanges(scene, rng, 1, looks=True) if has_calls else pieces
