@@ -7,15 +7,17 @@ config=configs/safari_tiny.json
 results=runs/safari_tiny/eval
 started=$(date +%s)
 # The oracle that is recorded is the one that answers are compared with.
-oracle=(max_path=4 max_final_path=1 waypoints=borders thought_form=looking)
+oracle=(max_path=4 max_final_path=4 waypoints=borders thought_form=looking)
 reference=("${oracle[@]/#/--oracle=}")
 compile=() # a step takes little more than half of the time where there is a C++ compiler
 if command -v "${CXX:-g++}" >/dev/null; then compile=(--set model.compile=true); fi
 
 run() { echo "\$ $*"; "$@"; }
 
-run python scripts/generate_oracle.py --config $config --out generated/safari_tiny --episodes 4000 --noise 0.2 \
-    --resets 0.5 --near 0.6 "${reference[@]}" --workers 2 --overwrite
+# Among many animals most walks that end on one end on another than the target: that has to be seen, too.
+run python scripts/generate_oracle.py --config $config --out generated/safari_tiny --episodes 7500 --noise 0.2 \
+    --resets 0.5 --near 0.35 --vary 'num_animals={"10": 65, "120": 35}' "${reference[@]}" --oracle=false_starts=0.4 \
+    --workers 2 --overwrite
 run accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
     --num_cpu_threads_per_process "$(nproc)" \
     train.py --config $config --overwrite ${compile[@]+"${compile[@]}"}
