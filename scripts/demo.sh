@@ -16,8 +16,8 @@ run() { echo "\$ $*"; "$@"; }
 
 # Among many animals most walks that end on one end on another than the target: that has to be seen, too.
 run python scripts/generate_oracle.py --config $config --out generated/safari_tiny --episodes 7500 --noise 0.2 \
-    --resets 0.5 --near 0.35 --vary 'num_animals={"10": 65, "120": 35}' "${reference[@]}" --oracle=false_starts=0.4 \
-    --workers 2 --overwrite
+    --resets 0.5 --near 0.35 --state at_zone=0.5 --vary 'num_animals={"10": 65, "120": 35}' \
+    "${reference[@]}" --oracle=false_starts=0.4 --workers 2 --overwrite
 run accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
     --num_cpu_threads_per_process "$(nproc)" \
     train.py --config $config --overwrite ${compile[@]+"${compile[@]}"}

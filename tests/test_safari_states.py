@@ -193,6 +193,28 @@ def test_drawn_states_are_what_their_kinds_say(rules):
     assert kinds["first_turn"] > 5 and kinds["unseen_tree"] > 5 and 50 < kinds["near"] < 100
 
 
+def test_states_at_a_zone_show_it_whole_or_almost_and_no_target():
+    world = make_world("safari", {**TELLING, "num_animals": 3, "num_targets": [1, 0, 0]})
+    env, oracle = world.make_env(), world.make_oracle(waypoints="borders")
+    rng, swept = random.Random(0), Counter()
+    for seed in range(60):
+        env.reset(seed=seed)
+        state = world.draw_state(env, rng, 0.0, at_zone=1.0)
+        if "at_zone" not in state.kinds:  # no such place: the target is seen from all of them
+            continue
+        observation, info = env.reset(seed=seed, options=state.options)
+        context = read_context(observation.text)
+        zone = read_notes(context.notepad, env.rules.width, env.rules.height).go
+        corner = view_corner(env.player, env.rules.width, env.rules.height)
+        assert all(abs(shown - 10 * at) <= 2 for shown, at in zip(corner, zone, strict=True)), (corner, zone)
+        thought = oracle.turn(env.view(), observation.text).thought
+        assert f"Target {info['goals'][0]} none." in thought and "first_turn" not in state.kinds
+        swept[f"Done {tile_name(zone)}." in thought] += 1
+    assert swept[True] > 20 and swept[False] > 5
+    with pytest.raises(ValueError, match="states.at_zone is 2"):
+        world.draw_state(env, rng, 0.0, at_zone=2)
+
+
 def test_targets_that_were_found_stay_found():
     env = SafariEnv(SafariRules.from_json({**TELLING, "rules": "catch", "num_targets": [0, 1]}))
     env.reset(seed=4)
