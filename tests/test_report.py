@@ -117,6 +117,8 @@ def test_page_is_one_file_with_its_pictures(tmp_path, results):
     assert used == set(pictures) and len(used) > 10
     assert page.count('<details class="case"') == 5 and page.count('<section class="column"') == 15
     assert not re.search(r'(?:src|href)="(?!data:)', page)
+    shown = set(re.findall(r'class="end" data-outcome="(\w+)" data-policy="(\d)"', page))
+    assert shown == {(o, str(i)) for i, r in enumerate(read_results(results)) for o in r.outcomes.values()}
     assert "random: done" in page and "the oracle here" in page and "5 of 5 are shown" in page
 
 

@@ -25,6 +25,7 @@ from qwenvl_agent.evaluation.suite_sets import (
 from qwenvl_agent.evaluation.suites import find_suite
 from qwenvl_agent.records import EpisodeRecord
 from qwenvl_agent.worlds import make_world
+from qwenvl_agent.worlds.check import check_world
 from qwenvl_agent.worlds.held_out import Goal, read_suites
 from qwenvl_agent.worlds.safari.missions import PHRASINGS, find_targets
 from qwenvl_agent.worlds.safari.world import in_view, walk
@@ -374,3 +375,14 @@ def test_a_world_of_a_stranger_offers_its_own(tmp_path, monkeypatch, capsys):
     assert (row["figures"]["success_rate"]["value"], row["figures"]["turns_over_oracle"]["value"]) == (1.0, 1.0)
     assert read_played(Path("out"), "long").suite.world.rules == {"length": 9}
     assert make_world("corridors.py:make_world").seen_in("length", {"length": [6, 9]}) == "length 6"
+    assert not check_suites_of("corridors.py:make_world")
+    suites = {"long": {"title": "x", "rules": {"length": 20}, "seed_start": 2_000_000}}  # the episode ends at 10 turns
+    suites |= {"none": {"title": "x", "rules": {"length": 0}, "seed_start": 2_010_000}}
+    Path("lengths.json").write_text(json.dumps({"suites": suites}))
+    lost, broken = check_suites_of("corridors.py:make_world")
+    assert "lengths/long: the oracle loses seed 2000000" in lost
+    assert re.search("lengths/none: .*it cannot be played", broken)
+
+
+def check_suites_of(name: str) -> list[str]:
+    return [finding.message for finding in check_world(name, episodes=2) if finding.check == "suites"]

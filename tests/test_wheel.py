@@ -109,6 +109,7 @@ def test_the_wheel_holds_the_repositorys_own_files(wheel):
         for name, own in (("cli/train.py", "train.py"), ("cli/evaluate.py", "eval.py")):
             assert archive.read(f"qwenvl_agent/{name}") == (ROOT / own).read_bytes()
         packed = {name for name in archive.namelist() if name.startswith("qwenvl_agent/configs/")}
+        assert "qwenvl_agent/worlds/safari/suites/difficulty.json" in archive.namelist()
         layouts = {name for name in archive.namelist() if name.startswith("qwenvl_agent/curation/layouts/")}
     assert packed == {f"qwenvl_agent/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.json")}
     shipped = (ROOT / "qwenvl_agent/curation/layouts").glob("*.json")

@@ -559,6 +559,25 @@ def check_pictures(subject: Subject) -> Iterator[str]:
             return
 
 
+def check_suites(subject: Subject) -> Iterator[str]:
+    """Each held-out suite can be built under these rules, and the oracle wins the first of its missions."""
+    for set_name, suites in subject.world.held_out_suites().items():
+        for name, suite in suites.suites.items():
+            place = f"held-out suite {set_name}/{name}"
+            harder = Subject(subject.make, suite.rules_over(subject.world.rules))
+            try:
+                has_oracle = harder.has_oracle
+                last = harder.play(suite.seeds[0], harder.by_oracle() if has_oracle else at_random(0))[-1]
+            except Exception as error:
+                yield f"{place}: {_last_line(error)} (at {_place(error)}): it cannot be played; correct its rules"
+                continue
+            if has_oracle and subject.world.oracle_success == 1.0 and not last.info.get("success"):
+                yield (
+                    f"{place}: the oracle loses seed {suite.seeds[0]}: what cannot be won measures nothing; correct its rules, or "
+                    "the oracle"
+                )
+
+
 CHECKS: dict[str, Find] = {
     "rules": check_rules,
     "name": check_name,
@@ -572,6 +591,7 @@ CHECKS: dict[str, Find] = {
     "text": check_text,
     "formats": check_formats,
     "pictures": check_pictures,
+    "suites": check_suites,
 }
 
 
