@@ -2,13 +2,82 @@
 
 Four rows of 1,060 tokens that begin with the same 500 are a pack of 2,740. Each row's own 560 tokens see those 500 and
 themselves, so that a third of the pack's square is left.
+
+    CUDA   one FlexAttention kernel for all packs: whole blocks of 128 x 128 are left out, by `pack_blocks`
+    CPU    a call of sdpa for each row, by `pack_sizes`: FlexAttention has no backward there
+
+B packs, T tokens.
 """
+
+from functools import cache
 
 import torch
 from einops import rearrange
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+FLEX_DEVICES = {"cuda"}
+"""Types of devices on which sdpa computes packs by FlexAttention."""
+BLOCK = 128
+"""Tokens along a side of what FlexAttention computes or leaves out as a whole."""
+
+
+def pack_inputs(segments: torch.Tensor, pack_sizes: list[list[int]], attention: str) -> dict:
+    """What tells a model that attends in the way `attention` who sees whom in packs."""
+    if attention == "sdpa" and segments.device.type in FLEX_DEVICES:
+        return {"attention_mask": pack_blocks(segments)}
+    return {"attention_mask": pack_mask(segments), "pack_sizes": pack_sizes}
+
+
+def pack_blocks(segments: torch.Tensor) -> BlockMask:
+    """Who sees whom, as `pack_mask` says it, in blocks; nothing is read from the device.
+
+    Segments (B, T) count up and padding comes last, so a block's first and last segment tell what is in it.
+    """
+    num_packs, num_tokens = segments.shape
+    size = -(-num_tokens // BLOCK) * BLOCK
+    last = num_tokens + 1  # later than any row: padding of the pack, then what fills up its last block
+    ordered = nn.functional.pad(torch.where(segments < 0, last, segments), (0, size - num_tokens), value=last + 1)
+    low, high = (ordered.view(num_packs, -1, BLOCK)[..., i] for i in (0, -1))  # (B, blocks)
+    places = torch.arange(size // BLOCK, device=segments.device)
+    is_earlier, is_same = places[:, None] > places, places[:, None] == places
+    shares = (low == 0)[:, None] | (low[:, :, None] == high[:, None])
+    all_shared = (high == 0)[:, None]
+    one_row = (low == high)[:, :, None] & (low == high)[:, None] & (low[:, :, None] == low[:, None])
+    is_full = is_earlier & (all_shared | one_row)
+    is_partial = (is_earlier & shares | is_same) & ~is_full
+
+    def is_seen(pack, head, query, key):
+        in_row = segments[pack, query] == segments[pack, key]
+        return (query >= key) & (in_row | (segments[pack, key] == 0))
+
+    lengths = (num_tokens, num_tokens)
+    return BlockMask.from_kv_blocks(
+        *in_order(is_partial), *in_order(is_full), BLOCK_SIZE=BLOCK, mask_mod=is_seen, seq_lengths=lengths
+    )
+
+
+def in_order(is_used: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many blocks each block of queries uses (B, 1, blocks), and which, these first (B, 1, blocks, blocks)."""
+    order = is_used.int().argsort(dim=-1, descending=True, stable=True)
+    return is_used.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]
+
+
+@cache
+def compiled_flex_attention():
+    """Compiled twice: for the first number of blocks, then for any."""
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def attend_blocks(module: nn.Module, query, key, value, blocks: BlockMask, scaling: float | None) -> torch.Tensor:
+    """(B, heads, T, head size) to (B, T, heads, head size)."""
+    # A block that is compiled whole (model.compile) compiles it too; on a CPU it is for tests alone.
+    compiles = query.device.type == "cuda" and not torch.compiler.is_compiling()
+    flex = compiled_flex_attention() if compiles else flex_attention
+    output = flex(query, key, value, block_mask=blocks, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+    return output.transpose(1, 2).contiguous()
 
 
 def pack_mask(segments: torch.Tensor) -> torch.Tensor:
@@ -25,6 +94,8 @@ def attend(module: nn.Module, query, key, value, attention_mask, *, pack_sizes=N
 
     `pack_sizes` is passed to the model's forward: of each pack the tokens of its common beginning, then of its rows.
     """
+    if isinstance(attention_mask, BlockMask):
+        return attend_blocks(module, query, key, value, attention_mask, options.get("scaling")), None
     if pack_sizes is None or attention_mask is None:  # without a mask: the vision tower
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return _attend_packs(module, query, key, value, attention_mask, pack_sizes, **options), None

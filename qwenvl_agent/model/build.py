@@ -25,6 +25,7 @@ from qwenvl_agent.data.processor import ImageProcessor, Tokenizer
 from qwenvl_agent.families import FAMILIES, Family, find_family
 from qwenvl_agent.families.family import ModulePaths
 from qwenvl_agent.model.adapters import attach_adapters
+from qwenvl_agent.model.attention import pack_inputs
 from qwenvl_agent.model.experts import pack_experts, widen_experts
 from qwenvl_agent.model.kernels import Head, PatchProjection, keep_compiled_code_apart
 from qwenvl_agent.model.precision import Precision, choose
@@ -270,14 +271,24 @@ def bind_precision(model: nn.Module, model_cfg: ModelConfig, device) -> None:
 
 
 def bind_targets(base: nn.Module) -> None:
-    """The forward takes `targets` (N,) at `places` (N,) of B * T, which make the head answer with losses, through all that
-    wraps the model."""
+    """The forward takes `targets` (N,) at `places` (N,) of B * T, which make the head answer with losses, and of packs
+    `segments` (B, T) and `pack_sizes`, through all that wraps the model."""
     stock, head = type(base).forward, family_of(base).paths.head
 
     @functools.wraps(stock)
-    def forward(self, *args, targets: torch.Tensor | None = None, places: torch.Tensor | None = None, **kwargs):
+    def forward(
+        self,
+        *args,
+        targets: torch.Tensor | None = None,
+        places: torch.Tensor | None = None,
+        segments: torch.Tensor | None = None,
+        **kwargs,
+    ):
         module = self.get_submodule(head)
         module.targets, module.places = targets, places
+        if segments is not None:
+            attention = self.config.get_text_config()._attn_implementation
+            kwargs |= pack_inputs(segments, kwargs.pop("pack_sizes"), attention)
         return stock(self, *args, **kwargs)
 
     base.forward = types.MethodType(forward, base)

@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from qwenvl_agent.model.attention import pack_mask
 from qwenvl_agent.model.call import model_inputs
 
 
@@ -38,7 +37,7 @@ def token_losses(model: nn.Module, batch: dict) -> TokenLosses:
     places = batch["supervised"]  # (N,) of B * T
     inputs = model_inputs(batch) | {key: batch[key] for key in ("picture_grids", "picture_places") if key in batch}
     if "segments" in batch:
-        inputs |= {"attention_mask": pack_mask(batch["segments"]), "pack_sizes": batch["pack_sizes"]}
+        inputs |= {"segments": batch["segments"], "pack_sizes": batch["pack_sizes"]}
     else:
         inputs |= without_padding_mask(inputs)
     if "features" in batch:
