@@ -46,6 +46,18 @@ def labels_of(words: Labels) -> dict[str, tuple[str, str]]:
 
 
 def episode_metrics(world: World, records: Sequence[EpisodeRecord]) -> Metrics:
+    """`episode_rates`, and counts: how episodes ended, which turns could not be read, and what was repaired."""
+    rates = episode_rates(world, records)
+    steps = [step for record in records for step in record.steps]
+    return {
+        **rates,
+        "end_reasons": count(world.outcome(record) for record in records),
+        "errors": count(step.error for step in steps if step.error),
+        "repairs": count(name for step in steps for name in step.repairs),
+    }
+
+
+def episode_rates(world: World, records: Sequence[EpisodeRecord]) -> Metrics:
     """Every started episode counts in every rate; what the world does not tell is left out.
 
     success_rate, harm_rate: of episodes. progress: mean share of goals reached. mean_turns: over all episodes, failures
@@ -74,14 +86,7 @@ def episode_metrics(world: World, records: Sequence[EpisodeRecord]) -> Metrics:
     )
     if not calls or any(call.effective is not None for call in calls):
         metrics["effective_rate"] = rate_of_calls(records, lambda call: bool(call.effective), unread=0)
-    return {
-        **metrics,
-        **thought_metrics(world, pairs),
-        **world.metrics(records),
-        "end_reasons": count(world.outcome(record) for record in records),
-        "errors": count(step.error for _, step in pairs if step.error),
-        "repairs": count(name for _, step in pairs for name in step.repairs),
-    }
+    return {**metrics, **thought_metrics(world, pairs), **world.metrics(records)}
 
 
 def thought_metrics(world: World, pairs: Sequence[tuple[str, StepRecord]]) -> Metrics:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwenvl_agent.config import Config, build_config, complete_saved
-from qwenvl_agent.evaluation.episodes import episode_metrics
+from qwenvl_agent.evaluation.episodes import episode_rates
 from qwenvl_agent.evaluation.figures import metrics_json
 from qwenvl_agent.evaluation.results import read_result
 from qwenvl_agent.evaluation.suites import Episodes, Suite, find_suite
@@ -22,7 +22,7 @@ from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.inference.load import start_of
 from qwenvl_agent.records import EpisodeRecord
 from qwenvl_agent.settings import parse
-from qwenvl_agent.statistics import Interval, bootstrap_ratio
+from qwenvl_agent.statistics import bootstrap_ratio
 from qwenvl_agent.worlds.held_out import Goal, HeldOutSuite, SuiteSet
 from qwenvl_agent.worlds.world import Metrics
 
@@ -223,17 +223,16 @@ def row_of_all(played: Sequence[Played]) -> dict:
     world = played[0].suite.world
 
     def pooled(player: str) -> Metrics:
-        return episode_metrics(world, [record for one in played for record in one.records.get(player, ())])
+        return episode_rates(world, [record for one in played for record in one.records.get(player, ())])
 
     ends: Counter[str] = Counter()
     for one in played:
         ends.update(one.metrics[focus]["end_reasons"])
-    figures: Metrics = {name: metric for name, metric in pooled(focus).items() if isinstance(metric, Interval)}
     players = [player for player in BESIDE if player in played[0].records and player != focus]
     return {
         "policy": focus,
         "seeds": {"count": sum(ends.values())},
-        "figures": metrics_json(figures | turns_over_oracle(played)),
+        "figures": metrics_json(pooled(focus) | turns_over_oracle(played)),
         "beside": {player: metrics_json(pooled(player))["success_rate"] for player in players},
         "end_reasons": dict(ends.most_common()),
     }
