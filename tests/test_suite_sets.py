@@ -136,8 +136,8 @@ def test_the_oracle_wins_every_mission_and_chance_about_none(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_oracle_wins_many_of_a_suite(name, rules):
     (part,) = choose(find_suite("safari", rules), [f"difficulty/{name}"]).parts
-    num = 15 if name == "long" else 60
-    assert (play(part, "oracle", num), play(part, "random", num) <= num // 20) == (num, True)
+    num = 6 if name == "long" else 20
+    assert (play(part, "oracle", num), play(part, "random", num) <= 1) == (num, True)
 
 
 # files of suites
