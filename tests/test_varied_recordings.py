@@ -64,6 +64,12 @@ def test_a_rules_draws_do_not_change_with_what_else_varies():
     assert draw_rules(both, 7) == draw_rules(both, 7) != draw_rules(both, 8)
 
 
+def test_rules_are_drawn_independently():
+    pair = read_variations(["sprites=noto,fluent", "phrasing=usual,more"])
+    found = Counter(tuple(draw_rules(pair, seed).values()) for seed in range(400))
+    assert len(found) == 4 and min(found.values()) > 70
+
+
 def test_a_file_declares_the_same(tmp_path):
     (tmp_path / "vary.json").write_text('{"width": "15..30", "sprites": {"noto": 2, "fluent": 1}, "tile_px": [16, 32]}')
     options = ["width=15..30", 'sprites={"noto": 2, "fluent": 1}', "tile_px=16,32"]
