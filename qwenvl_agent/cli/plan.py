@@ -5,6 +5,7 @@ qwenvl-agent plan --config configs/safari_2b.json --gpu 24
 qwenvl-agent plan --config configs/safari_8b.json --gpu 24 --gpus 4 --json
 qwenvl-agent plan --config configs/safari_2b.json --gpu 24 --row-tokens 4096 --image-tokens 2048
 qwenvl-agent plan --config configs/safari_2b_curriculum.json --gpu 24 --measured runs/safari_2b
+qwenvl-agent plan --config configs/safari_2b.json --cards                                          # a table: what fits which
 
 Status: 0 it fits, 1 it does not, 2 the config or a file is wrong.
 """
@@ -13,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +24,7 @@ from qwenvl_agent.cli import plan_stages
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.model.build import build_processor, checkpoint_path
+from qwenvl_agent.planning.cards import SHARE, table, verdicts
 from qwenvl_agent.planning.vram import (
     GIB,
     TYPICAL_TEXT,
@@ -59,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--supervised", type=bounded(int, 1), help="supervised tokens among them (default: a typical turn)"
     )
+    parser.add_argument(
+        "--cards",
+        action="store_true",
+        help="a table of models, methods and cards, for rows as the config's budget allows",
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     parser.add_argument(
         "--measured", type=Path, metavar="RUN", help="of a curriculum: reckon hours by this run's tokens a second"
@@ -69,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return plan_curriculum(args, config)
     if args.measured:
         raise ValueError("--measured without stages: only a curriculum's plan has hours; leave it out")
+    if args.cards:
+        show_cards(config, as_json=args.json)
+        return 0
     arch = find_architecture(config.model.path, args.model_config)
     row_of = choose_rows(args, config, arch, load_rows(config) if not args.row_tokens else None)
     config, choice = choose_checkpointing(config, arch, row_of(config), args.gpus, args.gpu)
@@ -117,6 +128,25 @@ def plan_stage(args: argparse.Namespace, run: PlannedRun) -> plan_stages.Line:
         plan=plan_memory(
             choose_checkpointing(config, arch, row_of(config), args.gpus, args.gpu)[0], arch, row_of(config), args.gpus
         ),
+    )
+
+
+def show_cards(config: Config, *, as_json: bool) -> None:
+    found = verdicts(config, budget_row)
+    if as_json:
+        print(json.dumps([asdict(verdict) for verdict in found]))
+        return
+    heading, *lines = table(found)
+    shown = Table(*heading)
+    for line in lines:
+        shown.add_row(*line)
+    # A table into a file or a pipe needs no narrow terminal's line breaks.
+    console = Console(width=None if sys.stdout.isatty() else 220, highlight=False)
+    console.print(shown)
+    console.print(
+        f"peak GiB, layers computed again, predicted tokens/s, for micro-batches of {config.train.batch_size} rows as the "
+        f"config's budget allows. Nothing of this is measured: memory by arithmetic, speed as {SHARE:.0%} of the card's "
+        "published rate, without the time to unpack 4-bit weights"
     )
 
 

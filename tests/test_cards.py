@@ -1,0 +1,53 @@
+"""The table of what fits which card: its plans are the planner's, and its speeds are predictions by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qwenvl_agent.cli import plan
+from qwenvl_agent.config import load_config
+from qwenvl_agent.planning.cards import CARDS, METHODS, MODELS, OPTIONS, SHARE, predicted_tokens_per_s, table, verdicts
+from qwenvl_agent.planning.vram import RowShape, budget_row, find_architecture, plan_memory
+
+CONFIG = Path(__file__).parents[1] / "configs" / "safari_2b.json"
+
+
+@pytest.fixture(scope="module")
+def found():
+    return verdicts(load_config(CONFIG), budget_row)
+
+
+def test_every_model_method_option_and_card_has_a_verdict(found):
+    assert len(found) == len(MODELS) * len(METHODS) * len(OPTIONS) * len(CARDS)
+    heading, *lines = table(found)
+    assert len(lines) == len(found) // len(CARDS) and {len(line) for line in lines} == {len(heading)}
+
+
+def test_a_verdict_is_the_planners(found):
+    config = load_config(CONFIG, ["model.gradient_checkpointing=true"])
+    arch = find_architecture(config.model.path)
+    one = next(v for v in found if (v.model, v.method, v.card.gb) == (MODELS[0], "qlora", 24) and v.recomputed == 28)
+    assert one.peak_bytes == plan_memory(config, arch, budget_row(config, arch)).total and one.fits
+
+
+def test_what_is_computed_again_follows_the_card(found):
+    chosen = [v.recomputed for v in found if (v.model, v.method) == (MODELS[2], "lora") and "few" in v.option]
+    assert chosen == sorted(chosen, reverse=True) and chosen[-1] == 0
+    assert not any(v.fits for v in found if v.model == MODELS[2] and v.method == "full")
+
+
+def test_speed_is_the_models_operations_at_a_share_of_the_published_rate():
+    """2B LoRA without adapters' own work to speak of: two products for each weight and token, and the recomputed third."""
+    config = load_config(CONFIG, ["model.method=lora", "model.lora_rank=1", "model.gradient_checkpointing=false"])
+    arch, row = find_architecture(config.model.path), RowShape(1000, 0, 0, num_images=0)
+    matrices, attention = arch.layers * arch.layer_matrices, 12 * arch.layers * arch.q * 1000
+    by_hand = SHARE * 989.4e12 / (4 * matrices + attention)
+    assert predicted_tokens_per_s(config, arch, row, CARDS[-1]) == pytest.approx(by_hand, rel=0.01)
+
+
+def test_the_command_says_that_nothing_is_measured(capsys):
+    assert plan.main(["--config", str(CONFIG), "--cards"]) == 0
+    assert "Nothing of this is measured" in capsys.readouterr().out
+    assert plan.main(["--config", str(CONFIG), "--cards", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 135
