@@ -25,7 +25,7 @@ from qwenvl_agent.worlds.safari.notepad import Notes, read_notes, write_notes
 from qwenvl_agent.worlds.safari.paths import actions_of, first_part, last_run, shortest_way
 from qwenvl_agent.worlds.safari.render import animal_symbol, read_view, view_symbols
 from qwenvl_agent.worlds.safari.scene import read_scene
-from qwenvl_agent.worlds.safari.sweep import zone_place
+from qwenvl_agent.worlds.safari.sweep import waypoint_goals, zone_place
 from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, Animal, World, in_view, view_corner
 
 SMALL = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": 16}
@@ -56,7 +56,10 @@ def lost(world: dict, seeds, **settings) -> list[int]:
 
 
 @pytest.mark.parametrize("rules", ["reach", "catch"])
-@pytest.mark.parametrize("settings", [{}, TINY, {**TINY, "waypoints": "borders"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, TINY, {**TINY, "waypoints": "borders"}, {**TINY, "waypoints": "regions", "thought_form": "looking"}],
+)
 def test_the_oracle_wins_every_small_world(rules, settings):
     assert lost({**SMALL, **HARD, "rules": rules}, REPORT_SEEDS[:25], **settings) == []
 
@@ -64,6 +67,7 @@ def test_the_oracle_wins_every_small_world(rules, settings):
 @pytest.mark.parametrize("rules", ["reach", "catch"])
 def test_the_oracle_wins_full_worlds(rules):
     assert lost({**FULL, **HARD, "rules": rules}, REPORT_SEEDS[:2], **TINY) == []
+    assert lost({**FULL, **HARD, "rules": rules}, REPORT_SEEDS[:2], **TINY, waypoints="regions") == []
 
 
 @pytest.mark.slow
@@ -207,6 +211,21 @@ def test_zones_inside_of_a_large_world_are_looked_at_from_their_centres():
     )
     assert zone_place(replace(scene, waypoints="borders")) == (15, 49)
     assert zone_place(scene) == (15, 45)
+
+
+def test_a_region_is_left_as_soon_as_the_view_ends_with_its_zone():
+    """Coming from above or from the left the first place of a region shows the whole zone; at the border all of it does."""
+    rules = SafariRules.from_json({**FULL, "num_trees": 0, "num_animals": 1})
+
+    def goals(zone: str) -> list:
+        rows = " ".join(["....."] * 5)
+        text = context_text("Find the red tiger.", 2, 40, (25, 25), "", f"Map {rows}\nGo {zone}")
+        scene, _ = read_scene(rules, view_symbols(World(50, 50, frozenset(), {}, (25, 25)), (25, 25)), text)
+        return waypoint_goals(replace(scene, waypoints="regions"))
+
+    assert goals("b2") == [(x, y) for y in (25, 26, 27) for x in (15, 16, 17)]
+    assert goals("a0") == [(x, y) for y in range(6) for x in range(6)]
+    assert goals("e4") == [(x, y) for y in range(45, 50) for x in range(45, 50)]
 
 
 def test_the_zone_to_go_to_is_kept_without_writing():
