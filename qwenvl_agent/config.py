@@ -447,6 +447,50 @@ class GateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnStatesConfig:
+    """The states to which the weights before a round come by themselves, each with the turn of the world's oracle (DAgger)."""
+
+    episodes: Annotated[int, Range(1, 10**6, "so many are played")]
+    """Of a round, in the stage's own world, on training seeds that neither its data nor an earlier round has."""
+    rounds: Annotated[int, Range(1, 1000, "so many rounds are made")] = 1
+    """Each is rollouts and a run of train.max_steps, or train.epochs, on the stage's sources and what was made until then."""
+    weight: Annotated[float, Range(1e-6, 1e6, "rows are drawn by it")] = 1.0
+    """Of all rounds' rows together, beside the weights of data.sources."""
+    temperature: Annotated[float, Range(0, 100, "answers could not be drawn")] = 1.0
+    """Of the answers in these rollouts."""
+    oracle: dict = field(default_factory=dict)
+    """Settings of the oracle: those that the stage's data was recorded with."""
+    oracle_share: Share = 0.0
+    """Share of turns that the oracle plays, besides those that it takes over (docs/WORLDS.md)."""
+    keep_agreed: Share = 1.0
+    """Share of the states kept in which the policy calls the very same as the oracle."""
+
+    def __post_init__(self) -> None:
+        check_values(self, "stages[].own_states")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WonMissionsConfig:
+    """The missions that the weights before a round win, with their own turns as labels (expert iteration)."""
+
+    episodes: Annotated[int, Range(1, 10**6, "so many are played")]
+    """Missions of a round, in the stage's own world, on training seeds that neither its data nor an earlier round has."""
+    rounds: Annotated[int, Range(1, 1000, "so many rounds are made")] = 1
+    """Each is rollouts and a run of train.max_steps, or train.epochs, on the stage's sources and what was made until then."""
+    weight: Annotated[float, Range(1e-6, 1e6, "rows are drawn by it")] = 1.0
+    """Of all rounds' rows together, beside the weights of data.sources."""
+    temperature: Annotated[float, Range(0, 100, "answers could not be drawn")] = 1.0
+    """Of the answers in these rollouts; at 0 all attempts of a mission are the same."""
+    attempts: Annotated[int, Range(1, 1000, "nobody would try, or for ever")] = 4
+    """Of each mission."""
+    keep: Annotated[int, Range(1, 1000, "nothing would be kept")] = 1
+    """Won attempts of a mission that are learned, the shortest first."""
+
+    def __post_init__(self) -> None:
+        check_values(self, "stages[].won_missions")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageConfig:
     name: str
     """Its run's folder: runs/NAME/STAGE."""
@@ -456,6 +500,10 @@ class StageConfig:
     record: tuple[dict, ...] = ()
     """Datasets that are recorded first if they are not there: the options of `qwenvl-agent record`, as {"out":
     "data/safari", "episodes": 3000, "noise": 0.2, "oracle": {"max_path": 6}}; the world is the stage's own."""
+    own_states: OwnStatesConfig | None = None
+    """Rounds in which it learns in the states that it comes to by itself; null: none."""
+    won_missions: WonMissionsConfig | None = None
+    """Rounds in which it learns what it did where it won; null: none."""
     gate: GateConfig | None = None
     """What must hold before the next stage begins; null: nothing."""
 

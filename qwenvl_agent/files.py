@@ -3,6 +3,7 @@
 What others wrote is read by `json_input.py`, line by line; settings by `settings.py`.
 """
 
+import hashlib
 import json
 import os
 import uuid
@@ -64,6 +65,18 @@ def read_json(path: Path) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, no object: it is none of our files; name another")
     return values
+
+
+def write_manifest(out: Path, about: dict) -> dict:
+    """`about`, with the hash of dataset.jsonl, as manifest.json of a dataset; returns it."""
+    manifest = about | {"sha256": sha256_of(out)}
+    write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def sha256_of(out: Path) -> str:
+    with open(out / "dataset.jsonl", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ConfinedFolder:

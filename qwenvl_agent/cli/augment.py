@@ -18,11 +18,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from qwenvl_agent.cli.dataset import add_unit_options, refuse_to_lose, write_manifest
+from qwenvl_agent.cli.dataset import add_unit_options, refuse_to_lose
 from qwenvl_agent.command import command, run_command
 from qwenvl_agent.curation.augment import WAYS, Policy, augment
 from qwenvl_agent.data.readers.computer import TEST, Sample, SampleWriter, read_samples, summary
 from qwenvl_agent.data.readers.units import Declared
+from qwenvl_agent.files import write_manifest
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from qwenvl_agent.cli.dataset import refuse_to_lose, write_manifest
+from qwenvl_agent.cli.dataset import refuse_to_lose
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.curation.convert import (
     LAYOUTS,
@@ -38,6 +38,7 @@ from qwenvl_agent.curation.convert import (
 )
 from qwenvl_agent.curation.layout import Layout
 from qwenvl_agent.data.readers.computer import Sample, SampleWriter, summary
+from qwenvl_agent.files import write_manifest
 from qwenvl_agent.settings import list_settings, type_name
 
 MIN_MISPLACED = 3

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qwenvl_agent.coordinates import BOX_ORDERS
 from qwenvl_agent.data.readers.units import UNIT_NAMES
-from qwenvl_agent.files import read_json, write_json
+from qwenvl_agent.files import read_json, sha256_of
 
 
 def add_unit_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -25,18 +25,6 @@ def refuse_to_lose(out: Path, overwrite: bool) -> None:
     """ValueError if a data set is there that nobody said may go."""
     if (out / "dataset.jsonl").exists() and not overwrite:
         raise ValueError(f"{out}/dataset.jsonl exists and would be lost; give another --out or --overwrite")
-
-
-def write_manifest(out: Path, about: dict) -> dict:
-    """`about`, with the hash of dataset.jsonl, as manifest.json; returns it."""
-    manifest = about | {"sha256": sha256_of(out)}
-    write_json(out / "manifest.json", manifest)
-    return manifest
-
-
-def sha256_of(out: Path) -> str:
-    with open(out / "dataset.jsonl", "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(about: dict) -> str:

@@ -29,8 +29,9 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import Progress
 
-from qwenvl_agent.cli.dataset import refuse_to_lose, write_manifest
+from qwenvl_agent.cli.dataset import refuse_to_lose
 from qwenvl_agent.command import bounded, command, run_command
+from qwenvl_agent.files import write_manifest
 from qwenvl_agent.processes import parallel_map
 from qwenvl_agent.worlds.browser.camera import Camera, Shot
 from qwenvl_agent.worlds.browser.chromium import open_browser

@@ -39,9 +39,10 @@ from rich.console import Console
 from rich.progress import track
 
 from qwenvl_agent.cli import record_policy
-from qwenvl_agent.cli.dataset import digest, find_recorded, refuse_to_lose, write_manifest, written_whole
+from qwenvl_agent.cli.dataset import digest, find_recorded, refuse_to_lose, written_whole
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import VisionConfig, load_config
+from qwenvl_agent.files import write_manifest
 from qwenvl_agent.inference.load import Source
 from qwenvl_agent.processes import parallel_map
 from qwenvl_agent.settings import apply_override

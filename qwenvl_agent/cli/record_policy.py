@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from qwenvl_agent.cli.dataset import write_manifest
 from qwenvl_agent.command import bounded
 from qwenvl_agent.evaluation.own_states import NewStates, make_teacher, play_own_states
 from qwenvl_agent.evaluation.won_missions import MAX_ATTEMPTS, play_to_win
+from qwenvl_agent.files import write_manifest
 from qwenvl_agent.inference.load import Source, dataset_hash, find, find_run, open_policy
 from qwenvl_agent.records import EpisodeRecord
 from qwenvl_agent.schema import Policy

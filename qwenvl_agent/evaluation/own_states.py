@@ -4,6 +4,7 @@ The policy plays, and what is recorded is what its teacher would have done in th
 the policy would learn nothing more: see `Taught`. Every state is recorded once, however often it was seen.
 """
 
+import base64
 import hashlib
 import random
 from collections import Counter, deque
@@ -43,6 +44,16 @@ class PlayedEpisode:
     """By tool: states in which one of them calls it, and the other does not, or otherwise."""
     error: str = ""
     """Of the world or the policy's server, which ended it."""
+
+    def to_json(self) -> dict:
+        rows = [[row.state, [base64.b64encode(png).decode() for png in row.pngs], row.row] for row in self.rows]
+        return {**vars(self), "rows": rows}
+
+    @classmethod
+    def from_json(cls, values: dict) -> "PlayedEpisode":
+        rows = [StateRow(state, [base64.b64decode(png) for png in pngs], row) for state, pngs, row in values["rows"]]
+        counters = {key: Counter(values[key]) for key in ("counts", "agreed", "differed")}
+        return cls(**{**values, "rows": rows, **counters})
 
 
 def make_teacher(world: World, settings: Mapping[str, object]) -> Policy:

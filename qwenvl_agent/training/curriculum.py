@@ -10,15 +10,15 @@ after the other is stages.py.
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from accelerate import PartialState
 
 from qwenvl_agent.config import Config, SourceConfig, StageConfig, build_config, to_json
 from qwenvl_agent.evaluation.suites import check_suite, training_suite
 from qwenvl_agent.settings import apply_override, join
+from qwenvl_agent.training import own_states
+from qwenvl_agent.training.made_data import DataMaker
 from qwenvl_agent.training.start import check_fits
 
 DATA = "data"
@@ -27,37 +27,7 @@ OF_ALL = ("name", "runs_dir", "stages")
 """Keys that a stage cannot set: its folder follows from them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataRequest:
-    """What is asked of a maker of data, on all ranks together."""
-
-    config: Config
-    """Of the run that will train on it; the data is among its sources."""
-    settings: object
-    """The stage's own group."""
-    round: int
-    """From 1."""
-    weights: Path
-    """The checkpoint of the run before, which `inference.load.find_run` takes."""
-    folder: Path
-    """Where the dataset has to lie; its manifest.json, which is written last, says that it is whole."""
-    ranks: PartialState
-
-
-@dataclass(frozen=True)
-class DataMaker:
-    """How a group of a stage (`StageConfig`) makes the data of its rounds out of the weights before them.
-
-    The group has `rounds` (from 1) and `weight`, of all made data together among `data.sources`.
-    """
-
-    source: Callable[[Config, object, Path], SourceConfig]
-    """(config, the group, folder): how the dataset is read; its weight is set here."""
-    make: Callable[[DataRequest], None]
-    """The same dataset whenever it is asked for, to the byte, however often it was interrupted."""
-
-
-MAKERS: dict[str, DataMaker] = {}
+MAKERS: dict[str, DataMaker] = {"own_states": own_states.OWN_STATES, "won_missions": own_states.WON_MISSIONS}
 """By the name of the group in a stage."""
 
 

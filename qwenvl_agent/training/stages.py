@@ -29,13 +29,13 @@ from qwenvl_agent.training.checkpoint import EVALUATION, check_folder, is_run
 from qwenvl_agent.training.curriculum import (
     DATA,
     MAKERS,
-    DataRequest,
     PlannedRun,
     made_sources,
     plan_runs,
     recorder_options,
 )
 from qwenvl_agent.training.lock import lock_run
+from qwenvl_agent.training.made_data import DataRequest
 from qwenvl_agent.training.metrics import flatten
 from qwenvl_agent.training.run import Run
 from qwenvl_agent.training.stop import STOP
