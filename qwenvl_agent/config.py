@@ -24,6 +24,8 @@ AskForThought = bool | Literal["auto"]
 Place = Literal["language", "experts", "merger", "vision"]
 LORA_PLACES = get_args(Place)
 LANGUAGE_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEAR_PROJECTIONS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
+"""Of linear attention, where a model has it."""
 ALMOST_ONE = 0.9999
 TINY = 1e-12
 MAX_SEED = 2**31 - 1
@@ -186,7 +188,7 @@ class ModelConfig:
 def check_targets(targets: Sequence[str]) -> None:
     """ValueError unless each is a projection of the language model, named once."""
     for target in targets:
-        if target not in LANGUAGE_PROJECTIONS:
+        if target not in (*LANGUAGE_PROJECTIONS, *LINEAR_PROJECTIONS):
             raise ValueError(
                 f"model.lora_targets names {target!r}, no projection of the language model: no adapter would be there; "
                 f"use some of {', '.join(LANGUAGE_PROJECTIONS)} (layers of the merger and the vision tower get theirs "

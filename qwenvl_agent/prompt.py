@@ -112,7 +112,7 @@ def to_messages(request: Request, turn: Turn | None, fmt: Format) -> tuple[list[
     Images stand as `{"type": "image"}`; their pictures are those of the rendered prompt, in order.
     """
     system = system_text(request, fmt)
-    messages = [{"role": "system", "content": system}] if system else []
+    messages = [{"role": "system", "content": system}] if fmt.family.template.system(system) else []
     for step in request.history:
         messages += [_user_message(step.observation), fmt.to_message(step.turn), *fmt.render_results(step.results)]
     messages.append(_user_message(request.observation))

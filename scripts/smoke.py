@@ -344,7 +344,7 @@ def expected_counts(cfg: ModelConfig, arch: Architecture) -> dict[str, int]:
     """By the arithmetic of the memory planner: each layer's projections and fused experts in 4 bit, nothing elsewhere."""
     return {
         "trainable_parameters": trainable_parameters(cfg, arch),
-        "layers_in_4_bit": arch.layers * (len(arch.projections) + len(arch.fused)) if cfg.method == "qlora" else 0,
+        "layers_in_4_bit": len(arch.all_projections) + arch.layers * len(arch.fused) if cfg.method == "qlora" else 0,
         "in_4_bit_outside_language_layers": 0,
     }
 

@@ -89,13 +89,13 @@ def test_safari_2b_trains_17_4_million_adapter_parameters():
 
 
 def test_nf4_scales_take_a_byte_for_64_weights_and_a_little():
-    matrices = SMALL.layers * SMALL.layer_matrices
+    matrices = SMALL.matrices
     assert matrices // 64 < quantisation_bytes(SMALL) < 1.05 * matrices / 64
 
 
 def test_every_parameter_is_counted_once(tmp_path):
     """Weights on one GPU: bfloat16 for LoRA, half a byte for NF4's projections, float32 masters for full."""
-    matrices = LARGE.layers * LARGE.layer_matrices
+    matrices = LARGE.matrices
     whole = LARGE.language + LARGE.vision
     path = "Qwen/Qwen3-VL-8B-Instruct"
     assert plan_memory(config_of(path, "lora"), LARGE, ROW).steady["weights"] == 2 * whole

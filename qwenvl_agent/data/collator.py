@@ -75,6 +75,11 @@ class Sample:
 def build_collator(processor: Processor, config: Config) -> "Collator":
     """What makes a config's batches and prompts, in its format as the processor's family reads and writes it."""
     fmt = formats_of(processor.family)[config.prompt.format]
+    if config.train.pack_tokens and not processor.family.packs:
+        raise ValueError(
+            f"train.pack_tokens is {config.train.pack_tokens}, and a layer of {processor.name!r} keeps a state that would run on "
+            "from row to row: losses would be of other rows; set train.pack_tokens=0"
+        )
     if processor.only_thinks and not fmt.closing:
         raise ValueError(
             f"{processor.name!r} is a Thinking checkpoint, and prompt.format is {fmt.name!r}: its answers begin inside a think "

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 from qwenvl_agent.families.architecture import Architecture
 from qwenvl_agent.families.family import CallSyntax, Family, Template
+from qwenvl_agent.families.qwen3_5 import QWEN3_5
 from qwenvl_agent.families.qwen3_vl import QWEN3_VL
 from qwenvl_agent.families.qwen3_vl_moe import QWEN3_VL_MOE
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN3_VL, QWEN3_VL_MOE)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN3_VL, QWEN3_VL_MOE, QWEN3_5)}
 DEFAULT = QWEN3_VL
 """Where no checkpoint is at hand to say which: a format by its name alone, the tiny family."""
 

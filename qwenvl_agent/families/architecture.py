@@ -33,6 +33,17 @@ class Architecture:
     """Of each layer, in place of one MLP: then `intermediate` is the width of one. 0: the layers are dense."""
     experts_used: int = 0
     """By one token."""
+    gated: bool = False
+    """Whether a query has a gate beside it, of the same width."""
+    linear_layers: int = 0
+    """Language layers whose attention is linear: a state in place of keys and values."""
+    linear_keys: int = 0
+    """Width of all heads of queries, or of keys, in such a layer."""
+    linear_values: int = 0
+    linear_heads: int = 0
+    """Of values."""
+    linear_kernel: int = 4
+    """Tokens that the convolution before it sees."""
 
     @property
     def q(self) -> int:
@@ -49,11 +60,42 @@ class Architecture:
 
     @cached_property
     def projections(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of the linear layers of a language layer."""
-        h, q, kv, f = self.hidden, self.q, self.kv, self.intermediate
-        attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
-        mlp = {"gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h)}
-        return attention if self.experts else attention | mlp
+        """(inputs, outputs) of the linear layers of a language layer with full attention."""
+        h, q, kv = self.hidden, self.q, self.kv
+        attention = {"q_proj": (h, q * (1 + self.gated)), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
+        return attention | self.mlp
+
+    @property
+    def mlp(self) -> dict[str, tuple[int, int]]:
+        h, f = self.hidden, self.intermediate
+        return {} if self.experts else {"gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h)}
+
+    @cached_property
+    def linear_projections(self) -> dict[str, tuple[int, int]]:
+        """Of a layer with linear attention; {} if there is none."""
+        h, k, v, heads = self.hidden, self.linear_keys, self.linear_values, self.linear_heads
+        attention = {
+            "in_proj_qkv": (h, 2 * k + v),
+            "in_proj_z": (h, v),
+            "in_proj_b": (h, heads),
+            "in_proj_a": (h, heads),
+            "out_proj": (v, h),
+        }
+        return attention | self.mlp if self.linear_layers else {}
+
+    @cached_property
+    def all_projections(self) -> list[tuple[str, int, int]]:
+        """(name, inputs, outputs) of each linear layer of all language layers."""
+        kinds = ((self.full_layers, self.projections), (self.linear_layers, self.linear_projections))
+        return [(name, *shape) for number, kind in kinds for name, shape in kind.items() for _ in range(number)]
+
+    @property
+    def projection_names(self) -> tuple[str, ...]:
+        return tuple(self.projections | self.linear_projections)
+
+    @property
+    def full_layers(self) -> int:
+        return self.layers - self.linear_layers
 
     @cached_property
     def fused(self) -> dict[str, tuple[int, int]]:
@@ -63,8 +105,8 @@ class Architecture:
 
     @property
     def projection_matrices(self) -> int:
-        """Parameters of one layer's linear layers."""
-        return sum(inputs * outputs for inputs, outputs in self.projections.values())
+        """Parameters of the linear layers of all language layers."""
+        return sum(inputs * outputs for _, inputs, outputs in self.all_projections)
 
     @property
     def an_expert(self) -> int:
@@ -80,14 +122,21 @@ class Architecture:
         return self.experts * self.hidden
 
     @property
-    def layer_matrices(self) -> int:
-        """Parameters of one layer's projections, experts and router."""
-        return self.projection_matrices + self.layer_experts + self.router
+    def matrices(self) -> int:
+        """Parameters of all language layers' projections, experts and routers."""
+        return self.projection_matrices + self.layers * (self.layer_experts + self.router)
 
     @property
     def active_matrices(self) -> int:
         """Of these what one token meets."""
-        return self.projection_matrices + self.experts_used * self.an_expert + self.router
+        return self.projection_matrices + self.layers * (self.experts_used * self.an_expert + self.router)
+
+    @property
+    def largest_layer(self) -> int:
+        """Parameters of the largest language layer's projections, experts and router."""
+        kinds = (self.projections, self.linear_projections)
+        largest = max(sum(inputs * outputs for inputs, outputs in kind.values()) for kind in kinds)
+        return largest + self.layer_experts + self.router
 
     @property
     def embedding(self) -> int:
@@ -96,17 +145,25 @@ class Architecture:
     @property
     def language_other(self) -> int:
         """Parameters of the language model outside the projections: embedding, an untied head, norms."""
-        norms = self.layers * (2 * self.hidden + 2 * self.head_dim) + self.hidden
-        return self.embedding * (1 if self.tied else 2) + norms
+        norms = self.layers * 2 * self.hidden + self.full_layers * 2 * self.head_dim + self.hidden
+        return self.embedding * (1 if self.tied else 2) + norms + self.linear_layers * self.linear_other
+
+    @property
+    def linear_other(self) -> int:
+        """Of a layer with linear attention outside its projections: convolution, decays, the norm of a head."""
+        if not self.linear_layers:
+            return 0
+        channels = 2 * self.linear_keys + self.linear_values
+        return channels * self.linear_kernel + 2 * self.linear_heads + self.linear_values // self.linear_heads
 
     @property
     def language(self) -> int:
-        return self.layers * self.layer_matrices + self.language_other
+        return self.matrices + self.language_other
 
     @property
     def active(self) -> int:
         """Parameters of the language model that one token meets."""
-        return self.layers * self.active_matrices + self.language_other
+        return self.active_matrices + self.language_other
 
     @property
     def vision_block(self) -> int:

@@ -31,6 +31,12 @@ class GrammarRules(Protocol):
     def value(self, schema: object, where: str) -> str:
         """Of the JSON values that fit a schema."""
 
+    def members(self, parameters: dict, pair: Callable[[str, object], str], where: str) -> str:
+        """Of the arguments of a schema in any order, each once, the required ones all; `pair` writes one, key and value."""
+
+    def text_before(self, end: str, stop: str, schema: object, where: str) -> str:
+        """Of any text that may be written and its end, without a match of the regular expression `stop` before it."""
+
     def json_call(self, name: str, parameters: dict, write: Callable[[str, Mapping], str]) -> str:
         """Of one tool's calls as `write` writes them, its arguments as pairs of key and JSON value."""
 

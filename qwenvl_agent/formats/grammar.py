@@ -94,6 +94,20 @@ class Rules:
     def value(self, schema: object, where: str) -> str:
         return value_expression(schema, where, self)
 
+    def members(self, parameters: dict, pair: Callable[[str, object], str], where: str) -> str:
+        keys, num_required = argument_keys(parameters, where)
+        return members_expression(keys, num_required, lambda key: pair(key, parameters["properties"][key]), "", self)
+
+    def text_before(self, end: str, stop: str, schema: object, where: str) -> str:
+        check_keywords(schema if isinstance(schema, dict) else {}, "string", where, ("anyOf",))
+        least, most = (
+            (schema.get(key, "") for key in ("minLength", "maxLength")) if isinstance(schema, dict) else ("", "")
+        )
+        text = rf"(?s:.){{{least or 0},{most}}}" if least != "" or most != "" else "(?s:.)*"
+        last = json.dumps(end)[1:-1].replace("/", r"\/")
+        # A match that anything but the end's last newline follows: nothing can, so that the text is seen to end there.
+        return self.add("TEXT", rf"/{text}{last}/ & ~(/(?s:.*){stop}([^\n]|\n(?s:.))/ EVERYTHING) & ~CONTROL")
+
     def json_call(self, name: str, parameters: dict, write: Callable[[str, Mapping], str]) -> str:
         return call_expression(name, parameters, write, self)
 
@@ -167,6 +181,21 @@ def call_expression(name: str, parameters: dict, write: Callable[[str, Mapping],
 
 def pairs_expression(schema: dict, pair: str, where: str, rules: Rules) -> str:
     """Of an object's members in any order, without braces; `pair` is how the start of one is written, KEY its key."""
+    keys, num_required = argument_keys(schema, where)
+    for key in keys if pair else ():
+        if KEY + "=" in pair and not TOOL_NAME.fullmatch(key):
+            raise ValueError(f"{where} has the argument {key!r}, which no call can carry; rename it")
+
+    def member(key: str) -> str:
+        return (
+            f"{literal(pair.replace(KEY, key))} {value_expression(schema['properties'][key], f'{where}, {key}', rules)}"
+        )
+
+    return members_expression(keys, num_required, member, "separator::_ ", rules)
+
+
+def argument_keys(schema: dict, where: str) -> tuple[list[str], int]:
+    """The names of an object's members, the required ones first, and how many those are."""
     check_keywords(schema, "object", where)
     properties = schema.get("properties", {})
     required = [key for key in properties if key in schema.get("required", ())]
@@ -175,19 +204,20 @@ def pairs_expression(schema: dict, pair: str, where: str, rules: Rules) -> str:
         raise ValueError(f"{where} requires {lost[0]!r} and does not describe it: nothing fits; add it to properties")
     if len(properties) > MAX_ARGUMENTS:
         raise ValueError(f"{where} has {len(properties)} arguments, the grammar counts {MAX_ARGUMENTS}: split the tool")
-    keys = required + [key for key in properties if key not in required]
-    for key in keys if pair else ():
-        if KEY + "=" in pair and not TOOL_NAME.fullmatch(key):
-            raise ValueError(f"{where} has the argument {key!r}, which no call can carry; rename it")
+    return required + [key for key in properties if key not in required], len(required)
+
+
+def members_expression(
+    keys: Sequence[str], num_required: int, member: Callable[[str], str], separator: str, rules: Rules
+) -> str:
+    """Of members in any order, each at most once, the first `num_required` all."""
     if not keys:
         return EMPTY
     name = rules.new_name("members")
     rules.bodies[f"{name}::_"] = ""  # before those of its values, so that names stay unique
-    alternatives = ['""' + (f" %if is_ones([0:{len(required)}])" if required else "")]
+    alternatives = ['""' + (f" %if is_ones([0:{num_required}])" if num_required else "")]
     for i, key in enumerate(keys):
-        value = value_expression(properties[key], f"{where}, {key}", rules)
-        start = literal(pair.replace(KEY, key))
-        alternatives.append(f"separator::_ {start} {value} {name}::set_bit({i}) %if bit_clear({i})")
+        alternatives.append(f"{separator}{member(key)} {name}::set_bit({i}) %if bit_clear({i})")
     rules.bodies[f"{name}::_"] = "\n    | ".join(alternatives)
     return f"{name}::0"
 

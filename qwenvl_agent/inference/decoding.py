@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 
 from qwenvl_agent.inference.constraint import Constraint
 from qwenvl_agent.inference.thought_budget import ThoughtBudget
@@ -146,6 +146,19 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (block[:, :, : self.length] for block in self.blocks)
 
 
+class StateLayer(LinearAttentionLayer):
+    """Of linear attention: a state and the last inputs of a convolution, of the same size for every token."""
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.reorder_cache(indices)
+
+
+def new_cache(model: nn.Module) -> DynamicCache:
+    cache = DynamicCache(config=model.config.get_text_config())
+    cache.layers = [StateLayer() if isinstance(layer, LinearAttentionLayer) else RoomyLayer() for layer in cache.layers]
+    return cache
+
+
 def share_prefix(model: nn.Module, inputs: dict) -> tuple[dict, DynamicCache]:
     """Inputs of a left-padded batch (B, T) without their common beginning, and its keys and values, computed once.
 
@@ -153,10 +166,12 @@ def share_prefix(model: nn.Module, inputs: dict) -> tuple[dict, DynamicCache]:
 
         pad  pad  sys  tools  a            sys  tools  pad  pad  a
         sys  tools  b  b  b         ->     sys  tools  b    b    b
+
+    Not where a layer keeps a state, which the padding would run down.
     """
-    cache = DynamicCache()
-    cache.layers = [RoomyLayer() for _ in range(model.config.get_text_config().num_hidden_layers)]
-    num_shared = count_shared(inputs)
+    cache = new_cache(model)
+    has_state = any(isinstance(layer, StateLayer) for layer in cache.layers)
+    num_shared = 0 if has_state else count_shared(inputs)
     if num_shared == 0:
         return inputs, cache
     inputs = dict(inputs)

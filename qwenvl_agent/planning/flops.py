@@ -24,7 +24,7 @@ def step_flops(
     """Forward and backward of rows of `lengths` tokens with `supervised` of them, and `pictures` of so many patches."""
     matrix = 3 if cfg.method == "full" else 2  # forward and the input's gradient; the weight's own if it trains
     tokens = sum(lengths)
-    layers = matrix * 2 * tokens * arch.layers * arch.active_matrices
+    layers = matrix * 2 * tokens * arch.active_matrices
     by_place = adapters_by_place(cfg, arch)
     patches = sum(pictures)
     adapters = 3 * 2 * tokens * by_place["language"]
@@ -32,7 +32,9 @@ def step_flops(
         adapters += 3 * 2 * tokens * by_place["experts"] * arch.experts_used // arch.experts
     adapters += 3 * 2 * (patches // arch.merge**2 * by_place["merger"] + patches * by_place["vision"])
     # Scores and their product with the values; backward differentiates both factors of each.
-    attention = 3 * 4 * arch.layers * arch.q * sum(length**2 for length in lengths)
+    attention = 3 * 4 * arch.full_layers * arch.q * sum(length**2 for length in lengths)
+    if arch.linear_layers:  # what a token reads from the state, and what it writes there
+        attention += 3 * 8 * arch.linear_layers * tokens * arch.linear_values**2 // arch.linear_heads
     head = matrix * 2 * supervised * arch.embedding
     tower = sum(tower_pass_flops(cfg, arch, patches) for patches in pictures)
     return float(layers + adapters + attention + head + tower)

@@ -21,7 +21,6 @@ from typing import Protocol
 import numpy as np
 
 from qwenvl_agent.config import (
-    LANGUAGE_PROJECTIONS,
     LORA_PLACES,
     SHIPPED_BASES,
     Config,
@@ -321,7 +320,7 @@ def adapters_by_place(cfg: ModelConfig, arch: Architecture) -> dict[str, int]:
     places = () if cfg.method == "full" else cfg.lora_places
     cfg.check_places(bool(arch.experts))
     matrices = {
-        "language": [arch.projections[name] for name in adapted_projections(cfg, arch)] * arch.layers,
+        "language": [shape for name, *shape in arch.all_projections if name in adapted_projections(cfg, arch)],
         "experts": [*arch.fused.values()] * arch.experts * arch.layers,
         "merger": arch.merger_matrices * arch.num_mergers,
         "vision": arch.vision_matrices * arch.vision_depth,
@@ -331,7 +330,7 @@ def adapters_by_place(cfg: ModelConfig, arch: Architecture) -> dict[str, int]:
 
 def adapted_projections(cfg: ModelConfig, arch: Architecture) -> tuple[str, ...]:
     """The linear layers of a language layer that get an adapter."""
-    return cfg.targets_among(tuple(arch.projections))
+    return cfg.targets_among(arch.projection_names)
 
 
 def trainable_parameters(cfg: ModelConfig, arch: Architecture) -> int:
@@ -343,8 +342,9 @@ def trainable_parameters(cfg: ModelConfig, arch: Architecture) -> int:
 def quantisation_bytes(arch: Architecture) -> int:
     """Scales and code books of the NF4 projections and experts."""
     total = 0
-    projections = [inputs * outputs for inputs, outputs in arch.projections.values()]
-    for size in (*projections, *(arch.experts * inputs * outputs for inputs, outputs in arch.fused.values())):
+    projections = [inputs * outputs for _, inputs, outputs in arch.all_projections]
+    experts = [arch.experts * inputs * outputs for inputs, outputs in arch.fused.values()] * arch.layers
+    for size in (*projections, *experts):
         blocks = math.ceil(size / NF4_BLOCK)
         total += blocks + 4 * math.ceil(blocks / NF4_NESTED_BLOCK) + NF4_CODE_BYTES
     return arch.layers * total
@@ -356,7 +356,7 @@ def weight_bytes(cfg: ModelConfig, arch: Architecture) -> dict[str, int]:
     if cfg.method == "full":
         tower = 4 if cfg.train_vision else frozen
         return {"weights": 4 * arch.language + tower * arch.vision, "quantisation": 0, "adapters": 0}
-    matrices = arch.layers * (arch.projection_matrices + arch.layer_experts)
+    matrices = arch.projection_matrices + arch.layers * arch.layer_experts
     rest = frozen * (arch.language_other + arch.layers * arch.router + arch.vision)
     adapters = 4 * adapter_parameters(cfg, arch)
     if cfg.method == "qlora":
@@ -424,11 +424,14 @@ def _temporary(config: Config, arch: Architecture, row: RowShape) -> dict[str, d
     cfg, batch = config.model, config.train.batch_size
     precision = Precision.of(cfg)
     tokens = batch * row.tokens
-    layer = layer_saved(cfg, arch, batch, row.tokens) + cast_weights(cfg, arch) + expert_weights(cfg, arch)
+    beside = cast_weights(cfg, arch) + expert_weights(cfg, arch)
+    full, linear = layer_saved(cfg, arch, batch, row.tokens), linear_layer_saved(cfg, arch, batch, row.tokens)
+    layer = max(full, linear) + beside
     stream = precision.stream * arch.hidden * tokens  # one hidden state
+    kept = (arch.full_layers * full + arch.linear_layers * linear) / arch.layers + beside  # of one layer, on average
     again = cfg.recomputed(arch.layers)
     last_norm = tokens * _norm_saved(arch.hidden, precision.stream, precision)
-    saved = again * stream + (arch.layers - again) * layer + last_norm
+    saved = again * stream + (arch.layers - again) * kept + last_norm
     if not again:
         saved -= first_layer_unsaved(cfg, arch, tokens)
     # Backward begins with the last layers: what they kept is free when the first one is computed again.
@@ -466,19 +469,49 @@ def _temporary(config: Config, arch: Architecture, row: RowShape) -> dict[str, d
 
 
 def layer_saved(cfg: ModelConfig, arch: Architecture, batch: int, length: int) -> float:
-    """What autograd keeps of one language layer, without weights; see the legend."""
+    """What autograd keeps of one language layer with full attention, without weights; see the legend."""
     p, tokens = Precision.of(cfg), batch * length
+    heads = _norm_saved(arch.q, p.compute, p) + _norm_saved(arch.kv, p.compute, p)
+    heads += 2 * p.compute * arch.q if arch.gated else 0  # the gate, and what it is multiplied with
+    shared = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+    a_token = _blocks_saved(cfg, arch, p, arch.projections, shared) + heads
+    return tokens * a_token + _attention_saved(cfg, arch, batch, length)
+
+
+def linear_layer_saved(cfg: ModelConfig, arch: Architecture, batch: int, length: int) -> float:
+    """Of one with linear attention, by torch's own code, which works in float32; 0 if there is none."""
+    if not arch.linear_layers:
+        return 0
+    p = Precision.of(cfg)
+    tokens = batch * math.ceil(length / LINEAR_CHUNK) * LINEAR_CHUNK
+    shared = (("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"), ("gate_proj", "up_proj"))
+    projected = 2 * arch.linear_keys + arch.linear_values
+    convolution = 3 * p.compute * projected
+    values = arch.linear_values  # keys are repeated for every head of values
+    a_token = LINEAR_SAVED * 4 * values + LINEAR_SQUARES * 4 * arch.linear_heads * LINEAR_CHUNK
+    a_token += 4 * values * (arch.linear_values // arch.linear_heads) // LINEAR_CHUNK  # a state for each chunk
+    return tokens * (_blocks_saved(cfg, arch, p, arch.linear_projections, shared) + convolution + a_token)
+
+
+LINEAR_CHUNK = 64
+LINEAR_SAVED = 19
+"""Arrays as wide as the values that linear attention keeps of a token."""
+LINEAR_SQUARES = 4
+"""And those of a chunk's square, a number for each token of it."""
+
+
+def _blocks_saved(cfg: ModelConfig, arch: Architecture, p: Precision, projections: dict, shared: Sequence) -> float:
+    """Of one token: the norms before attention and MLP, inputs of projections, the MLP or the experts."""
     norms = _norm_saved(arch.hidden, p.stream, p) * 2
-    norms += _norm_saved(arch.q, p.compute, p) + _norm_saved(arch.kv, p.compute, p)
-    linears = sum(_linear_saved(cfg, name, arch, p) for name in arch.projections)
+    kept = _kept_inputs(cfg, arch)
+    linears = sum(_linear_saved(cfg, arch, name, inputs, p) for name, (inputs, _) in projections.items())
     linears += len(arch.fused) and _experts_saved(cfg, arch, p)
     if p.normed == p.compute and not _has_dropout(cfg):
         # The consumers of one norm keep the same tensor.
-        shared = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"} & set(_kept_inputs(cfg)) & set(arch.projections)
-        linears -= p.compute * arch.hidden * (max(0, len(shared & {"q_proj", "k_proj", "v_proj"}) - 1))
-        linears -= p.compute * arch.hidden * (max(0, len(shared & {"gate_proj", "up_proj"}) - 1))
+        for names in shared:
+            linears -= p.compute * arch.hidden * max(0, len(set(names) & set(kept) & set(projections)) - 1)
     mlp = 3 * p.compute * arch.intermediate * max(1, arch.experts_used)  # silu's input, and both factors of the product
-    return tokens * (norms + linears + mlp) + _attention_saved(cfg, arch, batch, length)
+    return norms + linears + mlp
 
 
 def _experts_saved(cfg: ModelConfig, arch: Architecture, p: Precision) -> float:
@@ -502,18 +535,17 @@ def _has_dropout(cfg: ModelConfig) -> bool:
     return cfg.method != "full" and cfg.lora_dropout > 0
 
 
-def _kept_inputs(cfg: ModelConfig) -> Sequence[str]:
+def _kept_inputs(cfg: ModelConfig, arch: Architecture) -> Sequence[str]:
     """Projections that keep their input for a weight's gradient."""
-    return LANGUAGE_PROJECTIONS if cfg.method == "full" else cfg.lora_targets
+    return arch.projection_names if cfg.method == "full" else adapted_projections(cfg, arch)
 
 
-def _linear_saved(cfg: ModelConfig, name: str, arch: Architecture, p: Precision) -> float:
+def _linear_saved(cfg: ModelConfig, arch: Architecture, name: str, inputs: int, p: Precision) -> float:
     """Input of a projection in the compute type; with dropout a mask of a byte; the adapter's inner activations."""
-    inputs = arch.projections[name][0]
     if cfg.method == "full":
         # The attention's output is kept by the attention already.
         return 0 if name == "o_proj" else p.compute * inputs
-    if name not in cfg.lora_targets:
+    if name not in adapted_projections(cfg, arch):
         return 0
     dropout = inputs if cfg.lora_dropout > 0 else 0
     return p.compute * inputs + dropout + p.compute * cfg.lora_rank
@@ -545,7 +577,7 @@ def cast_weights(cfg: ModelConfig, arch: Architecture) -> float:
     by_place = adapters_by_place(cfg, arch)
     adapters = 2 * (by_place["language"] + by_place["experts"]) / arch.layers
     if cfg.method == "full" or (cfg.method == "lora" and cfg.dtype == "float32"):
-        return 2 * arch.layer_matrices + adapters
+        return 2 * arch.largest_layer + adapters
     return adapters
 
 
@@ -560,7 +592,10 @@ def first_layer_unsaved(cfg: ModelConfig, arch: Architecture, tokens: int) -> fl
     """Before the first adapter nothing needs a gradient: no copy for the norm, no mask of a dropout."""
     if cfg.method == "full" or cfg.vision_has_gradient:
         return 0
-    masks = len({"q_proj", "k_proj", "v_proj"} & set(cfg.lora_targets)) if cfg.lora_dropout > 0 else 0
+    first = (
+        {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"} if arch.linear_layers else {"q_proj", "k_proj", "v_proj"}
+    )
+    masks = len(first & set(adapted_projections(cfg, arch))) if cfg.lora_dropout > 0 else 0
     return tokens * arch.hidden * (4 + masks)
 
 
@@ -586,7 +621,7 @@ def layer_backward(cfg: ModelConfig, arch: Architecture, tokens: int) -> float:
     p = Precision.of(cfg)
     a_token = 5 * p.stream * arch.hidden
     if cfg.method == "full":
-        sizes = [inputs * outputs for inputs, outputs in arch.projections.values()]
+        sizes = [inputs * outputs for _, inputs, outputs in arch.all_projections]
         largest = max(sizes + [arch.experts * inputs * outputs for inputs, outputs in arch.fused.values()])
         return tokens * a_token + (4 + (2 if cfg.autocast else 0)) * largest
     a_token += p.compute * arch.intermediate * max(1, arch.experts_used)
