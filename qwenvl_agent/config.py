@@ -67,7 +67,8 @@ class ModelConfig:
     """Share of an adapter's inputs that is dropped in training."""
     lora_targets: tuple[str, ...] = LANGUAGE_PROJECTIONS
     """Projections of the language model that get an adapter: some of the default, which is all that the model has (where
-    experts are in the MLP's place, those of the attention)."""
+    experts are in the MLP's place, those of the attention; with linear attention in_proj_qkv, in_proj_z, in_proj_b,
+    in_proj_a and out_proj too)."""
     lora_places: tuple[Place, ...] = ("language",)
     """Where adapters are: language, experts (of a mixture; needs lora_dropout 0), merger (of patches into tokens,
     deepstack's too), vision (the tower's blocks)."""

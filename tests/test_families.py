@@ -28,7 +28,15 @@ SPELLINGS = re.compile(
     "|".join(
         [
             *(re.escape(token) for family in FAMILIES.values() for token in family.added_tokens),
-            *(r"Qwen\d\w*VL\w*", r"qwen\d\w*_vl", "deepstack", r"\bvisual\b", r"\blanguage_model\b", r"\blm_head\b"),
+            *(
+                r"Qwen\d\w*VL\w*",
+                r"qwen\d\w*_vl",
+                r"[Qq]wen3_5\w*",
+                "deepstack",
+                r"\bvisual\b",
+                r"\blanguage_model\b",
+                r"\blm_head\b",
+            ),
             *(r"\bpatch_embed\b", r"spatial_merge_size", "deepstack_visual_indexes", r"\bim_(start|end)\b"),
         ]
     )
@@ -66,6 +74,22 @@ def test_only_families_spell_a_model():
     assert {"<|im_start|>", "lm_head", "deepstack", "qwen3_vl"} <= set(spelled(PACKAGE / "families/qwen3_vl.py"))
 
 
+def test_nobody_else_asks_which_family_it_is():
+    """What differs is in the `Family`, not in a comparison of its name."""
+    asked = []
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] == "families":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            compared = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            compared += [node.subject] if isinstance(node, ast.Match) else []
+            names = {part.attr for part in compared if isinstance(part, ast.Attribute)}
+            names |= {part.id for part in compared if isinstance(part, ast.Name)}
+            if names & {"model_type", "family"}:
+                asked.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert asked == []
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.model_type)
 class TestEveryFamily:
     def test_text_cannot_spell_its_control_tokens(self, family):
@@ -96,7 +120,7 @@ class TestEveryFamily:
 def test_a_model_of_no_family_here_is_refused_by_name():
     assert find_family("qwen3_vl", "model.path 'x'") is DEFAULT
     with pytest.raises(
-        ValueError, match=r"model.path 'x' is of the family 'llava': .* use a Qwen3-VL or Qwen3-VL-30B-A3B"
+        ValueError, match=r"model.path 'x' is of the family 'llava': .* use a Qwen3-VL or Qwen3-VL-30B-A3B or Qwen3.5"
     ):
         find_family("llava", "model.path 'x'")
 
