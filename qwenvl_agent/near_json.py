@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from collections.abc import Iterator
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from typing import Any
 
@@ -177,3 +178,19 @@ def json_text(value: object) -> str:
     """
     text = json.dumps(value, ensure_ascii=False)
     return text if unicodedata.is_normalized("NFC", text) else json.dumps(value)
+
+
+def json_pieces(value: object) -> Iterator[tuple[bool, str]]:
+    """(is a value, text) of every key and leaf, in the order in which JSON writes them, without closing quotes.
+
+    A value keeps its opening quote, because tokenizers join that with the first letters.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield False, json_text(key)[1:-1]
+            yield from json_pieces(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from json_pieces(item)
+    else:
+        yield True, json_text(value).removesuffix('"') if isinstance(value, str) else json_text(value)

@@ -144,6 +144,9 @@ class ElementCalls:
     def _text(self, value):
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
+    def pieces(self, arguments):
+        return "", ()
+
     def write_served(self, name, arguments):
         return self.write(name, json.loads(arguments))
 

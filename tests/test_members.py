@@ -250,7 +250,7 @@ def test_a_batch_writes_what_generate_writes_one_by_one(family, base):
         wanted.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
     inputs = model_inputs(collator.encode_prompt(QUESTIONS))
     assert decode(model, inputs, end_id=-1, max_new_tokens=10) == wanted
-    assert len({tuple(ids) for ids in wanted}) == len(QUESTIONS)
+    assert len({tuple(ids) for ids in wanted}) > 1  # else it would prove little
     end_id = wanted[0][4]  # ends at least one row in its midst
     ended = [ids[: ids.index(end_id) + 1] if end_id in ids else ids for ids in wanted]
     assert decode(model, inputs, end_id=end_id, max_new_tokens=10) == ended

@@ -17,6 +17,7 @@ from tiny_run import save_dataset, save_tiny_checkpoint, tiny_config
 from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator, build_collator
 from qwenvl_agent.data.masks import MaskAudit
+from qwenvl_agent.evaluation.token_scores import split_values
 from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.families.element_calls import MARK, typed, written
 from qwenvl_agent.formats import FORMATS, formats_of
@@ -286,6 +287,17 @@ def test_what_a_server_has_parsed_is_put_together_again():
     assert (text, is_parsed) == (f"Go.\n\n{block(GO)}", True)
     broken = [{"function": {"name": "move", "arguments": '{"a": '}}]
     assert NATIVE.parse(written_text({"content": "", "tool_calls": broken}, FAMILY)[0], TOOLS).error
+
+
+def test_argument_values_are_found_among_the_elements():
+    turn = Turn("Go.", (move(), ToolCall("say", {"text": "RIGHT\n2", "n": 2, "flag": True}), ToolCall("end", {})))
+    for name in ("native", "hybrid", "plain"):
+        span = next(span for span in OURS[name].render(turn) if span.part == "call")
+        pieces = split_values(span, turn, FAMILY.calls)
+        assert "".join(piece.text for piece in pieces) == span.text
+        values = [piece.text for piece in pieces if piece.part == "text"]
+        assert values[:2] == ['"RIGHT', "2"] and len(values) == 5
+    assert values[2:] == ['"RIGHT\\n2', "2", "true"]
 
 
 # grammar

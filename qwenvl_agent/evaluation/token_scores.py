@@ -1,11 +1,13 @@
 """How likely a model finds the labels: token accuracy and loss by part, and of the calls' argument values alone."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from qwenvl_agent.evaluation.step_metrics import token_metrics
+from qwenvl_agent.families import DEFAULT, CallSyntax
 from qwenvl_agent.formats import Format, Span
-from qwenvl_agent.formats.calls import json_text, write_plain
+from qwenvl_agent.formats.calls import write_plain
+from qwenvl_agent.near_json import json_pieces
 from qwenvl_agent.schema import Policy, Row, Turn
 
 
@@ -46,39 +48,25 @@ class ValueSpans:
         return [
             piece
             for span in self.fmt.render(turn)
-            for piece in (split_values(span, turn) if turn.tool_calls else [span])
+            for piece in (split_values(span, turn, self.fmt.family.calls) if turn.tool_calls else [span])
         ]
 
 
-def split_values(span: Span, turn: Turn) -> list[Span]:
-    """A call span cut at the turn's argument values, in the order in which they are written."""
+def split_values(span: Span, turn: Turn, syntax: CallSyntax = DEFAULT.calls) -> list[Span]:
+    """A call span cut at the turn's argument values, in the order in which they are written, in `syntax` or plain."""
     if span.part != "call":
         return [span]
     pieces, start = [], 0
     for call in turn.tool_calls:
-        at = span.text.find(json_text(call.arguments), start)
+        written, parts = syntax.pieces(call.arguments)
+        at = span.text.find(written, start)
         if at < 0:
             at = span.text.index(write_plain(call), start) + len(call.name)
-        for is_value, text in json_pieces(call.arguments):
+            parts = json_pieces(call.arguments)
+        for is_value, text in parts:
             at = span.text.index(text, at)
             if is_value:
                 pieces += [Span("call", span.text[start:at]), Span("text", text)]
                 start = at + len(text)
             at += len(text)
     return [piece for piece in (*pieces, Span("call", span.text[start:])) if piece.text]
-
-
-def json_pieces(value: object) -> Iterator[tuple[bool, str]]:
-    """(is a value, text) of every key and leaf, in the order in which JSON writes them, without closing quotes.
-
-    A value keeps its opening quote, because tokenizers join that with the first letters.
-    """
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield False, json_text(key)[1:-1]
-            yield from json_pieces(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from json_pieces(item)
-    else:
-        yield True, json_text(value).removesuffix('"') if isinstance(value, str) else json_text(value)

@@ -1,11 +1,11 @@
 """Syntaxes of calls that families share. The seam is `family.CallSyntax`: a syntax of one family alone is in its file."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from qwenvl_agent.families.family import GrammarRules
-from qwenvl_agent.near_json import ParseError, Repairs, json_text, read_json, skip_space
+from qwenvl_agent.near_json import ParseError, Repairs, json_pieces, json_text, read_json, skip_space
 
 CLOSERS = re.compile(r"[\s}\])]*")
 NEXT_OBJECT = re.compile(r"(?:,\s*)?(?=\{)")
@@ -36,6 +36,9 @@ class JsonCalls:
 
     def write(self, name: str, arguments: Mapping) -> str:
         return self.write_served(name, json_text(arguments))
+
+    def pieces(self, arguments: Mapping) -> tuple[str, Iterable[tuple[bool, str]]]:
+        return json_text(arguments), json_pieces(arguments)
 
     def write_served(self, name: str, arguments: str) -> str:
         return f'{self.open}\n{{"name": "{name}", "arguments": {arguments}}}\n{self.close}'

@@ -18,12 +18,12 @@ text. There is no escape: a text that holds one of these tags cannot be written,
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from qwenvl_agent.families.calls import HERMES
 from qwenvl_agent.families.family import GrammarRules
-from qwenvl_agent.near_json import ParseError, Repairs, json_text, read_json, skip_space
+from qwenvl_agent.near_json import ParseError, Repairs, json_pieces, json_text, read_json, skip_space
 
 MARK = re.compile(r"<(/?)(parameter|function)(=[^>\n]{0,200})?>|<(?:parameter|function)=[^>\n]{0,200}\Z")
 """A tag of a function or a parameter, whole or broken off at the end."""
@@ -43,8 +43,15 @@ class ElementCalls:
 
     def write(self, name: str, arguments: Mapping) -> str:
         """ValueError for a text that holds a tag of this syntax."""
+        return f"{self.open}\n<function={name}>\n{self.pieces(arguments)[0]}</function>\n{self.close}"
+
+    def pieces(self, arguments: Mapping) -> tuple[str, Iterable[tuple[bool, str]]]:
         pairs = "".join(f"<parameter={key}>\n{written(value)}\n</parameter>\n" for key, value in arguments.items())
-        return f"{self.open}\n<function={name}>\n{pairs}</function>\n{self.close}"
+        parts: list[tuple[bool, str]] = []
+        for key, value in arguments.items():
+            is_leaf = not isinstance(value, (list, tuple, Mapping))
+            parts += [(False, f"<parameter={key}>\n"), *([(True, written(value))] if is_leaf else json_pieces(value))]
+        return pairs, parts
 
     def write_served(self, name: str, arguments: str) -> str:
         try:

@@ -8,7 +8,7 @@ Legend: T tokens.
 
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -67,6 +67,9 @@ class CallSyntax(Protocol):
 
     def write(self, name: str, arguments: Mapping) -> str:
         """One call with its tags, as the chat template writes it."""
+
+    def pieces(self, arguments: Mapping) -> tuple[str, Iterable[tuple[bool, str]]]:
+        """A call's arguments as they are written, and of that text in order (is a value, text) of every name and leaf."""
 
     def write_served(self, name: str, arguments: str) -> str:
         """One call as the model may have written it, of what a server made of it: arguments as JSON text, sound or not."""
