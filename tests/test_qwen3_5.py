@@ -12,7 +12,7 @@ import torch
 from conftest import TOOLS, TURNS, move, request_of, tiny_processor
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_run import save_dataset, save_tiny_checkpoint, tiny_config
+from tiny_run import save_tiny_checkpoint, tiny_config
 
 from qwenvl_agent.config import PromptConfig, TrainConfig, VisionConfig
 from qwenvl_agent.data.collator import Collator, build_collator
@@ -366,20 +366,6 @@ def test_positions_are_the_models_own(base, tmp_path):
     model = build_model(replace(config.model, method="full"), "cpu")
     expected = model._prepare_position_ids_for_generation(batch["input_ids"], dict(batch, position_ids=None))
     assert torch.equal(batch["position_ids"], expected)
-
-
-@pytest.mark.slow
-def test_a_tiny_member_learns(base, tmp_path):
-    """Its calls, which the pictures tell, in some seconds: the loss of what is learned falls to a tenth."""
-    from train import train
-
-    data = save_dataset(tmp_path / "data", 24)
-    settings = {"max_steps": 60, "batch_size": 4, "accumulation": 1, "learning_rate": 3e-3}
-    config = tiny_config(tmp_path, base, data, model={"method": "full"}, train=settings, eval={"step_rows": 0})
-    train(config)
-    lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["train/loss"] for line in lines if "train/loss" in line]
-    assert losses[-1] < losses[0] / 10
 
 
 def test_the_formats_of_other_families_are_as_they_were():

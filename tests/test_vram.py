@@ -374,6 +374,14 @@ def test_the_plan_of_a_mixture_is_what_a_traced_step_takes(name):
 
 
 @pytest.mark.slow
+def test_the_plan_of_linear_attention_is_what_a_traced_step_takes():
+    """At the widths of Qwen3.5-9B and 4 layers deep, by torch's own code for three of them."""
+    arch = replace(ARCHITECTURES["Qwen/Qwen3.5-9B"], linear_layers=3)
+    planned, traced = both(config_of("Qwen/Qwen3.5-9B", "lora"), arch, LONG, num_layers=4, vision_depth=3)
+    assert planned == pytest.approx(traced, rel=0.1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_the_plan_of_a_small_model_is_what_a_real_step_takes(method, attention, tmp_path):
