@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -404,3 +405,20 @@ def test_the_first_layers_are_computed_again_and_gradients_are_the_same(base, ag
 def test_layers_that_cannot_be_meant_are_refused(again):
     with pytest.raises(ValueError, match="model.gradient_checkpointing is .*use true, false, auto or a number"):
         ModelConfig(path="tiny", gradient_checkpointing=again)
+
+
+def test_an_adapters_names_are_those_that_vllm_maps(base, tmp_path):
+    """It strips the prefix, and knows the language model's seven projections by their names in the checkpoint."""
+    model = build_model(ModelConfig(path=str(base), method="lora", lora_rank=4, dtype="float32", autocast=False), "cpu")
+    save_weights(model, tmp_path)
+    layer = r"base_model\.model\.model\.language_model\.layers\.\d+\."
+    projection = r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.lora_[AB]\.weight"
+    names = load_file(tmp_path / "adapter_model.safetensors").keys()
+    assert len(names) == 2 * 7 * 2 and all(re.fullmatch(layer + projection, name) for name in names)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (settings["r"], settings["use_dora"], settings["modules_to_save"], settings["bias"]) == (
+        4,
+        False,
+        None,
+        "none",
+    )

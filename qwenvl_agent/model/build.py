@@ -145,8 +145,11 @@ def checkpoint_layers(model: nn.Module, model_cfg: ModelConfig) -> None:
         layer.gradient_checkpointing = False
 
 
-def compile_blocks(model: nn.Module, device) -> None:
-    """Each block for itself, in place: all share one compiled program, and names of weights stay as they are."""
+def compile_blocks(model: nn.Module, device, backend: str | Callable = "inductor") -> None:
+    """Each block for itself, in place: names of weights stay as they are, and all blocks of a kind share one program.
+
+    (A kind: computed again in backward or not; the first block, whose input has no gradient where embeddings are frozen.)
+    """
     if device_type(device) == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise ValueError(
             "model.compile is true and there is no C++ compiler (g++, or what $CXX names): nothing can be compiled; "
@@ -154,7 +157,7 @@ def compile_blocks(model: nn.Module, device) -> None:
         )
     keep_compiled_code_apart()
     for block in base_of(model).get_submodule(family_of(model).paths.layers):
-        block.compile(dynamic=True)
+        block.compile(dynamic=True, backend=backend)
 
 
 def naming_the_weights(load: Callable) -> Callable:
