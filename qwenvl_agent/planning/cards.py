@@ -97,7 +97,8 @@ def predicted_tokens_per_s(config: Config, arch: Architecture, row: RowShape, ca
     """At SHARE of the card's rate, what is computed again included. Unpacking of 4-bit weights is not."""
     pictures = [row.image_tokens * arch.merge**2 // max(1, row.num_images)] * row.num_images
     flops = step_flops(config.model, arch, [row.tokens], row.supervised, pictures)
-    forward = 2 * row.tokens * arch.layer_matrices + 4 * arch.q * row.tokens**2
+    attention = 4 * arch.full_layers * arch.q * row.tokens**2
+    forward = (2 * row.tokens * arch.active_matrices + attention) / arch.layers  # of one layer
     flops += config.model.recomputed(arch.layers) * forward
     return SHARE * card.tflops * 1e12 * row.tokens / flops
 
