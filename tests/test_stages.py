@@ -170,6 +170,37 @@ def test_a_stage_that_is_over_is_not_run_again(configure, three_stages, capsys):
     assert "step 1/" not in capsys.readouterr().out
 
 
+COUNT_ALIVE = """
+import sys, weakref
+import train
+from qwenvl_agent.config import load_config
+from qwenvl_agent.training import setup
+
+whole, made = setup.build_trained, []
+
+def build(*args):
+    print("alive", sum(part() is not None for part in made))
+    parts = whole(*args)
+    made.extend(weakref.ref(part) for part in (parts[0], parts[2]))
+    return parts
+
+setup.build_trained = build
+train.train_stages(load_config(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_of_a_stage_that_is_over_nothing_is_in_memory(configure, tmp_path):
+    """Neither its model nor its optimizer, when the next one's are made. In a process of its own: pytest keeps what is
+    logged and warned of."""
+    stages = [{"name": "a"}, {"name": "b"}, {"name": "c"}]
+    path = save_config(configure(train={"max_steps": 1}, stages=stages), tmp_path / "c.json")
+    command = [sys.executable, "-c", COUNT_ALIVE, str(path)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [line for line in done.stdout.splitlines() if line.startswith("alive")] == ["alive 0"] * 3
+
+
 def test_batch_scripts_see_when_a_curriculum_is_over(uninterrupted, tmp_path):
     progress = read_progress(uninterrupted)
     assert progress.is_done and progress.saved_step == 3 and progress.lines[-1]["step"] == 3
