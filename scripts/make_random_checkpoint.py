@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -98,7 +98,7 @@ def make_checkpoint(
 ) -> Written:
     """Weights, index, config and processor files in `out`, which appears when all of it is there."""
     started = time.perf_counter()
-    arch = SIZES[size] if layers is None else replace(SIZES[size], layers=min(layers, SIZES[size].layers))
+    arch = SIZES[size] if layers is None else SIZES[size].first_layers(layers)
     config_path = find_config(processor, size, arch)
     check_folders(processor, out, arch)
     temporary = out.with_name(f".{out.name}.tmp")

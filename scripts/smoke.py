@@ -214,6 +214,11 @@ def draw_screens(directory: Path) -> None:
 
 def write_config(config: Config, base: Path, data: Path, out: Path) -> Path:
     """The config with the model, the data and the places of this test, and two steps that are saved and logged."""
+    if config.stages:
+        raise ValueError(
+            "the config has stages: the test is of one run, and would prove nothing of them; give the config of one, as "
+            "runs/NAME/STAGE/config.json"
+        )
     values = to_json(config)
     values["runs_dir"] = str((out / "runs").resolve())
     values["model"]["path"] = str(base.resolve())

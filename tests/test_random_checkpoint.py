@@ -139,24 +139,30 @@ def test_no_more_than_one_shard_is_in_memory(small, processor_dir, tmp_path, mon
 def test_fewer_layers_are_a_checkpoint_of_the_same_widths(small, tmp_path, monkeypatch, model_type):
     """Weights are stored as the family publishes them, and come back as they were drawn."""
     family = FAMILIES[model_type]
-    processor = save_tiny_checkpoint(tmp_path / "processor", family=family)
+    processor = save_tiny_checkpoint(tmp_path / "processor", family=family, num_layers=4)
     arch = find_architecture(str(processor))
     monkeypatch.setitem(small.SIZES, "small", arch)
-    monkeypatch.setattr(small, "make_config", lambda arch: one_layer_of(processor, arch))
-    written = small.make_checkpoint("small", processor, tmp_path / "out", layers=1)
-    assert find_architecture(str(tmp_path / "out")) == replace(arch, layers=1)
-    assert written.parameters == replace(arch, layers=1).language + arch.vision
+    monkeypatch.setattr(small, "make_config", lambda arch: first_layers_of(processor, arch))
+    written = small.make_checkpoint("small", processor, tmp_path / "out", layers=2)
+    fewer = replace(arch, layers=2, linear_layers=1 if arch.linear_layers else 0)
+    assert find_architecture(str(tmp_path / "out")) == fewer
+    assert written.parameters == fewer.language + arch.vision
+    if arch.linear_layers:
+        with pytest.raises(ValueError, match="3 layers are no whole rounds of 2"):
+            small.make_checkpoint("small", processor, tmp_path / "three", layers=3)
     model = build_model(ModelConfig(path=str(tmp_path / "out"), method="lora", autocast=False), "cpu").get_base_model()
     weights = read(tmp_path / "out")
     plain = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters() if "lora" not in name}
     assert all(torch.equal(family.stored(name, plain[name]), weight) for name, weight in weights.items())
 
 
-def one_layer_of(processor: Path, arch):
+def first_layers_of(processor: Path, arch):
     """The small config itself: the published values of a family are of its true widths."""
-    config = AutoConfig.from_pretrained(processor)
-    config.text_config.num_hidden_layers = arch.layers
-    return config
+    values = AutoConfig.from_pretrained(processor).to_dict()
+    values["text_config"]["num_hidden_layers"] = arch.layers
+    if kinds := values["text_config"].get("layer_types"):
+        values["text_config"]["layer_types"] = kinds[: arch.layers]
+    return AutoConfig.for_model(**values)
 
 
 @pytest.mark.parametrize("path", ARCHITECTURES)

@@ -27,14 +27,16 @@ TOOLS = [
 DIRECTIONS = ("UP", "DOWN", "LEFT", "RIGHT")
 
 
-def save_tiny_checkpoint(directory: Path, dtype: torch.dtype = torch.float32, family: Family = DEFAULT) -> Path:
+def save_tiny_checkpoint(
+    directory: Path, dtype: torch.dtype = torch.float32, family: Family = DEFAULT, **sizes: int
+) -> Path:
     """Random weights that `from_pretrained` loads, hidden size 64, a vocabulary of a few hundred.
 
     The published checkpoints are bfloat16.
     """
     texts = [SYSTEM, json.dumps(TOOLS), "Thought: the animal is to the right. Action:"]
     tokenizer = build_tiny_tokenizer(texts, 320, family=family)
-    save_tiny(directory, tokenizer, build_tiny_model(tokenizer, "test", family=family).to(dtype))
+    save_tiny(directory, tokenizer, build_tiny_model(tokenizer, "test", family=family, **sizes).to(dtype))
     return directory
 
 

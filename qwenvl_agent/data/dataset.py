@@ -93,7 +93,9 @@ class Rows:
 def build_rows(data_cfg: DataConfig, prompt_cfg: PromptConfig) -> Rows:
     """Read every source (or its cache), split the episodes, and link each row to its history."""
     if not data_cfg.sources:
-        raise ValueError("data.sources is empty: there is nothing to read; name at least one file")
+        raise ValueError(
+            "data.sources is empty: there is nothing to read; name at least one file (of a curriculum take a stage, runs/NAME/STAGE/config.json)"
+        )
     if not 0 <= data_cfg.eval_fraction < 1:
         raise ValueError(f"data.eval_fraction is {data_cfg.eval_fraction}: nothing is left to train on; use 0 to 0.9")
     sources = [_open_source(source_cfg, data_cfg) for source_cfg in data_cfg.sources]

@@ -1,6 +1,6 @@
 """The sizes of a model, as numbers: what a family reads out of a config.json and the planner counts with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 
@@ -96,6 +96,18 @@ class Architecture:
     @property
     def full_layers(self) -> int:
         return self.layers - self.linear_layers
+
+    def first_layers(self, number: int) -> "Architecture":
+        """The same with its first `number` language layers, at most all; ValueError for a part of a round of layers of
+        several kinds, of which another model would have been made."""
+        number = min(number, self.layers)
+        a_round = self.layers // max(1, self.full_layers) if self.linear_layers else 1
+        if number % a_round:
+            raise ValueError(
+                f"{number} layers are no whole rounds of {a_round} (all but the last of a round have linear attention): the "
+                f"model would be another one; use a multiple of {a_round}"
+            )
+        return replace(self, layers=number, linear_layers=self.linear_layers * number // self.layers)
 
     @cached_property
     def fused(self) -> dict[str, tuple[int, int]]:

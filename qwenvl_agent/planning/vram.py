@@ -347,7 +347,7 @@ def quantisation_bytes(arch: Architecture) -> int:
     for size in (*projections, *experts):
         blocks = math.ceil(size / NF4_BLOCK)
         total += blocks + 4 * math.ceil(blocks / NF4_NESTED_BLOCK) + NF4_CODE_BYTES
-    return arch.layers * total
+    return total
 
 
 def weight_bytes(cfg: ModelConfig, arch: Architecture) -> dict[str, int]:
