@@ -349,7 +349,9 @@ def test_changes_of_a_config_change_the_plan_as_they_change_the_trace(method):
     for name in VARIANTS:
         if name != "base":
             planned, traced = (results[name][i] - results["base"][i] for i in (0, 1))
-            assert planned == pytest.approx(traced, rel=0.2, abs=0.02 * results["base"][1]), name
+            # Two plans are compared, whose peaks may be at two moments: each may be 2 % off.
+            off = 0.02 * (results["base"][1] + results[name][1])
+            assert planned == pytest.approx(traced, rel=0.2, abs=off), name
 
 
 WITH_EXPERTS = {"lora_places": ["language", "experts"], "lora_dropout": 0.0}
