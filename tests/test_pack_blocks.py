@@ -124,7 +124,8 @@ def test_two_programs_serve_all_lengths():
     torch._dynamo.reset()
     counters.clear()
     for num_tokens, packs in PACKS.items():
-        segments, tensors = segments_of(*packs, num_tokens=num_tokens), states(num_tokens)
+        segments = segments_of(*packs, num_tokens=num_tokens)
+        tensors = [state.detach() for state in states(num_tokens)]
         with torch.no_grad():
             blocks = pack_blocks(segments)
             output = compiled_flex_attention()(*tensors, block_mask=blocks, scale=0.25, enable_gqa=True)
