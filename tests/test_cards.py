@@ -51,3 +51,9 @@ def test_the_command_says_that_nothing_is_measured(capsys):
     assert "Nothing of this is measured" in capsys.readouterr().out
     assert plan.main(["--config", str(CONFIG), "--cards", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 135
+
+
+def test_a_curriculum_has_no_table():
+    path = str(CONFIG).replace("safari_2b", "safari_2b_curriculum")
+    with pytest.raises(ValueError, match="--cards with stages"):
+        plan.main.__wrapped__(["--config", path, "--cards"])

@@ -20,7 +20,7 @@ from qwenvl_agent.worlds.safari.foreign_notes import NotesShares, draw_notes
 from qwenvl_agent.worlds.safari.missions import Mission
 from qwenvl_agent.worlds.safari.notepad import read_notes, tile_name
 from qwenvl_agent.worlds.safari.render import TREE as TREE_SYMBOL
-from qwenvl_agent.worlds.safari.states import NEAR
+from qwenvl_agent.worlds.safari.states import NEAR, places_at
 from qwenvl_agent.worlds.safari.tools import argument_error
 from qwenvl_agent.worlds.safari.world import Animal, World, view_corner, walk
 
@@ -213,6 +213,15 @@ def test_states_at_a_zone_show_it_whole_or_almost_and_no_target():
     assert swept[True] > 12 and swept[False] > 12
     with pytest.raises(ValueError, match="states.at_zone is 2"):
         world.draw_state(env, rng, 0.0, at_zone=2)
+
+
+def test_a_zone_that_the_border_cuts_off_has_places_too():
+    env = SafariEnv(SafariRules.from_json({**TELLING, "width": 25, "height": 23, "num_targets": [1, 0, 0]}))
+    env.reset(seed=0)
+    env.world = World(25, 23, frozenset(), {(0, 0): RED_TIGER}, (0, 0))
+    env.mission = Mission("Find the red tiger.", (RED_TIGER,), ("red tiger",))
+    places = set(places_at(env, (2, 2)))
+    assert places == {(x, y) for x in range(18, 25) for y in range(16, 23)}  # views from (13, 11) to (15, 13)
 
 
 def test_targets_that_were_found_stay_found():

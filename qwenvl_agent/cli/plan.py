@@ -74,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     config = load_config(args.config, args.set)
     if config.stages:
+        if args.cards:
+            raise ValueError(
+                "--cards with stages: the table is of one run's rows and settings, and a curriculum has several; give the "
+                "config of a stage, or leave --cards out"
+            )
         return plan_curriculum(args, config)
     if args.measured:
         raise ValueError("--measured without stages: only a curriculum's plan has hours; leave it out")

@@ -105,7 +105,9 @@ def draw_at_zone(
 
 def places_at(env: SafariEnv, zone: Tile) -> list[Tile]:
     """Places from which a zone is seen whole, or almost, and no target is."""
-    rules, corner = env.rules, tuple(VIEW * i for i in zone)
+    rules = env.rules
+    # The view stops at the border: it shows a last zone that is cut off from further inside.
+    corner = tuple(min(VIEW * i, size - VIEW) for i, size in zip(zone, (rules.width, rules.height), strict=True))
     goals = [place for place, animal in env.world.animals.items() if animal in current_targets(env)]
     places = []
     for place in ((x, y) for y in range(rules.height) for x in range(rules.width) if not env.is_blocked((x, y))):
