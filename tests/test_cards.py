@@ -57,3 +57,18 @@ def test_a_curriculum_has_no_table():
     path = str(CONFIG).replace("safari_2b", "safari_2b_curriculum")
     with pytest.raises(ValueError, match="--cards with stages"):
         plan.main.__wrapped__(["--config", path, "--cards"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cards", "--row-tokens", "100"], "--cards with --row-tokens"),
+        (["--cards", "--gpus", "2"], "--cards with --gpus"),
+        (["--cards", "--model-config", "x"], "--cards with --model-config"),
+        (["--image-tokens", "0"], "--image-tokens without --row-tokens"),
+        (["--measured", "runs/x"], "--measured without stages"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        plan.main.__wrapped__(["--config", str(CONFIG), *options])

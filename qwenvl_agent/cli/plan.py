@@ -73,15 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     config = load_config(args.config, args.set)
+    check_options(args, config)
     if config.stages:
-        if args.cards:
-            raise ValueError(
-                "--cards with stages: the table is of one run's rows and settings, and a curriculum has several; give the "
-                "config of a stage, or leave --cards out"
-            )
         return plan_curriculum(args, config)
-    if args.measured:
-        raise ValueError("--measured without stages: only a curriculum's plan has hours; leave it out")
     if args.cards:
         show_cards(config, as_json=args.json)
         return 0
@@ -96,6 +90,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         show(config, plan, fix, args.gpu, choice)
     return 0 if fits else 1
+
+
+def check_options(args: argparse.Namespace, config: Config) -> None:
+    """ValueError for what would change nothing."""
+    if args.cards and config.stages:
+        raise ValueError(
+            "--cards with stages: the table is of one run's rows and settings, and a curriculum has several; give the "
+            "config of a stage, or leave --cards out"
+        )
+    if args.measured and not config.stages:
+        raise ValueError("--measured without stages: only a curriculum's plan has hours; leave it out")
+    rows = {"--row-tokens": args.row_tokens, "--image-tokens": args.image_tokens, "--supervised": args.supervised}
+    given = [option for option, value in rows.items() if value is not None]
+    if args.cards and (given or args.model_config or args.gpus != 1):
+        raise ValueError(
+            f"--cards with {', '.join(given) or ('--model-config' if args.model_config else '--gpus')}: the table is of the "
+            "published models on one card, for rows as the config's budget allows; leave it out"
+        )
+    if given and args.row_tokens is None:
+        raise ValueError(f"{given[0]} without --row-tokens: the rows of the data are planned for; give both")
 
 
 def plan_curriculum(args: argparse.Namespace, config: Config) -> int:
