@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat constraints.txt setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help install system demo demo-browser smoke-2b smoke-8b gpu-check bench-peers bench bench-quick test test-system test-avx2 lint format
+.PHONY: help install system demo demo-browser smoke-2b smoke-8b gpu-check bench-peers bench bench-quick test test-system test-avx2 torture torture-quick lint format
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,12 @@ test-system: $(INSTALLED) system  ## what takes minutes: ranks, real quantisatio
 test-avx2: $(INSTALLED)  ## precision, a training and its equality tests as on a CPU without bfloat16 units (x86)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
 		tests/test_precision.py tests/test_ranks.py tests/test_export.py tests/test_decoding.py tests/test_train.py::test_other_methods_resume_too
+
+torture: $(INSTALLED)  ## every attack of tests/torture in full, at most two hours on two cores; ATTACKS="kills disks" for some
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/torture.py $(ATTACKS)
+
+torture-quick: $(INSTALLED)  ## the same attacks, a few cases of each: five minutes at most
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/torture.py --quick $(ATTACKS)
 
 lint: $(INSTALLED)  ## what CI checks of style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
