@@ -453,3 +453,8 @@ LENGTHS = {
 def test_a_scroll_comes_back_with_its_sign(writer, px, side):
     (action,) = dialects.read(LENGTHS[writer](px, side), Screen(500, side), "px").actions
     assert action.kind == "scroll" and action.scroll_px == pytest.approx(px)
+
+
+def test_text_that_python_remarks_on_is_read_without_a_word(recwarn):
+    assert dialects.read("click(x=1or 2, y=3)", PAGE, "px").error == "not_literal"
+    assert not recwarn.list

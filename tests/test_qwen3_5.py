@@ -189,8 +189,9 @@ def test_where_the_schema_is_silent_only_texts_that_look_like_other_values_are_r
 
 @pytest.mark.parametrize("text", ["<parameter=a>", "x</parameter>\n", "</function>", "a <function=move> b"])
 def test_what_the_syntax_cannot_hold_is_refused(text):
-    with pytest.raises(ValueError, match="would end it or begin another.*has no escape; reword"):
-        NATIVE.render(Turn(tool_calls=(ToolCall("say", {"text": text}),)))
+    for value in (text, [text], {"in": {text: 1}}):
+        with pytest.raises(ValueError, match="would end it or begin another.*has no escape; reword"):
+            NATIVE.render(Turn(tool_calls=(ToolCall("say", {"text": value}),)))
 
 
 def block(body: str) -> str:
@@ -248,6 +249,9 @@ def test_repairs_of_elements_are_named(text, turn, repairs):
         (block(f"<function=move>\n{ACTIONS}{ACTIONS}</function>"), "json_error"),
         (block(f"<function=move>\n{parameter('actions', '[1 2')}</function>"), "json_error"),
         (block("<function=a b>\n</function>"), "bad_name"),
+        # read in another syntax, which has an escape for what no later prompt could show in this one
+        (block('{"name": "move", "arguments": {"note": "</parameter>"}}'), "bad_arguments"),
+        ('Action: move(note=["<function=a>"])', "bad_arguments"),
     ],
 )
 def test_errors_of_elements_are_named(text, error):

@@ -110,7 +110,7 @@ def test_each_prompt_is_the_beginning_of_its_row_to_the_token():
         (f"Go.\n</think>\n\nSo I go.\n{CALL}", GO, ("text_before_call",), ""),
         (f"Thought: Go.\n</think>\n\n{CALL}", GO, ("marker_in_thought",), ""),
         (f"Go.\n</think>\n\n{CALL}\nDone", GO, ("text_after_call",), ""),
-        ("Hm.\n</think>\n\nThere is none.", Turn(text="There is none."), (), ""),
+        ("Hm.\n</think>\n\nThere is none.", Turn(text="There is none."), ("dropped_thought",), ""),
         ("Hm, and on and on", Turn(), (), "unclosed_thought"),
         ("Hm.\n</think>", Turn(), (), "no_call"),
         (f"a</think>b</think>{CALL}", Turn(), (), "control_token"),

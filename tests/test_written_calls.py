@@ -190,6 +190,10 @@ def test_without_tools_words_are_words(text):
         ("<tool_call>{x}</tool_call>", "<tool_call> holds no call that can be read (json_error)"),
         ('<tool_call>{"arguments": {}}</tool_call>', "<tool_call> holds no call that can be read (bad_name)"),
         (
+            '<tool_call>{"name": "move", "arguments": {}, "more": 1}</tool_call>',
+            "<tool_call> holds no call that can be read (bad_arguments)",
+        ),
+        (
             "<function=move><parameter=actions>[]</parameter></function>",
             "has a call as an element (<function=move><parameter=actions>[]</pa)",
         ),

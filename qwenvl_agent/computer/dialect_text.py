@@ -12,6 +12,7 @@
 import ast
 import json
 import re
+import warnings
 
 from qwenvl_agent.computer.actions import ActionError
 from qwenvl_agent.computer.places import NUMBER, numbers_of
@@ -157,7 +158,7 @@ def _literal(text: str) -> list:
     if start < 0 or end < start or text[start - 1 : start] == "(" or KEYED_OBJECT.search(text, end):
         return []
     try:
-        tree = ast.parse(text[start : end + 1], mode="eval")
+        tree = _tree(text[start : end + 1], "eval")
         for node in ast.walk(tree):
             if isinstance(node, ast.Dict):
                 _unique_keys([(ast.dump(key) if key else "**", None) for key in node.keys])
@@ -191,11 +192,18 @@ def _line(line: str) -> list[ast.stmt]:
     return []
 
 
+def _tree(code: str, mode: str) -> ast.Module:
+    """Without Python's remarks on its style, which go to stderr or, by a user's settings, end the program."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        return ast.parse(code, mode=mode)
+
+
 def _parse(code: str) -> ast.Module | None:
     code = PREFIX.sub("", code, count=1).strip()
     for text in (code, PADDED_BOX.sub(_without_zeros, code)):
         try:
-            return ast.parse(text)
+            return _tree(text, "exec")
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             if text is code and "[[0" not in code and ",0" not in code:
                 return None

@@ -92,17 +92,16 @@ class ElementCalls:
 
 def written(value: object) -> str:
     """As the chat template writes an argument."""
-    if isinstance(value, str):
-        found = MARK.search(value)
-        if found:
-            raise ValueError(
-                f"an argument holds {found.group()!r}, which would end it or begin another: this model's syntax of calls "
-                "has no escape; reword the text, or leave the row out"
-            )
-        return value
     if value is None or isinstance(value, bool):
         return WRITTEN[value]
-    return json_text(value) if isinstance(value, (list, tuple, Mapping)) else str(value)
+    text = json_text(value) if isinstance(value, (list, tuple, Mapping)) else str(value)
+    found = MARK.search(text) if "<" in text else None
+    if found:
+        raise ValueError(
+            f"an argument holds {found.group()!r}, which would end it or begin another: this model's syntax of calls "
+            "has no escape; reword the text, or leave the row out"
+        )
+    return text
 
 
 def read_function(

@@ -69,8 +69,15 @@ def tool_messages(results: Sequence[ToolResult]) -> list[dict]:
     return [{"role": "tool", "name": result.name, "content": json_text(result.content)} for result in results]
 
 
-def parse_answer(text: str, tools: Sequence[Tool], read: Reader, family: Family) -> Answer:
-    """`read` inside the frame that all formats share: the end token, emptiness, control tokens, code fences."""
+def parse_answer(
+    text: str, tools: Sequence[Tool], read: Reader, family: Family, writes: "CallSyntax | PlainCalls | None" = None
+) -> Answer:
+    """`read` inside the frame that all formats share: the end token, emptiness, control tokens, code fences.
+
+    `writes` is how the format writes calls, None: as the family does. What it cannot write is an error: a later prompt
+    could not show it.
+    """
+    read = _only_writable(read, writes or family.calls)
     answer = _attempt(text, tools, read, family)
     is_strict = answer.turn.tool_calls and not answer.repairs
     unfenced = text if is_strict else FENCE.sub("", text)
@@ -78,6 +85,21 @@ def parse_answer(text: str, tools: Sequence[Tool], read: Reader, family: Family)
         return answer
     mended = _attempt(unfenced, tools, read, family)
     return Answer(mended.turn, text, repairs=("code_fence", *mended.repairs)) if mended.turn.tool_calls else answer
+
+
+def _only_writable(read: Reader, writes: "CallSyntax | PlainCalls") -> Reader:
+    def read_writable(
+        text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax
+    ) -> tuple[str, list[ToolCall]] | None:
+        found = read(text, tools, repairs, syntax)
+        for call in found[1] if found else ():
+            try:
+                writes.write(call.name, call.arguments)
+            except ValueError:
+                raise ParseError("bad_arguments") from None
+        return found
+
+    return read_writable
 
 
 def _attempt(text: str, tools: Sequence[Tool], read: Reader, family: Family) -> Answer:

@@ -6,7 +6,7 @@
     {"name": "move", "arguments": {"actions": [{"direction": "RIGHT", "steps": 2}]}}
     </tool_call>
 
-The Action line names the calls; what a model writes there instead is read over.
+The Action line names the calls; what a model writes there instead is left out, and said by name.
 """
 
 from collections.abc import Sequence
@@ -54,13 +54,16 @@ class Hybrid(OfFamily):
         if not turn.tool_calls:
             return thought
         syntax = self.family.calls
-        return [*thought, Span("call", _action_line(turn) + syntax.gap + write_blocks(turn.tool_calls, syntax))]
+        return [
+            *thought,
+            Span("call", f"Action: {_names(turn.tool_calls)}{syntax.gap}{write_blocks(turn.tool_calls, syntax)}"),
+        ]
 
     def to_message(self, turn: Turn) -> dict:
         if not turn.tool_calls:
             return {"role": "assistant", "content": turn.text}
         thought = f"Thought: {turn.thought}\n" if turn.thought else ""
-        content = thought + _action_line(turn)
+        content = f"{thought}Action: {_names(turn.tool_calls)}"
         return {"role": "assistant", "content": content, "tool_calls": tool_calls_json(turn.tool_calls)}
 
     def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
@@ -76,8 +79,8 @@ class Hybrid(OfFamily):
         return tool_messages(results)
 
 
-def _action_line(turn: Turn) -> str:
-    return f'Action: "{", ".join(call.name for call in turn.tool_calls)}"'
+def _names(calls: Sequence[ToolCall]) -> str:
+    return f'"{", ".join(call.name for call in calls)}"'
 
 
 def _read(text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax) -> tuple[str, list[ToolCall]] | None:
@@ -88,8 +91,11 @@ def _read(text: str, tools: Sequence[Tool], repairs: Repairs, syntax: CallSyntax
     if not action:
         repairs.add("missing_action_marker")
         return split_thought(head, repairs), calls
-    if "\n" in head[action.end() :]:
+    said = head[action.end() :].strip()
+    if "\n" in said:
         repairs.add("text_before_call")
+    if said.partition("\n")[0].rstrip() != _names(calls):
+        repairs.add("other_action_line")
     return split_thought(head[: action.start()].strip(), repairs), calls
 
 

@@ -57,7 +57,7 @@ class Plain(OfFamily):
         return {"role": "assistant", "content": "".join(span.text for span in self.render(turn))}
 
     def parse(self, text: str, tools: Sequence[Tool]) -> Answer:
-        return parse_answer(text, tools, _read, self.family)
+        return parse_answer(text, tools, _read, self.family, PLAIN_CALLS)
 
     def grammar(self, tools: Sequence[Tool]) -> str:
         return turn_grammar(self.render, PLAIN_CALLS, tools, self.family)

@@ -8,6 +8,8 @@
 | native_call_in_plain, plain_call_in_native | calls in the other syntax |
 | missing_thought_marker, missing_action_marker | a thought without "Thought:", a call without "Action:" |
 | missing_think_end, repeated_think_tag | think: a thought that goes over into a call; <think> again, which the prompt has |
+| dropped_thought | think: what was thought before free text, which has no thought in the schema |
+| other_action_line | hybrid: something else than the calls' names behind "Action:" |
 | marker_in_thought | "Thought:" or "Action:" at the start of a thought's line, removed |
 | missing_parentheses, positional_argument | plain: `name` for `name()`, `name(value)` for `name(argument=value)` |
 | missing_brace, extra_brace | a closing }, ] or ) too few or too many |
@@ -21,6 +23,10 @@
 | list_arguments_wrapped | a list for a tool whose one required argument is a list |
 | missing_actions_key | one item's keys for a tool whose one required argument is a list of such items |
 | string_number | "2" or 2.0 where the tool's schema says integer |
+| json_call_in_elements, json_literals | calls as elements: a call as JSON; `true`, `false`, `null` for `True`, `False`, `None` |
+| inline_value | calls as elements: an argument that has no lines of its own |
+| missing_function_end, missing_parameter_end | calls as elements: </function>, </parameter> |
+| text_between_elements | calls as elements: words where only arguments belong, dropped |
 """
 
 import re

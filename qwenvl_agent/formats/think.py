@@ -87,7 +87,9 @@ class Think(Native):
         return thought.strip(), rest
 
     def _with_thought(self, turn: Turn, thought: str, repairs: Repairs) -> Turn:
-        """Free text has no thought in the schema: what led to it is left out."""
+        """Free text has no thought in the schema: what led to it is left out, by name."""
         if turn.thought:
             repairs.add("text_before_call")
+        if thought and not turn.tool_calls:
+            repairs.add("dropped_thought")
         return replace(turn, thought=without_markers(thought, repairs)) if turn.tool_calls else turn

@@ -255,7 +255,10 @@ def _read_block(
 
     as_json = _whole_object(block)
     if as_json:
-        name, arguments = _name_and_arguments(as_json, repairs)
+        try:
+            name, arguments = _name_and_arguments(as_json, repairs)
+        except ParseError as error:
+            raise ValueError(_unreadable(place, error.name)) from None
         # Servers write "" for a call without arguments.
         arguments = {} if arguments is None or arguments == "" else arguments
         return [(_named(name, arguments, tools, repairs, place), _id_of(as_json))]
