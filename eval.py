@@ -69,11 +69,11 @@ class Subject:
 
 @command("no result was written")
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    args = build_parser().parse_args(argv)
     return show_comparison(args) if args.compare else evaluate(args, Console(stderr=True))
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what (one of)").add_mutually_exclusive_group(required=True)
     what.add_argument("--run", type=Path, help="folder of a run, such as runs/safari_2b")
@@ -145,8 +145,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     output.add_argument("--out", type=Path, help="folder of the result (default: in the run's folder, eval/SUITE)")
     output.add_argument("--no-pictures", action="store_true", help="keep no pictures of the turns: a page without them")
     output.add_argument("--json", action="store_true", help="print metrics.json on stdout, and nothing else there")
-    args = parser.parse_args(argv)
-    return args
+    return parser
 
 
 def evaluate(args: argparse.Namespace, messages: Console) -> int:

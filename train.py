@@ -6,12 +6,15 @@
 Outputs go to runs/NAME. `touch runs/NAME/STOP`, SIGTERM or Ctrl-C saves a checkpoint and ends with status 0.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 
 import qwenvl_agent.threads  # noqa: F401 isort: skip  (before torch, which reads how its threads wait)
+from qwenvl_agent.cli.train_options import read_options  # isort: skip
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before torch is loaded, which takes seconds
 
 import torch
 import transformers
@@ -23,7 +26,6 @@ from torch.profiler import record_function
 from qwenvl_agent.command import command
 from qwenvl_agent.config import Config, load_config, to_json
 from qwenvl_agent.data.unusable import name_skipped
-from qwenvl_agent.settings_reference import help_of
 from qwenvl_agent.training.best import has_stalled
 from qwenvl_agent.training.evaluation import evaluate_run
 from qwenvl_agent.training.findings import Findings
@@ -43,20 +45,9 @@ from qwenvl_agent.training.workers import workers_ended
 
 @command("what came after the last checkpoint is lost; --resume goes on from there")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.epilog = f"settings, for the JSON file and --set (docs/CONFIG.md):\n{help_of(Config)}"
-    parser.add_argument("--config", required=True, help="a JSON file of configs/")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if it has one")
-    parser.add_argument(
-        "--accept-changes", action="store_true", help="resume although data, prompt or vision settings are others now"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="delete the run of that name first")
-    args = parser.parse_args(argv)
+    args = read_options(argv)
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
-    if args.accept_changes and not args.resume:
-        parser.error("--accept-changes without --resume: there is nothing that could have changed; give both")
     how = {"resume": args.resume, "overwrite": args.overwrite, "accept_changes": args.accept_changes}
     try:
         train_stages(load_config(args.config, args.set), **how)

@@ -269,14 +269,14 @@ def test_results_that_answer_another_question_are_made_again(write):
 
 
 def test_commands_of_evaluations_are_understood(write):
-    from eval import parse_arguments
+    from eval import build_parser
 
     missions = {"episodes": 3, "counterfactual_episodes": 2, "world": {"max_turns": 5}, "oracle": {"max_path": 4}}
     study = load_ablation(write(missions=missions, constrained=True))
     assert study.tests == ("missions", "steps", "constrained", "notepad_wiped")
     for test in (*study.tests, "picture_blank"):
         command = evaluation_command(study, study.sweep.cells[0], test)
-        args = parse_arguments(command[2:])
+        args = build_parser().parse_args(command[2:])
         assert args.checkpoint == "last" and args.blank_pictures == (test == "picture_blank")
         assert args.counterfactual == ("notepad_wiped" if test == "notepad_wiped" else "")
         assert args.set == (["eval.constrained=true"] if test == "constrained" else [])

@@ -7,8 +7,8 @@ import pytest
 from conftest import tiny_processor
 from PIL import Image
 
-from qwenvl_agent.cli.check_data import row_lines
-from qwenvl_agent.cli.show import coloured
+from qwenvl_agent.cli.checked_data import row_lines
+from qwenvl_agent.cli.shown_rows import coloured
 from qwenvl_agent.config import Config, DataConfig, ModelConfig, PromptConfig, SourceConfig
 from qwenvl_agent.curation.checkup import FirstRow, render
 from qwenvl_agent.data.collator import build_collator

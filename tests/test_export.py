@@ -9,7 +9,7 @@ from conftest import request_of
 from safetensors.torch import load_file, save_file
 from tiny_run import save_tiny_checkpoint, tiny_config
 
-from qwenvl_agent import export
+from qwenvl_agent import export, model_card
 from qwenvl_agent.config import load_config, to_json
 from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.export import distance, export_run, load_plain, probe_inputs, probe_logits
@@ -183,7 +183,7 @@ def test_the_card_says_where_it_comes_from(exported):
     assert f"| {made.merged.mean_kl:.2g} |" in card
     assert json.loads(card.split("```json\n")[1].split("```")[0]) == to_json(config)
     hub = replace(config.model, path="Qwen/Qwen3-VL-2B-Instruct")
-    assert "base_model: Qwen/Qwen3-VL-2B-Instruct" in export.front_matter(hub.path)
+    assert "base_model: Qwen/Qwen3-VL-2B-Instruct" in model_card.front_matter(hub.path)
 
 
 def test_a_qlora_adapter_in_the_original_weights_is_another_model(checkpoint, tmp_path):

@@ -96,7 +96,9 @@ def record(pages, tmp_path, capsys):
             deeds(person)
 
         arguments = [page or str(pages), "--out", str(tmp_path / "out"), "--headless", "--size", "400", "300"]
-        args = record_clicks.parse_args([*arguments, "--instruction", "Do it", "--end", "none", *options])
+        args = record_clicks.build_parser().parse_args(
+            [*arguments, "--instruction", "Do it", "--end", "none", *options]
+        )
         summary = record_clicks.record(args, act)
         items = list(read_samples(tmp_path / "out")) if summary["samples_in_folder"] else []
         assert not [item for item in items if isinstance(item, Reject)], items
@@ -329,7 +331,7 @@ def test_a_page_that_never_rests_is_recorded(record, pages):
 
     args = ["--headless", "--size", "400", "300", "--instruction", "x", "--end", "none"]
     summary = record_clicks.record(
-        record_clicks.parse_args([str(pages), "--out", str(pages.parent / "out"), *args]), act
+        record_clicks.build_parser().parse_args([str(pages), "--out", str(pages.parent / "out"), *args]), act
     )
     assert summary["steps"] == 1 and not summary["rejects"]
 
@@ -388,7 +390,7 @@ def act(recorder):
     page.keyboard.type("unfinished")
     recorder.watch(lambda: recorder.steps and recorder.steps[-1].kind == "typing" and recorder.steps[-1].result)
     os.kill(os.getpid(), 9)
-record_clicks.record(record_clicks.parse_args(sys.argv[1:]), act)
+record_clicks.record(record_clicks.build_parser().parse_args(sys.argv[1:]), act)
 """
 
 

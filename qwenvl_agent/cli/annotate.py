@@ -129,13 +129,13 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path, nargs="+", help="screenshots, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or to go on with")
     parser.add_argument("--port", type=bounded(int, 0, 65535), default=0, help="default: any that is free")
     parser.add_argument("--no-open", action="store_true", help="print the address, open no browser")
-    return parser.parse_args(argv)
+    return parser
 
 
 def open_annotation(args: argparse.Namespace, folder: SampleFolder) -> Annotation:
@@ -167,7 +167,7 @@ def serve(server: AnnotationServer, should_open: bool) -> None:
 
 @command("what was saved is kept; start it again with the same --out")
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = build_parser().parse_args(argv)
     with SampleFolder(args.out) as folder:
         annotation = open_annotation(args, folder)
         serve(AnnotationServer(annotation, args.port), not args.no_open)

@@ -26,7 +26,7 @@ from qwenvl_agent.data.readers.units import Declared
 from qwenvl_agent.files import write_manifest
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a folder with dataset.jsonl, or such a file")
     add_unit_options(parser)
@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
-    return parser.parse_args(argv)
+    return parser
 
 
 def check(args: argparse.Namespace) -> Policy:
@@ -89,7 +89,7 @@ def write_dataset(args: argparse.Namespace, policy: Policy) -> dict:
 
 @command("the data set is not whole; start again")
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = build_parser().parse_args(argv)
     manifest = write_dataset(args, check(args))
     if not manifest["samples"]:
         raise ValueError(f"{args.data}: no row gave a sample: see {args.out}/rejects.jsonl")

@@ -19,14 +19,18 @@ from qwenvl_agent.worlds import known_worlds
 from qwenvl_agent.worlds.check import CHECKS, EPISODES, Subject, maker_of, run_check
 
 
-@command("the world is not checked to its end")
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", metavar="WORLD", help=f"{', '.join(known_worlds())}, or path/to/file.py:make_world")
     parser.add_argument("--set", action="append", default=[], metavar="RULE=VALUE", help="one rule of the world")
     parser.add_argument("--episodes", type=bounded(int, 1), default=EPISODES, help="that the oracle plays")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON and nothing else")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@command("the world is not checked to its end")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     rules: dict = {}
     for override in args.set:
         apply_override(rules, override)

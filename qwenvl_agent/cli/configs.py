@@ -17,11 +17,15 @@ from qwenvl_agent.command import command, run_command
 CONFIGS_DIR = Path(qwenvl_agent.__file__).parent / "configs"
 
 
-@command("no config was copied")
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, metavar="DIR", help="copy them into this folder, which must be new")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@command("no config was copied")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     if args.out:
         copy_to(args.out)
     for path in shipped():

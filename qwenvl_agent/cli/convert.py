@@ -45,7 +45,7 @@ MIN_MISPLACED = 3
 """Fewer may be any file's."""
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layouts", action="store_true", help="list the layouts and what they declare")
     parser.add_argument("--layout-keys", action="store_true", help="list what stands in a layout file")
@@ -66,6 +66,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep-apart", nargs=3, metavar=("LAYOUT", "DATA", "PICTURES"), help="an evaluation set")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder's dataset.jsonl")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    return parser
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = build_parser()
     args = parser.parse_args(argv)
     if not (args.layouts or args.layout_keys) and not all((args.layout, args.data, args.pictures, args.out)):
         parser.error("--layout, --data, --pictures and --out are needed")

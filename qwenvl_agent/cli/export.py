@@ -12,15 +12,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from qwenvl_agent.command import command, run_command
-from qwenvl_agent.export import BASES, Export, export_run
+from qwenvl_agent.model_card import BASES
+
+if TYPE_CHECKING:
+    from qwenvl_agent.export import Export
 
 
-@command("nothing was exported")
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run (its best, else last checkpoint), or of a checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
@@ -38,7 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--json", action="store_true", help="print the comparison on stdout, and nothing else there")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@command("nothing was exported")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    from qwenvl_agent.export import export_run  # torch, which takes seconds
+
     messages = Console(stderr=True)
     with messages.status("starting") as status:
         export = export_run(
@@ -53,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def as_json(export: Export) -> dict:
+def as_json(export: "Export") -> dict:
     return asdict(export) | {"directory": str(export.directory)}
 
 
-def summary(export: Export) -> str:
+def summary(export: "Export") -> str:
     lines = [f"{export.directory}: {export.merged.mean_kl:.2g} nats a token from the model before the merge"]
     if export.base == "original":
         lines.append(f"{export.live.mean_kl:.2g} nats a token from the run's 4-bit model")

@@ -141,7 +141,7 @@ def seed_set(seeds: range) -> str:
     )
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
@@ -156,7 +156,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=bounded(int, 1), default=1, help="browsers")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
-    return parser.parse_args(argv)
+    return parser
 
 
 def generate(args: argparse.Namespace) -> tuple[dict, float]:
@@ -177,7 +177,7 @@ def generate(args: argparse.Namespace) -> tuple[dict, float]:
 
 @command("the data set is not whole; start again with --overwrite")
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = build_parser().parse_args(argv)
     manifest, seconds = generate(args)
     if args.json:
         print(json.dumps(manifest))

@@ -8,7 +8,7 @@ import qwenvl_agent
 from qwenvl_agent.command import run_command
 
 COMMANDS = {
-    "train": ("train", "train a model, in one process (several: accelerate launch -m qwenvl_agent.cli.train)"),
+    "train": ("train_options", "train a model, in one process (several: accelerate launch -m qwenvl_agent.cli.train)"),
     "evaluate": ("evaluate", "evaluate a run, a model or a baseline; compare results (eval.py of the repository)"),
     "predict": ("predict", "one picture and one instruction to one action, as JSON"),
     "check-data": ("check_data", "what is in a file of your own, can it be trained on, and with which settings"),

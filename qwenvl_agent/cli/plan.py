@@ -16,15 +16,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from qwenvl_agent.cli import plan_stages
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import Config, load_config
-from qwenvl_agent.model.build import build_processor, checkpoint_path
-from qwenvl_agent.planning.cards import SHARE, table, verdicts
 from qwenvl_agent.planning.vram import (
     GIB,
     TYPICAL_TEXT,
@@ -40,11 +38,13 @@ from qwenvl_agent.planning.vram import (
     plan_memory,
     planned_precision,
 )
-from qwenvl_agent.training.curriculum import PlannedRun, plan_runs
+
+if TYPE_CHECKING:
+    from qwenvl_agent.cli import plan_stages
+    from qwenvl_agent.training.curriculum import PlannedRun
 
 
-@command("there is no plan")
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a JSON file of configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
@@ -71,7 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--measured", type=Path, metavar="RUN", help="of a curriculum: reckon hours by this run's tokens a second"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+@command("there is no plan")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     config = load_config(args.config, args.set)
     check_options(args, config)
     if config.stages:
@@ -114,6 +119,9 @@ def check_options(args: argparse.Namespace, config: Config) -> None:
 
 def plan_curriculum(args: argparse.Namespace, config: Config) -> int:
     """Of every run; 0 if all fit."""
+    from qwenvl_agent.cli import plan_stages  # torch, which takes seconds
+    from qwenvl_agent.training.curriculum import plan_runs
+
     runs = plan_runs(config)
     lines = [plan_stage(args, run) for run in runs]
     gates = [plan_stages.describe_gate(run) for run in runs]
@@ -124,7 +132,9 @@ def plan_curriculum(args: argparse.Namespace, config: Config) -> int:
     return 0 if all(line.plan.fits(args.gpu) for line in lines) else 1
 
 
-def plan_stage(args: argparse.Namespace, run: PlannedRun) -> plan_stages.Line:
+def plan_stage(args: argparse.Namespace, run: "PlannedRun") -> "plan_stages.Line":
+    from qwenvl_agent.cli import plan_stages
+
     config = run.config
     arch, present = find_architecture(config.model.path, args.model_config), plan_stages.present_sources(run)
     rows = load_rows(present) if present.data.sources else None
@@ -151,6 +161,8 @@ def plan_stage(args: argparse.Namespace, run: PlannedRun) -> plan_stages.Line:
 
 
 def show_cards(config: Config, *, as_json: bool) -> None:
+    from qwenvl_agent.planning.cards import SHARE, table, verdicts
+
     found = verdicts(config, budget_row)
     if as_json:
         print(json.dumps([asdict(verdict) for verdict in found]))
@@ -186,6 +198,8 @@ def choose_rows(args: argparse.Namespace, config: Config, arch: Architecture, ro
 
 def choose_counter(config: Config) -> Callable[[str], float]:
     """The checkpoint's tokenizer where it is on this disk: nothing is downloaded for a plan."""
+    from qwenvl_agent.model.build import build_processor, checkpoint_path
+
     if not (Path(checkpoint_path(config.model.path)) / "tokenizer.json").exists():
         return by_characters
     return build_processor(config.model, config.vision).count_tokens

@@ -28,7 +28,7 @@ MARK_SHARE = 0.015
 
 @command("there is no answer")
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    args = build_parser().parse_args(argv)
     result = predict(args)
     if args.draw:
         draw_action(read_rgb(args.image, str(args.image)), result).save(args.draw)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if result["action"] is None else 0
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--run", type=Path, help="folder of a run, or of one of its checkpoints")
@@ -55,7 +55,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--max-new-tokens", type=bounded(int, 0), default=0, help="default: the config's")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
-    return parser.parse_args(argv)
+    return parser
 
 
 def predict(args: argparse.Namespace) -> dict:

@@ -89,7 +89,7 @@ def record(
     return rows, counts
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
@@ -131,7 +131,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=bounded(int, 1), default=1, help="processes")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
     record_policy.add_options(parser)
-    return parser.parse_args(argv)
+    return parser
 
 
 def overridden(overrides: Sequence[str], values: Mapping[str, object] = MappingProxyType({})) -> dict:
@@ -201,7 +201,7 @@ def write_episodes(
 
 @command("the data set is not whole; start again with --overwrite")
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = build_parser().parse_args(argv)
     if not args.reuse:
         refuse_to_lose(args.out, args.overwrite)
     record_policy.check_options(args)

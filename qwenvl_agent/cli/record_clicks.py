@@ -193,7 +193,7 @@ def vars_of(action) -> dict:
     return {action.kind: {name: round(v) if isinstance(v, float) else v for name, v in values.items()}}
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", help="an address, or a folder of pages (its index.html), or one page in a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or to add to")
@@ -204,7 +204,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--online", action="store_true", help="let the browser load from the network")
     parser.add_argument("--headless", action="store_true", help="no window: for tests")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON at the end")
-    return parser.parse_args(argv)
+    return parser
 
 
 def check(args: argparse.Namespace) -> None:
@@ -283,7 +283,7 @@ def record(args: argparse.Namespace, act: Callable[[Recorder], None] = Recorder.
 
 @command("the steps so far are kept")
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = build_parser().parse_args(argv)
     summary = record(args)
     if args.json:
         print(json.dumps(summary, ensure_ascii=False))

@@ -11,14 +11,18 @@ from qwenvl_agent.command import command, run_command
 from qwenvl_agent.evaluation.report import write_report
 
 
-@command("no report was written")
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "results", type=Path, nargs="+", metavar="DIR", help="results of eval.py, the one in focus first"
     )
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="default: %(default)s")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@command("no report was written")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     write_report(args.out, args.results)
     print(args.out)
     return 0

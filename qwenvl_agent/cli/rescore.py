@@ -14,11 +14,15 @@ from qwenvl_agent.evaluation.set_report import write_set_report
 from qwenvl_agent.evaluation.suite_sets import TABLE, is_set, results_of, rewrite_table
 
 
-@command("results not yet named are as they were")
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", metavar="DIR", help="results of eval.py, sets of suites too")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@command("results not yet named are as they were")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     for directory in args.results:
         (rescore_set if is_set(directory) else rescore)(directory)
     return 0

@@ -47,11 +47,11 @@ COLOURS = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", FAILED: "red"}
 
 @command("what still runs saves a checkpoint and ends")
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    args = build_parser().parse_args(argv)
     return run(args)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, metavar="SWEEP.json")
     what = parser.add_mutually_exclusive_group()
@@ -69,8 +69,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="of --submit: sbatch's, --sbatch='--mem=64G'")
     parser.add_argument("--json", action="store_true", help="of --status: JSON on stdout")
-    args = parser.parse_args(argv)
-    return args
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
