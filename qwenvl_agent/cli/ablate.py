@@ -32,7 +32,6 @@ from rich.table import Table
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.config import FORMAT_NAMES
 from qwenvl_agent.studies.ablation import Study, read_cell
-from qwenvl_agent.studies.ablation_report import write_study
 from qwenvl_agent.studies.arms import Ablation, evaluation_command, is_evaluated, load_ablation
 from qwenvl_agent.studies.cells import Cell
 from qwenvl_agent.studies.fairness import prompt_differences
@@ -242,6 +241,8 @@ def read_study(ablation: Ablation) -> Study:
 
 
 def report(ablation: Ablation, args: argparse.Namespace) -> None:
+    from qwenvl_agent.studies.ablation_report import write_study  # matplotlib, which takes a second
+
     out = args.out or ablation.report_dir
     seeds = ["--seeds", *map(str, args.seeds)] if args.seeds else []
     command = shlex.join(["python", "scripts/ablate.py", str(args.ablation), *seeds, "--local", "1"])
