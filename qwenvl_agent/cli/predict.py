@@ -13,17 +13,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.computer import KINDS
+from qwenvl_agent.computer.drawing import draw_action
 from qwenvl_agent.config import FORMAT_NAMES
 from qwenvl_agent.images import read_rgb
 from qwenvl_agent.inference.agent import TEMPERATURE, load_agent
 from qwenvl_agent.inference.load import run_of
-
-MARK_SHARE = 0.015
-"""Radius of the drawn mark, of the picture's longer side."""
 
 
 @command("there is no answer")
@@ -84,22 +82,6 @@ def predict(args: argparse.Namespace) -> dict:
 def check_out(path: Path | None) -> None:
     if path is not None and (path.suffix.lower() not in Image.registered_extensions() or not path.parent.is_dir()):
         raise ValueError(f"--draw {path} cannot be written: name a .png or .jpg in a folder that exists")
-
-
-def draw_action(image: Image.Image, result: dict) -> Image.Image:
-    """The picture with a ring and a dot at every place of the answer, and lines from each to the next."""
-    marked = image.copy()
-    draw = ImageDraw.Draw(marked)
-    points = [(one["x"], one["y"]) for one in (result, *result.get("then", ())) if "x" in one]
-    radius = max(6, round(MARK_SHARE * max(image.size)))
-    width = max(2, radius // 4)
-    draw.line(points, fill="red", width=width)
-    for x, y in points:
-        for grown, colour in ((width, "white"), (0, "red")):
-            ring = (x - radius - grown, y - radius - grown, x + radius + grown, y + radius + grown)
-            draw.ellipse(ring, outline=colour, width=width + grown)
-        draw.ellipse((x - width, y - width, x + width, y + width), fill="red", outline="white")
-    return marked
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def rollout(
                 break
             while waiting and len(running) < batch_size:
                 running.append(
-                    _RunningEpisode(make_env, waiting.popleft(), history_steps, max_parse_errors, picture_dir)
+                    RunningEpisode(make_env, waiting.popleft(), history_steps, max_parse_errors, picture_dir)
                 )
             settle()  # a world may crash at reset
             if running:
@@ -135,8 +135,9 @@ def check_call(call: ToolCall, tools: Sequence[Tool]) -> tuple[bool, bool]:
         raise ValueError(f"tool {tool.name}: {error}") from None
 
 
-class _RunningEpisode:
-    """An episode in play: its world, what the policy sees now, and the record as it grows."""
+class RunningEpisode:
+    """An episode in play: its world, what the policy sees now, and the record as it grows; `end_reason` of the record says
+    whether it is over."""
 
     def __init__(self, make_env, seed: int, history_steps: int, max_parse_errors: int, picture_dir):
         self.record = EpisodeRecord(seed=seed)
@@ -233,7 +234,7 @@ def calls_json(turn: Turn) -> list[dict]:
 
 
 def _play_one_turn(
-    running: list[_RunningEpisode],
+    running: list[RunningEpisode],
     policy: Policy,
     reference: Policy | None,
     overrule: Callable[[Decision], Answer] | None,
