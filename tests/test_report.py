@@ -9,6 +9,7 @@ from qwenvl_agent.evaluation import results as folders
 from qwenvl_agent.evaluation.report import (
     Result,
     call_view,
+    cells_of_test,
     choose_cases,
     compare,
     comparison_table,
@@ -85,6 +86,24 @@ def test_tables_show_every_result(results):
         "thought = action",
     ):
         assert words in text, words
+
+
+def test_a_comparison_says_what_is_subtracted_from_what(results):
+    """The first is random play: the oracle wins more, so that its difference is above zero."""
+    from rich.console import Console
+
+    comparison = compare([results[0], results[2]])
+    [test] = comparison["tests"]
+    first, second = (result["metrics"]["success_rate"]["value"] for result in comparison["results"])
+    assert second > first and test["difference"]["value"] == first - second
+    assert cells_of_test(test)[0].startswith(f"+{100 * (second - first):.1f}\n+")
+    equal = {**test, "difference": {"value": 0.0, "low": -0.25, "high": 0.5}}
+    assert cells_of_test(equal)[0] == "+0.0\n-50 .. +25"
+    console = Console(width=100, file=io.StringIO())
+    console.print(comparison_table(comparison))
+    text = " ".join(console.file.getvalue().split())
+    assert "difference: each minus random, in points" in text
+    assert "whoever has to search, an oracle too, stays below 100 %" in text  # of the column efficiency %
 
 
 def test_results_of_two_suites_have_nothing_in_common(tmp_path, results):

@@ -37,7 +37,11 @@ def labels_of(words: Labels) -> dict[str, tuple[str, str]]:
         "progress": (words.goals, "mean share of an episode's goals"),
         "mean_turns": ("turns", "over all episodes; a failure counts with the turns it took"),
         "mean_turns_success": ("turns of successes", ""),
-        "path_efficiency": ("path efficiency", "success x optimal turns / turns taken"),
+        "path_efficiency": (
+            "path efficiency",
+            "success x optimal turns / turns taken; optimal for a player who knows the whole world: whoever has to search, an "
+            "oracle too, stays below 100 %",
+        ),
         "harm_rate": (words.harm, "share of the episodes with any; it cannot be made good"),
         "invalid_action_rate": ("invalid actions", "calls refused by schema or state, and unreadable turns"),
         "effective_rate": ("effective actions", "calls that changed something"),
@@ -62,7 +66,7 @@ def episode_rates(world: World, records: Sequence[EpisodeRecord]) -> Metrics:
 
     success_rate, harm_rate: of episodes. progress: mean share of goals reached. mean_turns: over all episodes, failures
     with the turns they took; mean_turns_success: over successes. path_efficiency: success times optimal turns over
-    turns taken. invalid_action_rate: calls that the tools or the state refuse, and turns without a readable call, of
+    turns taken, optimal for a player who knows the world: whoever has to search stays below 1. invalid_action_rate: calls that the tools or the state refuse, and turns without a readable call, of
     all calls and such turns. effective_rate: calls that changed something. The rest: `funnel` and `consistency`, over
     turns, and the world's own.
     """

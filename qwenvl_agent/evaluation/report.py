@@ -33,6 +33,8 @@ MAX_INLINE_CHARS = 60
 PICTURE_PX = {False: 132, True: 370}
 """Width on the page of small pictures, such as a drawn world's view, and of screenshots."""
 SMALL_PX = 300
+EXPLAINED = ("path_efficiency",)
+"""Metrics whose heading alone would mislead: an oracle that has to search has an efficiency far below 1."""
 UNKNOWN = {"value": None}
 """A metric that an older result does not have."""
 
@@ -107,7 +109,10 @@ def test_all(results: Sequence[Result]) -> list[dict]:
 
 
 def paired(first: Result, other: Result) -> dict:
-    """McNemar's test of `first` against `other`; `not_paired` says why there is none."""
+    """McNemar's test of `first` against `other`; `not_paired` says why there is none.
+
+    `difference` is first minus second, a share; tables turn it round (`cells_of_test`).
+    """
     names = {"first": first.name, "second": other.name}
     if first.suite.pairing(first.about) != other.suite.pairing(other.about):
         return {**names, "not_paired": f"another {first.suite.paired_by.replace('_', ' ')}"}
@@ -146,12 +151,16 @@ def metrics_table(title: str, metrics: dict, suite: Suite) -> Table:
 
 
 def comparison_table(comparison: dict) -> Table:
-    """Results beside each other; p by McNemar against the first, adjusted by Holm."""
+    """Results beside each other; p by McNemar against the first, adjusted by Holm. The metrics that need words have them
+    below the table."""
     suite = suite_of(comparison["results"][0]["metrics"]["about"])
     columns = dict(suite.columns)
     if any(result["metrics"].get("error_rate", {}).get("value") for result in comparison["results"]):
         columns = columns | {"error_rate": "crashed %"}
-    table = Table(title=f"{suite.name}: 95 % intervals; p against the first (McNemar, Holm)")
+    first = comparison["results"][0]["name"]
+    title = f"{suite.name}: 95 % intervals; difference: each minus {first}, in points; p: McNemar, Holm"
+    helps = [f"{heading}: {suite.labels[name][1]}" for name, heading in columns.items() if name in EXPLAINED]
+    table = Table(title=title, caption="\n".join(helps), caption_justify="left")
     table.add_column("", no_wrap=True)
     for heading in (*columns.values(), "n", "difference", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -172,14 +181,14 @@ def short_cell(name: str, metric: dict, suite: Suite) -> str:
 
 
 def cells_of_test(test: dict | None) -> tuple[str, str]:
-    """(difference, p) as text."""
+    """(difference, p) as text; the difference is the second's, which has the row, minus the first's, in points."""
     if test is None:
         return "", ""
     if "not_paired" in test:
         return test["not_paired"], ""
     d = test["difference"]
-    interval = f"{100 * d['low']:+.0f} .. {100 * d['high']:+.0f}"
-    return f"{100 * d['value']:+.1f}\n{interval}", p_text(test["p_value_holm"])
+    value, low, high = (-100 * d[key] + 0.0 for key in ("value", "high", "low"))  # + 0.0: no minus zero
+    return f"{value:+.1f}\n{low:+.0f} .. {high:+.0f}", p_text(test["p_value_holm"])
 
 
 def p_text(p_value: float) -> str:

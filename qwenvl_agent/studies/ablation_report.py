@@ -364,7 +364,7 @@ def constrained_blocks(study: Study, losses: Sequence) -> list[Block]:
         ]
         figures = [points(one.normal, "success"), points(one.changed, "success")]
         rows.append([one.arm, *figures, signed(one.difference, "success"), p_shown(one.p_models), *shares])
-    headings = ["arm", "success, free", "constrained", "difference", "p", "read strictly, free / constrained"]
+    headings = ["arm", "success, free", "constrained", "free - constrained", "p", "read strictly, free / constrained"]
     note = "p: exact flip test over missions, not adjusted. Shares are of all turns."
     blocks: list[Block] = [Heading("Constrained decoding"), Text(CONSTRAINED_TEXT)]
     blocks.append(Rows([*headings, "endless, free / constrained"], rows, note))
@@ -396,7 +396,7 @@ def losses_table(losses: Sequence) -> Rows:
         ]
         for one in losses
     ]
-    headings = ["arm", "change", "share changed", "success", "success then", "difference", "p"]
+    headings = ["arm", "change", "share changed", "success", "success then", "difference (first - then)", "p"]
     return Rows(headings, rows, "p: exact flip test over missions, not adjusted.")
 
 
