@@ -2,13 +2,46 @@
 
 import json
 import time
+from html.parser import HTMLParser
 
 import pytest
 import torch
 from tiny_run import save_dataset, save_tiny_checkpoint, tiny_config
 
 import train
-from qwenvl_agent.training.metrics import Means, Reporter
+from qwenvl_agent.training.metrics import Means, Reporter, verbatim
+
+
+class TextOf(HTMLParser):
+    """What a browser shows of a paragraph."""
+
+    def __init__(self):
+        super().__init__()
+        self.text = ""
+
+    def handle_data(self, data):
+        self.text += data.replace("\n", "")  # of the page's own source
+
+    def handle_starttag(self, tag, attrs):
+        self.text += "\n" if tag == "br" else ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a\n\n  - b *c* _d_ [e](http://f) `g`\n1. h\n# i\n> j | k\n---",
+        'Mission: 找到 <b>&amp;</b>\n<tool_call>\n{"name": "move", "arguments": {"a": [1, 2]}}\n</tool_call>',
+        "<script>alert(1)</script>\n\n\n</p><p>x" + " long" * 200,
+    ],
+)
+def test_tensorboard_shows_a_transcript_as_it_is(text):
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    page = markdown_to_safe_html(verbatim(text))
+    assert "<pre>" not in page and "<script" not in page  # a block of code has lines that are cut off
+    parser = TextOf()
+    parser.feed(page)
+    assert parser.text.replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 class Clock:

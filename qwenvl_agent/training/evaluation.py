@@ -1,5 +1,6 @@
 """An evaluation inside training: held-out rows and rollouts of a step that was saved, and what people see of them."""
 
+import json
 from collections.abc import Sequence
 
 from accelerate.utils import broadcast_object_list
@@ -8,7 +9,7 @@ from qwenvl_agent.data.unusable import usable_rows
 from qwenvl_agent.evaluation.suites import Evaluation, evaluate, pick_rows, training_suite
 from qwenvl_agent.formats import Format
 from qwenvl_agent.inference.policy import ModelPolicy
-from qwenvl_agent.records import EpisodeRecord
+from qwenvl_agent.records import EpisodeRecord, StepRecord
 from qwenvl_agent.schema import Row
 from qwenvl_agent.training.best import is_better
 from qwenvl_agent.training.checkpoint import record_evaluation
@@ -69,6 +70,12 @@ def show_answers(reporter: Reporter, step: int, policy: ModelPolicy, rows: Seque
 def show_episodes(reporter: Reporter, step: int, episodes: Sequence[EpisodeRecord]) -> None:
     """Transcripts of rollouts: context, answer and results of every step."""
     for episode in episodes:
-        steps = [f"{s.context}\n> {s.text}\n{s.results}" for s in episode.steps]
         title = f"{episode.mission}: {episode.end_reason}, reached {episode.reached} of {episode.goals}"
-        reporter.text(step, f"rollouts/{episode.seed}", "\n\n".join([title, *steps]))
+        turns = [turn_text(number, record) for number, record in enumerate(episode.steps, 1)]
+        reporter.text(step, f"rollouts/{episode.seed}", "\n\n".join([title, *turns]))
+
+
+def turn_text(number: int, record: StepRecord) -> str:
+    """One turn of a transcript."""
+    results = [f"{result['name']}: {json.dumps(result['content'], ensure_ascii=False)}" for result in record.results]
+    return "\n".join([f"--- turn {number}: seen", record.context, "--- written", record.text, "--- results", *results])

@@ -1,6 +1,7 @@
 """What a run reports: means between two log lines, metrics.jsonl, TensorBoard, and a progress line with the time left."""
 
 import atexit
+import html
 import json
 import time
 from collections.abc import Sequence
@@ -157,9 +158,9 @@ class Reporter:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def text(self, step: int, tag: str, text: str) -> None:
-        """Shown as it is, not as Markdown."""
+        """Shown as it is, not as Markdown, and with its long lines whole."""
         if self.is_main:
-            self.board.add_text(tag, "\n".join(f"    {line}" for line in text.split("\n")), step)
+            self.board.add_text(tag, verbatim(text), step)
 
     def image(self, step: int, tag: str, image) -> None:
         """`image` is a PIL image."""
@@ -190,6 +191,16 @@ class Reporter:
         minutes, seconds = divmod(int(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"left {hours}:{minutes:02d}:{seconds:02d}" if hours else f"left {minutes}:{seconds:02d}"
+
+
+def verbatim(text: str) -> str:
+    """Markdown that TensorBoard shows as this very text: one paragraph of HTML, in which Markdown reads nothing. A block of
+    code would be cut off at the page's edge."""
+    lines = [
+        line[: len(line) - len(line.lstrip(" "))].replace(" ", "\N{NO-BREAK SPACE}") + line.lstrip(" ")
+        for line in text.split("\n")
+    ]
+    return f"<p>{'<br>'.join(map(html.escape, lines))}</p>"
 
 
 def forget_steps_after(path: Path, step: int, evaluation_due: bool = False) -> None:
