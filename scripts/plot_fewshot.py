@@ -43,7 +43,14 @@ def plot(path: Path, points: Sequence[tuple[int, dict]], base: dict | None, metr
     if base:
         axis.axhline(base["value"], color="grey", linestyle="--", label="before training")
         axis.legend()
-    axis.set(xscale="log", ylim=(0, 1), xlabel="samples trained on", ylabel=metric)
+    words = metric.replace("_", " ")
+    axis.set(
+        xscale="log",
+        ylim=(0, 1),
+        xlabel="samples trained on",
+        ylabel=f"{words}, share of 1",
+        title=f"{words} by samples, 95 % intervals",
+    )
     axis.set_xticks(rows, [str(number) for number in rows], rotation=30)
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -61,6 +61,7 @@ def plot_arms(path: Path, study: Study) -> Path:
     axis.set_yticks(range(len(study.by_arm)), labels=list(study.by_arm))
     axis.set_ylim(len(study.by_arm) - 0.5, -0.5)
     axis.set(xlabel=f"{study.text_of(outcome)}{unit} (diamond: mean and 95 % over missions; dots: training seeds)")
+    axis.set(title=f"{study.text_of(outcome)}, by arm")
     axis.grid(axis="x", alpha=0.3)
     return save(figure, path)
 
@@ -83,7 +84,7 @@ def plot_forest(path: Path, study: Study) -> Path:
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(shown)), labels=[f"{study.text_of(one.outcome)}: {one.arm}" for one in shown], fontsize=8)
     axis.set_ylim(len(shown) - 0.5, -0.5)
-    axis.set(xlabel=f"percentage points against {study.baseline}")
+    axis.set(xlabel=f"arm minus {study.baseline}, percentage points", title=f"Differences from {study.baseline}")
     axis.grid(axis="x", alpha=0.3)
     return save(figure, path)
 
@@ -102,7 +103,7 @@ def plot_curves(path: Path, study: Study) -> Path:
                     label=label,
                     alpha=0.8,
                 )
-        axis.set(xlabel="optimizer step", title=key, yscale="log")
+        axis.set(xlabel="optimizer step", ylabel="nats a token", title=key, yscale="log")
         axis.grid(alpha=0.3, which="both")
     axes[0].legend(fontsize="small")
     return save(figure, path)
@@ -131,7 +132,8 @@ def plot_funnel(path: Path, study: Study) -> Path:
             error_kw={"elinewidth": 0.9},
         )
     axis.set_xticks(range(len(FUNNEL)), labels=[textwrap.fill(name, 12) for name in FUNNEL], fontsize=8)
-    axis.set(ylabel="% of all turns", ylim=(0, 104))
+    axis.set(xlabel="a turn passes", ylabel="% of all turns", ylim=(0, 104))
+    figure.suptitle("How far turns come, by arm")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.13))
     return save(figure, path)
@@ -152,7 +154,15 @@ def plot_quadrants(path: Path, study: Study) -> Path:
         "both wrong",
         "no readable plan",
     )
-    return stacked(path, counts, names, texts, ("#009e73", "#e69f00", "#56b4e9", "#d55e00", "#c8c8c8"), "% of turns")
+    return stacked(
+        path,
+        counts,
+        names,
+        texts,
+        ("#009e73", "#e69f00", "#56b4e9", "#d55e00", "#c8c8c8"),
+        "% of turns",
+        "Thought and action of turns",
+    )
 
 
 def plot_first_errors(path: Path, study: Study) -> Path:
@@ -163,11 +173,19 @@ def plot_first_errors(path: Path, study: Study) -> Path:
     }
     colours = ("#d55e00", "#0072b2", "#e69f00", "#cc79a7", "#009e73", "#8c8c8c", "#dddddd")
     return stacked(
-        path, counts, (*CLASSES, "none"), (*CLASSES, "none found"), colours, "% of failed episodes, by first error"
+        path,
+        counts,
+        (*CLASSES, "none"),
+        (*CLASSES, "none found"),
+        colours,
+        "% of failed episodes",
+        "Failed episodes by their first error",
     )
 
 
-def stacked(path: Path, counts: dict[str, dict[str, int]], names: Sequence[str], texts, colours, label: str) -> Path:
+def stacked(
+    path: Path, counts: dict[str, dict[str, int]], names: Sequence[str], texts, colours, label: str, title: str
+) -> Path:
     """A bar of shares for each arm; its number of cases stands behind it."""
     figure, axis = pyplot.subplots(figsize=(8.5, 1.5 + 0.45 * len(counts)), layout="constrained")
     for y, numbers in enumerate(counts.values()):
@@ -181,7 +199,7 @@ def stacked(path: Path, counts: dict[str, dict[str, int]], names: Sequence[str],
         axis.text(101, y, f"n = {total}", va="center", fontsize=8)
     axis.set_yticks(range(len(counts)), labels=list(counts))
     axis.set_ylim(len(counts) - 0.5, -0.5)
-    axis.set(xlabel=label, xlim=(0, 113))
+    axis.set(xlabel=label, xlim=(0, 113), title=title)
     axis.set_xticks(range(0, 101, 20))
     for text, colour in zip(texts, colours, strict=True):
         axis.bar(0, 0, color=colour, label=text)
@@ -206,8 +224,10 @@ def plot_association(path: Path, study: Study) -> Path:
             axis.plot(
                 *zip(*points, strict=True) if points else ((), ()), marker, color=colour_of(study, arm), label=arm
             )
-        axis.set(xlabel=f"held-out rows: {name.replace('_', ' ')}")
+        unit = "nats a token" if "loss" in name else "share"
+        axis.set(xlabel=f"held-out rows: {name.replace('_', ' ')}, {unit}")
         axis.grid(alpha=0.3)
+    figure.suptitle("Held-out rows against mission success, a dot a cell")
     axes[0].set(ylabel="mission success, %")
     axes[-1].legend(fontsize="small")
     return save(figure, path)

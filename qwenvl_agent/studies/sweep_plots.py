@@ -29,7 +29,7 @@ def plot_curves(path: Path, sweep: Sweep, progresses: dict[str, Progress]) -> No
             colour = colours(i / max(1, len(progresses) - 1) * 0.9)
             # One evaluation is a point, which a line alone would not show.
             axis.plot(*zip(*points, strict=True) if points else ((), ()), marker=".", color=colour, label=name)
-        axis.set(xlabel="optimizer step", title=key)
+        axis.set(xlabel="optimizer step", ylabel="nats a token" if key == "train/loss" else key, title=key)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     legend_beside(figure, axes[0].get_legend_handles_labels())
