@@ -12,7 +12,7 @@ install: $(INSTALLED)  ## .venv with the pinned packages
 
 $(INSTALLED):
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,browser,serving,examples]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,browser,serving,examples,docs]'
 	@rm -f .venv/installed-* && touch $@
 
 demo: $(INSTALLED)  ## a tiny Qwen3-VL learns the safari: data, training, evaluation, report (CPU, minutes)
@@ -51,6 +51,12 @@ bench-quick: generated/peers/trl/installed generated/bench/text.jsonl  ## equali
 
 test: $(INSTALLED)  ## the fast tests, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-docs: $(INSTALLED)  ## every command of README and docs: parsed, and run in a small form or marked; links; the site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/test_documents.py tests/test_site.py
+
+docs: $(INSTALLED)  ## the pages as a site: site/index.html (mkdocs-material; dead links and anchors are errors)
+	$(BIN)/mkdocs build --strict
 
 system:  ## Chromium, fonts, Slurm and g++ from the distribution, where apt-get is there and allowed
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && \
