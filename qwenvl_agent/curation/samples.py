@@ -18,22 +18,25 @@ WEIGHTLESS = (200, 60, 60)
 """Supervised, but with weight 0."""
 
 PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: 1rem; border-radius: 6px; color: #777; }}
-pre span[title] {{ color: #111; border-radius: 3px; box-shadow: inset -1px 0 0 #fff; }}
-img {{ image-rendering: pixelated; border: 1px solid #ccc; margin: 0 .5rem .5rem 0; max-width: 100%; }}
-.marks {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); gap: 1rem; margin: 1rem 0 2rem; }}
-.marks figure {{ margin: 0; font-size: 13px; overflow-wrap: anywhere; }}
-.marks figure div {{ position: relative; border: 1px solid #ccc; }}
+:root {{ color-scheme: light dark; --paper: #fff; --ink: #222; --soft: #6b6b6b; --well: #f6f6f6; --line: #ccc; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --paper: #16181b; --ink: #e6e7e8; --soft: #9aa2ab; --well: #1f2226; --line: #3a3f45; }} }}
+* {{ box-sizing: border-box; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper); color: var(--ink); overflow-wrap: anywhere; }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: var(--well); padding: 1rem; border-radius: 6px; color: var(--soft); }}
+pre span[title] {{ color: #111; border-radius: 3px; box-shadow: inset -1px 0 0 var(--well); }}
+img {{ image-rendering: pixelated; border: 1px solid var(--line); margin: 0 .5rem .5rem 0; max-width: 100%; }}
+.marks {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1rem; margin: 1rem 0 2rem; }}
+.marks figure {{ margin: 0; font-size: 13px; overflow-wrap: anywhere; min-width: 0; }}
+.marks figure div {{ position: relative; border: 1px solid var(--line); }}
 .marks img {{ display: block; width: 100%; border: 0; margin: 0; image-rendering: auto; }}
 .marks svg {{ position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }}
 .marks svg * {{ fill: none; vector-effect: non-scaling-stroke; }}
 .marks .under {{ stroke: #fff; stroke-width: 4; stroke-opacity: .8; }}
 .marks .over {{ stroke: #e0001b; stroke-width: 1.5; }}
 .marks .dot {{ fill: #e0001b; stroke: #fff; stroke-width: 1; }}
-.key {{ padding: .1rem .4rem; border-radius: 3px; margin-right: .4rem; }}
+.key {{ padding: .1rem .4rem; border-radius: 3px; margin-right: .4rem; color: #111; }}
 </style>
 <h1>{title}</h1>
 {marks}<p>Grey text is prompt and not learnt. {legend} The stronger the colour, the higher the weight; hover for a token's id and
@@ -91,19 +94,28 @@ def colour(part: str, share: float) -> tuple[int, int, int]:
 
 def write_samples(path: str | Path, samples: Iterable[Sample], title: str, marks: Sequence[Mark] = ()) -> None:
     """One HTML file with the pictures inside; `marks` stand first."""
-    key = '<span class="key" style="background: rgb{}">{}</span>'
-    legend = "".join(key.format(colour(part, 1.0), part) for part in COLOURS) + key.format(WEIGHTLESS, "weight 0")
     body = "\n".join(_sample_html(sample) for sample in samples)
-    page = PAGE.format(title=html.escape(title), marks=marks_html(marks), legend=legend, samples=body)
+    page = PAGE.format(title=html.escape(title), marks=marks_html(marks), legend=legend_html(), samples=body)
     Path(path).write_text(page, encoding="utf-8")
+
+
+def legend_html() -> str:
+    """Which colour is which part."""
+    key = '<span class="key" style="background: rgb{}">{}</span>'
+    return "".join(key.format(colour(part, 1.0), part) for part in COLOURS) + key.format(WEIGHTLESS, "weight 0")
+
+
+def tokens_html(sample: Sample) -> str:
+    """The row's text, each supervised token in a span of its colour, whose title says its id and weight."""
+    heaviest = float(sample.weights.max()) or 1.0
+    return "".join(_piece_html(piece, heaviest) for piece in pieces(sample))
 
 
 def _sample_html(sample: Sample) -> str:
     sizes = ", ".join(f"{width}x{height} px" for height, width in sample.encoded.sizes)
     pixels = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in sample.encoded.load_pixels()]
     images = "".join(f'<img src="data:image/png;base64,{_png(image)}" alt="">' for image in pixels)
-    heaviest = float(sample.weights.max()) or 1.0
-    text = "".join(_piece_html(piece, heaviest) for piece in pieces(sample))
+    text = tokens_html(sample)
     place = html.escape(sample.row.source)
     facts = f"{len(sample.labels)} tokens, {(sample.labels != IGNORE_INDEX).sum()} supervised. {sizes}"
     return f"<h2>{html.escape(sample.row.id)}</h2><p>{place}</p><p>{facts}</p><div>{images}</div><pre>{text}</pre>"
