@@ -13,8 +13,8 @@ from qwenvl_agent.curation.marks import Mark, marks_html
 from qwenvl_agent.data.collator import Collator, Sample
 from qwenvl_agent.data.masks import IGNORE_INDEX, PARTS
 
-COLOURS = {"thought": (70, 140, 220), "call": (60, 160, 80), "text": (200, 140, 30), "end": (180, 80, 170)}
-WEIGHTLESS = (200, 60, 60)
+COLOURS = {"thought": (70, 140, 220), "call": (60, 160, 80), "text": (200, 140, 30), "end": (200, 110, 190)}
+WEIGHTLESS = (225, 95, 95)
 """Supervised, but with weight 0."""
 
 PAGE = """<!doctype html>
