@@ -91,7 +91,8 @@ def test_counts_rejects_and_config_lines_of_a_list_of_screens(folder, capsys):
     assert (counts["rows"], counts["rejected"], report["can_be_trained_on"]) == (12, 1, True)
     ((reason, count, places),) = counts["faults"]
     assert count == 1 and "does not exist" in reason and len(places) == 1 and places[0][0].startswith("labels.json")
-    assert report["config"] == {"data": {"sources": [{"path": "labels.json", "kind": "computer"}]}}
+    sources = [{"path": "labels.json", "kind": "computer"}]
+    assert report["config"] == {"data": {"sources": sources}, "eval": {"suite": "clicks"}}
     assert report["lengths"]["is_estimated"] and report["lengths"]["vision"] == [880] * 5
     (size,) = report["pictures"]
     assert (size["width"], size["shown_width"], size["tokens"], size["number"]) == (1280, 1280, 880, 12)
@@ -133,6 +134,15 @@ def test_a_budget_that_has_no_size_for_a_picture_is_mended(folder, capsys):
     status, report = check(capsys, path, *tight)
     assert status == 0 and report["config"]["vision"] == {"min_tokens_per_image": 32}
     assert report["pictures"][0]["tokens"] == 54
+
+
+def test_a_config_of_boards_is_fitted_to_pictures_that_are_none_and_plays_no_world_that_they_are_not_of(folder, capsys):
+    Image.new("RGB", (320, 240)).save("photo.png")
+    talk = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A field."}]
+    path = write("talk.jsonl", [{"messages": talk, "images": ["photo.png"]}])
+    status, report = check(capsys, path, "--config", "safari_2b", "--model", "./no_such_model")
+    assert status == 0 and report["config"]["vision"] == {"tiles": 0} and report["config"]["eval"] == {"suite": "none"}
+    assert report["pictures"][0]["tokens"] == 80
 
 
 def test_with_a_tokenizer_the_tokens_are_the_collators(folder, capsys):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qwenvl_agent.cli.configs import CONFIGS_DIR
-from qwenvl_agent.config import Config, SourceConfig, build_config, load_config
+from qwenvl_agent.config import Config, EvalConfig, SourceConfig, build_config, load_config
 from qwenvl_agent.curation.checkup import (
     QUANTILES,
     Counts,
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     report = {"file": str(source.path), **facts_of(found, source), "counts": dataclasses.asdict(counts)}
     if cache is not None:
         processor, missing = find_processor(args, config)
-        fitted = proposed(config, cache, processor)
+        fitted = with_fitting_suite(proposed(config, cache, processor))
         report |= measured(cache, config, fitted, processor) | {"no_tokenizer": missing}
         if args.write:
             write_config(args, fitted)
@@ -99,6 +99,26 @@ def find_processor(args: argparse.Namespace, config: Config) -> tuple[Processor 
         return None, str(error)
 
 
+def with_fitting_suite(config: Config) -> Config:
+    """With clicks, or no world played in training, if the config's suite cannot judge this data; held-out rows still are."""
+    others = [dataclasses.replace(config.eval, suite=name, world={}) for name in ("clicks", "none")]
+    fitting = (eval_config for eval_config in (config.eval, *others) if can_judge(config, eval_config))
+    return dataclasses.replace(config, eval=next(fitting, config.eval))
+
+
+def can_judge(config: Config, eval_config: EvalConfig) -> bool:
+    """Conversations may be of any world, and do not say of which: none is played unless somebody asks for it."""
+    from qwenvl_agent.evaluation.suites import check_suite, is_world
+
+    if is_world(eval_config.suite) and all(source.kind == "chat" for source in config.data.sources):
+        return False
+    try:
+        check_suite(dataclasses.replace(config, eval=eval_config))
+    except ValueError:
+        return False
+    return True
+
+
 def measured(cache: SourceCache, config: Config, fitted: Config, processor: Processor | None) -> dict:
     """What is known only of rows: the first, their pictures and lengths under the settings as they are and as they fit."""
     geometry = geometry_of(processor)
@@ -135,7 +155,7 @@ def changed(config: Config, fitted: Config) -> list[str]:
     before, after = to_json(config), to_json(fitted)
     return [
         f"{group}.{name}"
-        for group in ("prompt", "vision")
+        for group in ("prompt", "vision", "eval")
         for name in after[group]
         if after[group][name] != before[group][name]
     ]

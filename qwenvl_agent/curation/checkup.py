@@ -132,7 +132,7 @@ def read_faults(path: Path) -> list[Fault]:
 
 def proposed(config: Config, cache: SourceCache, processor: Processor | None) -> Config:
     """The config with what this file needs changed, and nothing else: the history of conversations, sizes of pictures
-    that the budget takes in none, rows that are longer than allowed."""
+    that the budget takes in none, tiles where there are no boards, rows that are longer than allowed."""
     history_steps = max(config.prompt.history_steps, deepest(cache) if cache.cfg.kind == "chat" else 0)
     prompt = replace(config.prompt, history_steps=history_steps)
     vision = fitting_sizes(config.vision, cache, geometry_of(processor))
@@ -154,8 +154,10 @@ def rounded_up(tokens: int) -> int:
 
 
 def fitting_sizes(vision: VisionConfig, cache: SourceCache, geometry: Geometry) -> VisionConfig:
-    """With the minimum of tokens a picture lowered until all sizes fit that can: between two limits that are close, some
-    pictures have no whole number of tokens."""
+    """Without whole tiles if a picture is no square board, and with the minimum of tokens a picture lowered until all
+    sizes fit that can: between two limits that are close, some pictures have no whole number of tokens."""
+    if vision.tiles and any(size.width != size.height for size in sizes_of(cache, vision, geometry)):
+        vision = replace(vision, tiles=0)
     while vision.min_tokens_per_image > 1 and has_misfits(vision, cache, geometry):
         vision = replace(vision, min_tokens_per_image=vision.min_tokens_per_image // 2)
     return vision
