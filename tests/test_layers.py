@@ -33,7 +33,7 @@ LAYERS = (
     {"planning", "inference"},
     {"curation"},
     {"evaluation"},
-    {"studies"},
+    {"studies", "playground"},
     {"model_card"},
     {"export", "training"},
     {"cli"},
@@ -47,6 +47,7 @@ LIGHT_FILES = {
     "cli/export.py",
     "cli/main.py",
     "cli/plan.py",
+    "cli/play.py",
     "cli/predict.py",
     "cli/show.py",
     "cli/train_options.py",
@@ -71,7 +72,13 @@ LIGHT_FILES = {
     "inference/endpoint.py",
     "inference/load.py",
 }
-HEAVY_FILES = {"curation/samples.py", "curation/checkup.py", "families/pictures.py", "planning/flops.py"}
+HEAVY_FILES = {
+    "playground/tokens.py",
+    "curation/samples.py",
+    "curation/checkup.py",
+    "families/pictures.py",
+    "planning/flops.py",
+}
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft")
 
 

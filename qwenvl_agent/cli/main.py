@@ -10,6 +10,7 @@ from qwenvl_agent.command import run_command
 COMMANDS = {
     "train": ("train_options", "train a model, in one process (several: accelerate launch -m qwenvl_agent.cli.train)"),
     "evaluate": ("evaluate", "evaluate a run, a model or a baseline; compare results (eval.py of the repository)"),
+    "play": ("play", "a page to play with: missions by an agent or by hand, screenshots, two runs beside each other"),
     "predict": ("predict", "one picture and one instruction to one action, as JSON"),
     "check-data": ("check_data", "what is in a file of your own, can it be trained on, and with which settings"),
     "check-world": ("check_world", "does a world of your own keep the contract? what is found, and what to do"),
