@@ -12,7 +12,7 @@ install: $(INSTALLED)  ## .venv with the pinned packages
 
 $(INSTALLED):
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,browser,serving,examples,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,browser,serving,examples,play,docs]'
 	@rm -f .venv/installed-* && touch $@
 
 demo: $(INSTALLED)  ## a tiny Qwen3-VL learns the safari: data, training, evaluation, report (CPU, minutes)

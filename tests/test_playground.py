@@ -324,7 +324,7 @@ def test_without_its_token_or_under_another_name_nothing_is_answered(path, host,
 
 def test_a_page_names_no_other_host():
     page = (
-        b'<html><link rel="preconnect" href="https://fonts.example" /><link rel="stylesheet" href="./own.css">'
+        b'<html><link rel="manifest" href="/manifest.json" /><link rel="preconnect" href="https://fonts.example" /><link rel="stylesheet" href="./own.css">'
         b'<script\n src="https://cdn.example/frame.js" async></script><meta content="http://pictures.example/a.jpg"/>'
         b"<script src='./own.js'></script>hi</html>"
     )

@@ -203,7 +203,8 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
             session = session_of(request)
             image = (edited or {}).get("composite")
             found = session.ask_about(playground.player(name, session), text, image)
-            return turn_html(f"{name}, of what is changed", found)
+            size = f"a picture of {image.width}x{image.height} px" if image else "no picture"
+            return turn_html(f"{name}, of what is changed", found, note=f"asked with this context and {size}")
 
         return playground.run(act)
 
@@ -220,7 +221,7 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
     begun = {"inputs": [world, rules, seed], "outputs": [*shown, fill, thought, calls, other, tokens]}
     for event in (start.click, page.load):
         event(on_start, **begun)
-    world.change(lambda name: gr.Dropdown(playground.run(playground.player_names, name)), world, player)
+    world.change(lambda name: other_players(playground, name, 1)[0], world, player)
     ask.click(on_ask, player, shown)
     play.click(on_play, player, shown)
     on.click(on_play_on, player, shown)
@@ -295,7 +296,7 @@ def compare_tab(page: "gradio.Blocks", playground: Playground) -> None:
                 return
 
     start.click(on_start, [world, rules, seed], shown)
-    world.change(lambda name: [gr.Dropdown(playground.run(playground.player_names, name))] * len(SIDES), world, players)
+    world.change(lambda name: other_players(playground, name, len(SIDES)), world, players)
     step.click(on_step, players, shown)
     on.click(on_play_on, players, shown)
 
@@ -351,3 +352,11 @@ def player_choice(playground: Playground, label: str, index: int) -> Any:
 
     names = playground.run(playground.player_names, next(iter(playground.worlds)))
     return gr.Dropdown(names, value=names[min(index, len(names) - 1)], label=label)
+
+
+def other_players(playground: Playground, world: str, num: int) -> list[Any]:
+    """Choices of players for another world."""
+    import gradio as gr
+
+    names = playground.run(playground.player_names, world)
+    return [gr.Dropdown(names, value=names[min(index, len(names) - 1)]) for index in range(num)]

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     pass
 
 HOST = "127.0.0.1"
-ELSEWHERE = re.compile(rb"<(?:link|meta|script)\b[^>]*\bhttps?://(?!127\.0\.0\.1|localhost)[^>]*>(?:\s*</script>)?")
-"""A tag of a page's head that names another host."""
+ELSEWHERE = re.compile(
+    rb"""<(?:link|meta|script)\b[^>]*(?:\bhttps?://(?!127\.0\.0\.1|localhost)|(?:href|src)=["']/)[^>]*>(?:\s*</script>)?"""
+)
+"""A tag of a page's head that names another host, or what would lie outside of the token."""
+NO_ICON = '<link rel="icon" href="data:,">'
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; base-uri 'self'; "
@@ -108,8 +111,11 @@ class PlaygroundServer:
             FastAPI(openapi_url=None),
             build_page(playground),
             path=f"/{token}",
+            server_name=HOST,
+            server_port=port,
             theme=theme(),
             css=CSS_PATH.read_text(encoding="utf-8"),
+            head=NO_ICON,
             footer_links=[],
             ssr_mode=False,
             mcp_server=False,
