@@ -113,7 +113,7 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
                 thought = gr.Textbox(label="thought", lines=2)
                 calls = gr.Code(label="calls, as JSON", language="json", value="[]", lines=4)
                 hand = gr.Button("Play by hand")
-            with gr.Accordion("Change what is seen, and ask again", open=False) as changing:
+            with gr.Accordion("Change what is seen, and ask again", open=False):
                 context = gr.Textbox(label="context", lines=8)
                 picture = gr.ImageEditor(label="picture", type="pil", format="png", layers=False, image_mode="RGB")
                 again = gr.Button("Ask about this")
@@ -133,7 +133,7 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
         def act() -> tuple:
             session = playground.start(request.session_hash, PLAY, world, seed, rules)
             tools = [tool.name for tool in session.tools()]
-            return (*show(session), gr.Dropdown([AGENTS_TURN, BEST_TURN, *tools], value=None), "", "[]", "", "")
+            return (*renewed(session), gr.Dropdown([AGENTS_TURN, BEST_TURN, *tools], value=None), "", "[]")
 
         return playground.run(act)
 
@@ -145,17 +145,17 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
 
         return playground.run(act)
 
-    def play_turn(name: str, request: gr.Request) -> tuple[Shown, bool]:
+    def play_turn(name: str, request: gr.Request) -> tuple[tuple, bool]:
         session = session_of(request)
         session.play(session.ask(playground.player(name, session)), name)
-        return show(session), session.is_over
+        return renewed(session), session.is_over
 
     @told
-    def on_play(name: str, request: gr.Request) -> Shown:
+    def on_play(name: str, request: gr.Request) -> tuple:
         return playground.run(play_turn, name, request)[0]
 
     @told
-    def on_play_on(name: str, request: gr.Request) -> Iterator[Shown]:
+    def on_play_on(name: str, request: gr.Request) -> Iterator[tuple]:
         for _ in range(MAX_TURNS_AT_ONCE):
             now, is_over = playground.run(play_turn, name, request)
             yield now
@@ -163,20 +163,20 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
                 return
 
     @told
-    def on_best(request: gr.Request) -> Shown:
-        def act() -> Shown:
+    def on_best(request: gr.Request) -> tuple:
+        def act() -> tuple:
             session = session_of(request)
             session.play_best()
-            return show(session)
+            return renewed(session)
 
         return playground.run(act)
 
     @told
-    def on_hand(thought: str, calls: str, request: gr.Request) -> Shown:
-        def act() -> Shown:
+    def on_hand(thought: str, calls: str, request: gr.Request) -> tuple:
+        def act() -> tuple:
             session = session_of(request)
             session.play(by_hand(thought, calls, session.tools()), "by hand")
-            return show(session)
+            return renewed(session)
 
         return playground.run(act)
 
@@ -186,14 +186,6 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
             session = session_of(request)
             turn = turn_to_begin_with(session, what, playground, name)
             return turn.thought, json.dumps(calls_json(turn), ensure_ascii=False, indent=1)
-
-        return playground.run(act)
-
-    @told
-    def on_change(request: gr.Request) -> tuple[str, Image.Image | None]:
-        def act() -> tuple[str, Image.Image | None]:
-            session = session_of(request)
-            return session.observation.text if session.observation else "", session.image()
 
         return playground.run(act)
 
@@ -218,19 +210,25 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
 
         return playground.run(act)
 
-    begun = {"inputs": [world, rules, seed], "outputs": [*shown, fill, thought, calls, other, tokens]}
+    after = [*shown, context, picture, other, tokens]  # what was asked before a turn is not of the state behind it
+    begun = {"inputs": [world, rules, seed], "outputs": [*after, fill, thought, calls]}
     for event in (start.click, page.load):
         event(on_start, **begun)
     world.change(lambda name: other_players(playground, name, 1)[0], world, player)
     ask.click(on_ask, player, shown)
-    play.click(on_play, player, shown)
-    on.click(on_play_on, player, shown)
-    best_turn.click(on_best, None, shown)
-    hand.click(on_hand, [thought, calls], shown)
+    play.click(on_play, player, after)
+    on.click(on_play_on, player, after)
+    best_turn.click(on_best, None, after)
+    hand.click(on_hand, [thought, calls], after)
     fill.input(on_fill, [fill, player], [thought, calls])
-    changing.expand(on_change, None, [context, picture])
     again.click(on_again, [player, context, picture], other)
     look.click(on_look, player, tokens)
+
+
+def renewed(session: Session) -> tuple:
+    """Another state: what the page shows of it, its context and picture to change, and nothing that was asked before."""
+    seen = session.observation
+    return (*show(session), seen.text if seen else "", session.image(), "", "")
 
 
 def turn_to_begin_with(session: Session, what: str | None, playground: Playground, name: str) -> Turn:
