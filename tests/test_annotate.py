@@ -158,6 +158,25 @@ def test_a_copy_of_a_sample_is_refused(server, folder):
     assert ask(server, "put", good | {"id": saved(folder)[0]["id"]})[0] == 200 and len(saved(folder)) == 1
 
 
+def test_a_save_that_fails_spoils_no_later_one(server, folder, monkeypatch):
+    """Half a character goes into no file; it was kept in memory, and every later save failed with it."""
+    good = MARK | {"key": keys(server)[0]}
+    for bad in ({"instruction": "a \ud800"}, {"id": "\udfff"}, {"action": {"action": "type", "text": "\ud800"}}):
+        status, body = ask(server, "put", good | bad)
+        assert status == 400 and "half a character" in json.loads(body)["error"]
+    assert ask(server, "put", good)[0] == 200 and len(saved(folder)) == 1
+    name = saved(folder)[0]["id"]
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+        assert ask(server, "put", good | {"instruction": "more"})[0] == 500
+        assert ask(server, "remove", {"id": name})[0] == 500
+        assert ask(server, "skip", {"key": good["key"], "is_skipped": True})[0] == 500
+    state = json.loads(ask(server, "state")[1])
+    assert state["samples"] == saved(folder) and len(saved(folder)) == 1
+    assert not any(picture["is_skipped"] for picture in state["pictures"])
+    assert ask(server, "put", good | {"instruction": "more"})[0] == 200 and len(saved(folder)) == 2
+
+
 # Who is answered.
 
 
@@ -195,7 +214,7 @@ def test_requests_that_are_nonsense_do_no_harm(server, folder):
     for value in (b"", b"{", b"[1]", b"null", b"[" * 100_000, b"\xff", b'{"key": 1}'):
         assert ask(server, "put", value)[0] == 400
     assert ask(server, "fly", {})[0] == 404
-    assert ask(server, "put", b"x", **{"Content-Length": "99999999"})[0] == 400
+    assert ask(server, "put", b"x", **{"Content-Length": "99999999"})[0] == 413
     assert ask(server, "put", b"x", **{"Content-Length": "-1"})[0] == 400
     assert saved(folder) == []
 
@@ -312,7 +331,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, server):
-    context = chromium.open_context(browser, width=1100, height=600)
+    context = chromium.open_context(browser, width=1100, height=600, origin=server.address.rsplit("/", 2)[0])
     opened = context.new_page()
     opened.faults = []
     opened.on("pageerror", lambda error: opened.faults.append(str(error)))
@@ -438,7 +457,7 @@ def test_names_from_files_are_text_and_the_page_goes_on_at_the_first_to_do(brows
     screenshot("red").save(folder / "shots" / "<img src=x onerror=document.title=1>.png")
     with running(folder) as server:
         ask(server, "skip", {"key": keys(server)[0], "is_skipped": True})
-        context = chromium.open_context(browser, width=1100, height=600)
+        context = chromium.open_context(browser, width=1100, height=600, origin=server.address.rsplit("/", 2)[0])
         opened = context.new_page()
         opened.goto(server.address)
         expect(opened.locator("#name")).to_have_text("shots/a.png")

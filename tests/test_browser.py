@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from qwenvl_agent.worlds.browser import chromium
 from qwenvl_agent.worlds.browser.camera import SCROLL, Camera
 from qwenvl_agent.worlds.browser.elements import evaluate, read_layout
 from qwenvl_agent.worlds.browser.instructions import WAYS, Scene, Speaker, requests
+from qwenvl_agent.worlds.browser.namespace import open_namespace
 from qwenvl_agent.worlds.browser.pages import draw_page
 from qwenvl_agent.worlds.browser.samples import ask_list
 
@@ -374,39 +376,78 @@ def test_fonts_that_are_missing_are_named(tab, monkeypatch):
 
 class Redirect(http.server.BaseHTTPRequestHandler):
     def do_GET(self):  # noqa: N802 (the base class's name)
-        port = self.server.server_address[1]
+        self.server.asked.append(self.path)
+        self.send_response(302 if self.path == "/away" else 200)
         if self.path == "/away":
-            self.send_response(302)
-            self.send_header("Location", f"http://127.0.0.2:{port}/")
-        else:
-            self.send_response(200)
+            self.send_header("Location", f"http://127.0.0.1:{self.server.other_port}/stolen")
+        self.send_header("Content-Length", "4")
         self.end_headers()
-        self.wfile.write(b"here" if self.path != "/away" else b"")
+        self.wfile.write(b"here")
 
     def log_message(self, *args):
         pass
 
 
-def test_pages_stay_on_this_machine(browser):
-    """Refused and told; an address that a redirect leads to is resolved by the browser to nothing."""
+@pytest.fixture
+def two_servers():
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirect) for _ in range(2)]
+    for server, other in zip(servers, reversed(servers), strict=True):
+        server.asked, server.other_port = [], other.server_port
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield servers
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def walls() -> list[bool]:
+    """With a network of its own, where there may be one, and by the proxy alone."""
+    namespace = open_namespace()
+    if namespace:
+        namespace.close()
+    return [False, True] if namespace else [False]
+
+
+@pytest.mark.parametrize("has_namespace", walls())
+def test_a_page_reaches_its_own_server_and_nothing_else(two_servers, has_namespace):
+    """What the context refuses is told by its address and the page stays; what it does not see, the proxy tells."""
+    with ThreadPoolExecutor(1) as thread:  # Playwright has one loop in this one already
+        thread.submit(stay_at_home, two_servers, has_namespace).result()
+
+
+def stay_at_home(two_servers, has_namespace: bool) -> None:
     from playwright.sync_api import Error
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirect)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    blocked = []
-    context = chromium.open_context(browser, width=200, height=100, on_blocked=blocked.append)
-    tab = context.new_page()
-    home = f"http://127.0.0.1:{server.server_address[1]}"
-    tab.goto(home)
-    assert tab.inner_text("body") == "here" and blocked == []
-    tab.set_content('<img src="http://example.invalid/a.png">')
-    with pytest.raises(Error, match="ERR_BLOCKED_BY_CLIENT"):
-        tab.goto("file:///etc/hostname")
-    assert blocked == ["http://example.invalid/a.png", "file:///etc/hostname"]
-    with pytest.raises(Error, match="ERR_NAME_NOT_RESOLVED"):
-        tab.goto(f"{home}/away")
-    context.close()
-    server.shutdown()
+    own, other = two_servers
+    home, away = (f"http://127.0.0.1:{server.server_port}" for server in two_servers)
+    told = []
+    with chromium.open_browser(has_namespace=has_namespace) as browser:
+        context = chromium.open_context(browser, width=200, height=100, origin=home, on_blocked=told.append)
+        tab = context.new_page()
+        tab.goto(home)
+        assert tab.inner_text("body") == "here" and told == []
+        for address in (f"{away}/", "file:///etc/hostname", "http://example.invalid/"):
+            with pytest.raises(Error, match="ERR_ABORTED"):
+                tab.goto(address)
+        assert told == [f"{away}/", "file:///etc/hostname", "http://example.invalid/"]
+        assert tab.url == f"{home}/"
+        with pytest.raises(Error, match="ERR_HTTP_RESPONSE_CODE_FAILURE|ERR_ABORTED|403"):
+            response = tab.goto(f"{home}/away")
+            raise Error(str(response.status))
+        assert told.pop() == f"{away}/stolen"
+        with pytest.raises(Error, match="ERR_PROXY_CONNECTION_FAILED"):  # of no context of ours
+            browser.new_context().new_page().goto(home)
+    assert other.asked == [] and "/away" in own.asked
+
+
+def test_a_context_without_a_server_reaches_none(two_servers, browser):
+    told = []
+    tab = chromium.open_context(browser, width=200, height=100, on_blocked=told.append).new_page()
+    address = f"http://127.0.0.1:{two_servers[0].server_port}/a.png"
+    tab.set_content(f'<img src="{address}">')
+    tab.wait_for_timeout(200)
+    assert told == [address] and two_servers[0].asked == []
+    tab.context.close()
 
 
 def generate(out: Path, *options: str) -> subprocess.CompletedProcess:

@@ -11,7 +11,17 @@ import qwenvl_agent
 
 PACKAGE = Path(qwenvl_agent.__file__).parent
 LAYERS = (
-    {"png", "threads", "file_signatures", "settings", "aliases", "near_json", "files", "html_templates"},
+    {
+        "png",
+        "threads",
+        "file_signatures",
+        "settings",
+        "aliases",
+        "near_json",
+        "files",
+        "html_templates",
+        "local_server",
+    },
     {"images", "checksums", "settings_reference", "families", "json_input"},
     {
         "config",

@@ -14,9 +14,7 @@ import json
 import secrets
 import sys
 import webbrowser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import track
@@ -25,9 +23,9 @@ import qwenvl_agent
 from qwenvl_agent.command import bounded, command, run_command
 from qwenvl_agent.curation.annotation import Annotation, find_pictures, look_at
 from qwenvl_agent.curation.sample_folder import SampleFolder
+from qwenvl_agent.local_server import LocalHandler, LocalServer
 
 PAGE_PATH = Path(qwenvl_agent.__file__).parent / "assets" / "annotate.html"
-MAX_BODY_BYTES = 1_000_000
 HEADERS = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
@@ -39,22 +37,18 @@ HEADERS = {
 }
 
 
-class AnnotationServer(ThreadingHTTPServer):
-    """Listens on 127.0.0.1 only; `address` holds the token, without which every answer is 403."""
-
-    daemon_threads = True
+class AnnotationServer(LocalServer):
+    """`address` holds the token, without which every answer is 403."""
 
     def __init__(self, annotation: Annotation, port: int = 0):
         self.annotation = annotation
         self.token = secrets.token_urlsafe(16)
-        super().__init__(("127.0.0.1", port), Handler)
-        self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
-        self.address = f"http://127.0.0.1:{self.server_port}/{self.token}/"
+        super().__init__(Handler, port)
+        self.address = f"{self.origin}/{self.token}/"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(LocalHandler):
     server: AnnotationServer
-    timeout = 60
 
     def do_GET(self):  # noqa: N802 (the base class's name)
         path = self.asked_path()
@@ -71,35 +65,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):  # noqa: N802
         path = self.asked_path()
-        if path is None:
+        body = None if path is None else self.read_body()
+        if body is None:
             return
         annotation = self.server.annotation
         act = {"put": annotation.put, "remove": annotation.remove, "skip": annotation.skip}.get(path)
-        asked = self.body()
+        asked = object_in(body)
         if act is None or asked is None:
             self.reply(404 if act is None else 400, b"not understood", "text/plain")
             return
         self.answer(lambda: {"saved": act(asked), "state": annotation.state()})
 
     def asked_path(self) -> str | None:
-        """What stands behind the token; None, and 403 is sent, without it or under a foreign name of this machine."""
-        token, _, path = urlsplit(self.path).path.removeprefix("/").partition("/")
-        is_ours = secrets.compare_digest(token.encode(), self.server.token.encode())
-        if is_ours and self.headers.get("Host") in self.server.hosts:
+        """What stands behind the token; None, and 403 is sent, without it."""
+        token, _, path = self.path.partition("?")[0].removeprefix("/").partition("/")
+        if secrets.compare_digest(token.encode(), self.server.token.encode()):
             return path
-        self.reply(403, b"the address lacks its token: use the one that the program printed", "text/plain")
+        self.refuse(403, "the address lacks its token: use the one that the program printed")
         return None
-
-    def body(self) -> dict | None:
-        """The JSON object sent; None if there is none."""
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
-            return None
-        try:
-            value = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError):
-            return None
-        return value if isinstance(value, dict) else None
 
     def answer(self, act) -> None:
         """What `act` gives: bytes of a PNG, or JSON; a ValueError is told to the person."""
@@ -116,17 +99,21 @@ class Handler(BaseHTTPRequestHandler):
                 self.reply_json(200, value)
 
     def reply_json(self, status: int, value: object) -> None:
-        self.reply(status, json.dumps(value, ensure_ascii=False).encode(), "application/json")
+        self.reply(status, json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"), "application/json")
 
-    def reply(self, status: int, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}.items():
+    def end_headers(self) -> None:
+        for name, value in HEADERS.items():
             self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+        super().end_headers()
 
-    def log_message(self, *args):
-        pass
+
+def object_in(body: bytes) -> dict | None:
+    """The JSON object sent; None if there is none."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,8 +5,8 @@
     qwenvl-agent record-clicks https://example.org --online --out data/recorded
 
 A browser window opens; do the task in it, then close it: that is the last step (--end). Ctrl-C stops without one. Each
-step is on the disk once it is printed. A folder is served on 127.0.0.1, to this browser only. Without --online the browser
-reaches this machine and nothing else. One run is one episode (`episode_id`, `step`, `history`); the same --out collects
+step is on the disk once it is printed. A folder is served on 127.0.0.1, to this browser only. Without --online its pages
+reach their own server and nothing else. One run is one episode (`episode_id`, `step`, `history`); the same --out collects
 episodes. The folder is a data source of kind `computer` (docs/DATA.md); refused steps are in its rejects.jsonl.
 
 What stands on the screen is in the pictures. What is typed into fields for passwords, codes and cards is not recorded.
@@ -20,13 +20,12 @@ import json
 import re
 import secrets
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.cookies import CookieError, SimpleCookie
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,7 +35,8 @@ from qwenvl_agent.command import command, run_command
 from qwenvl_agent.computer.dialects import to_seed
 from qwenvl_agent.curation.sample_folder import SampleFolder
 from qwenvl_agent.files import confined_path
-from qwenvl_agent.worlds.browser.chromium import FLAGS, is_local, open_browser, open_context
+from qwenvl_agent.local_server import LocalHandler, LocalServer
+from qwenvl_agent.worlds.browser.chromium import is_local, open_browser, open_context, origin_of
 from qwenvl_agent.worlds.browser.recorder import Recorder, Step
 from qwenvl_agent.worlds.browser.window import Frame
 
@@ -45,24 +45,20 @@ ENDS = ("success", "failure", "none")
 ORIGIN = "recorded"
 
 
-class FolderServer(ThreadingHTTPServer):
-    """A folder on 127.0.0.1, for who has the token in a cookie: so its pages may name files from the root, too."""
-
-    daemon_threads = True
+class FolderServer(LocalServer):
+    """A folder, for who has the token in a cookie: so its pages may name files from the root, too."""
 
     def __init__(self, folder: Path):
         self.token = secrets.token_urlsafe(16)
-        super().__init__(("127.0.0.1", 0), partial(FolderHandler, directory=str(folder)))
-        self.address = f"http://127.0.0.1:{self.server_port}/"
-        threading.Thread(target=self.serve_forever, name="folder", daemon=True).start()
-
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
+        super().__init__(partial(FolderHandler, directory=str(folder)))
+        self.address = f"{self.origin}/"
+        self.start("folder")
 
 
-class FolderHandler(SimpleHTTPRequestHandler):
+class FolderHandler(LocalHandler, SimpleHTTPRequestHandler):
     """GET and HEAD of what lies in the folder."""
+
+    server: FolderServer
 
     def send_head(self):
         try:
@@ -74,8 +70,11 @@ class FolderHandler(SimpleHTTPRequestHandler):
             self.send_error(403, "only the browser that records may read this")
             return None
         try:
-            confined_path(Path(self.directory), str(Path(self.translate_path(self.path)).relative_to(self.directory)))
-        except ValueError:  # a link to the outside
+            inside = str(Path(self.translate_path(self.path)).relative_to(self.directory))
+            path = confined_path(Path(self.directory), inside)
+            if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+                raise ValueError(path)
+        except ValueError:  # a link to the outside, too
             self.send_error(404)
             return None
         return super().send_head()
@@ -83,9 +82,6 @@ class FolderHandler(SimpleHTTPRequestHandler):
     def end_headers(self):
         self.send_header("Cache-Control", "no-store")
         super().end_headers()
-
-    def log_message(self, *args):
-        pass
 
 
 class EpisodeWriter:
@@ -133,7 +129,8 @@ class EpisodeWriter:
 
     def _reject(self, name: str, reason: str, fault: str) -> None:
         row = {"source": name, "reason": reason, "message": fault}
-        with open(self.folder.folder / "rejects.jsonl", "a", encoding="utf-8") as file:
+        # What a page says may hold half a character; so written, it is an escape of JSON.
+        with open(self.folder.folder / "rejects.jsonl", "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def _place(self, png: bytes) -> str:
@@ -256,16 +253,15 @@ def record(args: argparse.Namespace, act: Callable[[Recorder], None] = Recorder.
     check(args)
     frame = Frame(width=args.size[0], height=args.size[1], scale=args.scale)
     blocked = Counter()
-    # Online, without the wall around this machine.
-    flags = [flag for flag in FLAGS if not (args.online and flag.startswith("--host-resolver-rules"))]
-    opened = open_browser(headless=args.headless, flags=flags)
+    opened = open_browser(headless=args.headless, is_confined=not args.online)
     with SampleFolder(args.out) as folder, served(args.page) as (address, cookies), opened as browser:
         writer = EpisodeWriter(folder, frame, args.instruction.strip())
         size = {"width": frame.width, "height": frame.height}
         if args.online:
             context = browser.new_context(viewport=size, device_scale_factor=frame.scale)
         else:
-            context = open_context(browser, **size, scale=frame.scale, on_blocked=lambda url: blocked.update([url]))
+            told = {"origin": origin_of(address), "on_blocked": lambda url: blocked.update([url])}
+            context = open_context(browser, **size, scale=frame.scale, **told)
         context.add_cookies(cookies)
         downloads_dir = args.out / "downloads" / writer.episode
         recorder = Recorder(context, frame, writer.write, downloads_dir=downloads_dir, is_attended=not args.headless)

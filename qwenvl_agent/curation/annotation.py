@@ -163,10 +163,10 @@ class Annotation:
             self._skip(self._item(asked.get("key")).key, bool(asked.get("is_skipped")))
 
     def _skip(self, key: str, is_skipped: bool) -> None:
-        before = set(self.skipped)
-        self.skipped = before | {key} if is_skipped else before - {key}
-        if self.skipped != before:
-            write_text(self._progress_path, json.dumps({"skipped": sorted(self.skipped)}), is_flushed=True)
+        skipped = self.skipped | {key} if is_skipped else self.skipped - {key}
+        if skipped != self.skipped:
+            write_text(self._progress_path, json.dumps({"skipped": sorted(skipped)}), is_flushed=True)
+            self.skipped = skipped
 
 
 def screenshot_of(key: str) -> str:

@@ -26,6 +26,7 @@ from qwenvl_agent.data.readers.computer import (
 from qwenvl_agent.data.readers.units import UNDECLARED, Evidence, judge
 from qwenvl_agent.files import replacing, write_text
 from qwenvl_agent.images import read_size
+from qwenvl_agent.json_input import fault_of_line
 
 
 class SampleFolder:
@@ -112,21 +113,24 @@ class SampleFolder:
         """Add the record, or replace the one of its id; ValueError, and nothing is changed, for what no reader takes."""
         self.check(record)
         at = self._index(record["id"])
-        self.records[at : at + 1] = [record]
-        self.save()
+        self._save([*self.records[:at], record, *self.records[at + 1 :]])
 
     def remove(self, name: str) -> None:
         """Take out the record of that id; ValueError if there is none."""
         at = self._index(name)
         if at == len(self.records):
             raise ValueError(f"sample {name!r} is not there: nothing is removed; load the page again")
-        del self.records[at]
-        self.save()
+        self._save(self.records[:at] + self.records[at + 1 :])
 
     def _index(self, name: str) -> int:
         """Where the record of that id is, or would be added."""
         return next((i for i, record in enumerate(self.records) if record.get("id") == name), len(self.records))
 
-    def save(self) -> None:
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in self.records)
-        write_text(self.folder / "dataset.jsonl", "".join(lines), is_flushed=True)
+    def _save(self, records: list[dict]) -> None:
+        """They are `records` once they are on the disk: what cannot be written spoils no later save."""
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        try:
+            write_text(self.folder / "dataset.jsonl", "".join(lines), is_flushed=True)
+        except UnicodeEncodeError as error:
+            raise ValueError(fault_of_line(error)) from None
+        self.records = records

@@ -15,10 +15,13 @@ import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 
 import httpx2
 from PIL import Image
@@ -33,6 +36,9 @@ BUSY = {408, 429, 502, 503, 504}
 FAILED = 500
 MAX_BYTES = 8 * 2**20
 """Of the body of an answer: an endless one would fill the memory."""
+MAX_TOKEN_CHARS = 512
+"""Of one token; no vocabulary has longer ones. What is longer than all tokens that were asked for is no model's, and would
+be in every later prompt of its episode."""
 
 
 class NoAnswerError(ValueError):
@@ -46,7 +52,8 @@ class EndpointPolicy:
     request twice (one that parses tool calls does so on a malformed one), the error `no_answer` if nothing comes that
     can be read (then `text` says why), and the repair `parsed_by_server` if it gives calls in place of the text, which
     is then put together again from them. A server out of reach or busy is asked `max_tries` times, with pauses that
-    double from `first_pause_s` on, and all of that within `timeout_s`. `fields` go into every request, such as
+    double from `first_pause_s` on; one that says when to come back (Retry-After) is asked then, which is no try; and all of
+    that within `timeout_s`. `fields` go into every request, such as
     {"skip_special_tokens": False} for vLLM, which otherwise hides control tokens in an answer. With `draws_each` a
     request's seed is made of its `draw` and `seed`, else requests have the seeds after `seed`, one after the other.
     """
@@ -161,13 +168,18 @@ class EndpointPolicy:
 
     def _post(self, body: dict) -> tuple[int, bytes]:
         """(status, body) of the server's answer, perhaps FAILED; NoAnswerError if there is none, or it refuses."""
-        num_failures, reason = 0, ""
+        num_failures, reason, attempt, pause_s = 0, "", 0, 0.0
         with self._call() as call:
-            for attempt in range(self.max_tries):
-                if attempt:
-                    self.is_stopped.wait(self.first_pause_s * 2 ** (attempt - 1))
+            while attempt < self.max_tries:
+                if pause_s >= call.seconds_left():
+                    raise NoAnswerError(
+                        f"{self.url} could be asked again in {pause_s:g} s ({reason}), and {self.timeout_s:g} s are all that a request "
+                        "has: nothing can be evaluated; lower eval.batch_size, or wait until the server has room"
+                    )
+                self.is_stopped.wait(pause_s)
+                attempt, pause_s = attempt + 1, self.first_pause_s * 2**attempt
                 try:
-                    status, content = call.post(f"{self.url}/chat/completions", body)
+                    status, content, wait_s = call.post(f"{self.url}/chat/completions", body)
                 except httpx2.RequestError as error:
                     if call.is_cut or isinstance(error, httpx2.ReadTimeout):
                         raise NoAnswerError(
@@ -184,6 +196,8 @@ class EndpointPolicy:
                     raise NoAnswerError(
                         f"{self.url} refuses a request for the model {self.model!r} ({reason}): correct it"
                     )
+                if wait_s is not None and status in BUSY:
+                    attempt, pause_s = attempt - 1, max(wait_s, self.first_pause_s)
         raise NoAnswerError(
             f"{self.url} does not answer after {self.max_tries} tries ({reason}): nothing can be evaluated; start the "
             "server or correct the URL"
@@ -220,6 +234,11 @@ class EndpointPolicy:
                 "template, tokenizer or picture budget is another one, so it would be another evaluation; serve what "
                 "qwenvl-agent export wrote, and give the settings of the run with --config"
             )
+        if len(text) > MAX_TOKEN_CHARS * self.cfg.max_new_tokens:
+            raise NoAnswerError(
+                f"{self.url} sends {len(text)} characters where {self.cfg.max_new_tokens} tokens were asked for: no model "
+                "writes that; correct the server"
+            )
         text, end, _ = text.partition(
             self.fmt.family.template.turn_end
         )  # asked to keep control tokens, a server may keep this one too
@@ -235,12 +254,17 @@ class Call:
 
     def __init__(self, client: httpx2.Client, timeout_s: float):
         self.client, self.is_cut, self.stream = client, False, None
+        self.deadline = time.monotonic() + timeout_s
         self.timer = threading.Timer(timeout_s, self.cut)
         self.timer.daemon = True
         self.timer.start()
 
-    def post(self, url: str, body: dict) -> tuple[int, bytes]:
-        """(status, body of the answer); NoAnswerError if it is too large, RequestError if there is none."""
+    def seconds_left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def post(self, url: str, body: dict) -> tuple[int, bytes, float | None]:
+        """(status, body of the answer, seconds that the server asks to wait); NoAnswerError if it is too large,
+        RequestError if there is none."""
         if self.is_cut:
             raise httpx2.ReadTimeout("no time is left")
         with self.client.stream("POST", url, json=body, extensions={"trace": self._note_stream}) as response:
@@ -253,7 +277,7 @@ class Call:
                     )
         if self.is_cut:  # which a body of no stated length takes for its end
             raise httpx2.ReadTimeout("no time is left")
-        return response.status_code, bytes(content)
+        return response.status_code, bytes(content), seconds_in(response.headers.get("Retry-After", ""))
 
     def cut(self) -> None:
         self.is_cut = True
@@ -270,6 +294,17 @@ class Call:
             self.stream = info["return_value"]
             if self.is_cut:  # while it was connecting
                 self.cut()
+
+
+def seconds_in(retry_after: str) -> float | None:
+    """What the header says, in seconds or as a date; None if it says neither."""
+    if retry_after.strip().isascii() and retry_after.strip().isdecimal():
+        return float(retry_after)
+    try:
+        until = parsedate_to_datetime(retry_after)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return max(0.0, (until - datetime.now(until.tzinfo)).total_seconds())
 
 
 def first_choice(content: bytes) -> tuple[dict, dict]:

@@ -1,21 +1,27 @@
-"""Find Chromium, launch it through Playwright, and keep its pages on this machine.
+"""Find Chromium, launch it through Playwright, and keep its pages at their own server.
 
-Two walls stand between a page and the network: the browser resolves no name and no address but the loopback ones
-(`--host-resolver-rules`, which also holds for redirects and for what the browser itself would like to fetch), and a
-context refuses requests to anything else before they start, so that they can be counted and reported.
+Three walls stand between a page and all else, the network and other servers of this machine alike. A context refuses
+requests before they start, so that they are told with their whole address; what no context sees (workers that pages
+share, WebSockets, prefetching, TURN) goes to a proxy that lets one server through (`gate.py`); and where this process
+may make a network for the browser alone, nothing else leads out of it (`namespace.py`).
 """
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+from qwenvl_agent.worlds.browser.gate import Gate
+from qwenvl_agent.worlds.browser.namespace import Namespace, open_namespace
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser, BrowserContext, Page, Route
 
 EXECUTABLE_VARIABLE = "QWENVL_CHROMIUM"
 EXECUTABLES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
@@ -23,7 +29,6 @@ INSTALL = (
     "install it with `apt-get install -y --no-install-recommends chromium fonts-noto-color-emoji fonts-noto-cjk` "
     f"(Debian), or with `playwright install chromium`, or name an executable in {EXECUTABLE_VARIABLE}"
 )
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 FLAGS = (
     "--disable-gpu",
     "--disable-dev-shm-usage",
@@ -35,9 +40,18 @@ FLAGS = (
     # The same pixels on every machine.
     "--force-color-profile=srgb",
     "--font-render-hinting=none",
-    "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
-    "--host-resolver-rules=MAP * ~NOTFOUND, " + ", ".join(f"EXCLUDE {name}" for name in LOOPBACK_NAMES),
 )
+CONFINED = (
+    # A context has a proxy of its own; what belongs to none, such as the browser's own updates, has one that does not exist.
+    "--proxy-server=http://none.invalid:1",
+    "--proxy-bypass-list=<-loopback>",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--disable-quic",
+)
+NO_UDP = "--force-webrtc-ip-handling-policy=disable_non_proxied_udp"
+"""Without a namespace; in one, what WebRTC sends is better seen than left out."""
+POPUPS = "--disable-popup-blocking"
+"""Playwright's own; without it a page opens a window at a click, as with people, and none by itself."""
 SAMPLES = {"en": "Ag", "zh": "点击", "ko": "클릭", "emoji": "\U0001f431"}
 """Text that a font must be able to draw before pages of a language are worth a picture."""
 MISSING_GLYPHS = """samples => {
@@ -82,51 +96,103 @@ def _playwright():
     return sync_playwright()
 
 
+@dataclass
+class Confinement:
+    """What a browser is kept in; `ways` are the open contexts' ways out of it."""
+
+    namespace: Namespace | None
+    ways: set[ExitStack] = field(default_factory=set)
+
+    def open_way(self, origin: str, tell: Callable[[str], None]) -> tuple[str, Callable[[], None]]:
+        """(address of a proxy that passes to `origin`, what closes it)."""
+        way = ExitStack()
+        self.ways.add(way)
+        gate = Gate(origin, tell, self.namespace.listen() if self.namespace else None)
+        way.callback(gate.close)
+        if self.namespace:
+            way.enter_context(self.namespace.told(tell))
+
+        def close() -> None:
+            self.ways.discard(way)
+            way.close()
+
+        return gate.origin, close
+
+    def close(self) -> None:
+        while self.ways:
+            self.ways.pop().close()
+        if self.namespace:
+            self.namespace.close()
+
+
+_confinements: "WeakKeyDictionary[Browser, Confinement]" = WeakKeyDictionary()
+
+
 @contextmanager
 def open_browser(
-    *, headless: bool = True, sandbox: bool | None = None, flags: Sequence[str] = FLAGS
+    *,
+    headless: bool = True,
+    sandbox: bool | None = None,
+    is_confined: bool = True,
+    has_namespace: bool | None = None,
 ) -> "Iterator[Browser]":
     """A running Chromium, closed at the end of the block.
 
-    By its `flags` it reaches nothing but this machine. Its sandbox is on unless this process runs as root, for whom Chromium has none; a container without user namespaces
-    needs `sandbox=False`. ValueError where the browser or Playwright is missing or does not start.
+    Confined, its pages reach what their context is opened for (`open_context`) and nothing else. `has_namespace`: whether
+    by a network of its own, too; None: where this process may make one and no window is shown, which may need the
+    machine's network. Its sandbox is on unless this process runs as root, for whom Chromium has none; a container without
+    user namespaces needs `sandbox=False`. ValueError where the browser or Playwright is missing or does not start.
     """
     from_root = hasattr(os, "geteuid") and os.geteuid() == 0
     executable = find_chromium()
-    with _playwright() as playwright:
-        from playwright.sync_api import Error
-
-        try:
-            browser = playwright.chromium.launch(
+    with ExitStack() as stack:
+        namespace = open_namespace() if is_confined and (headless if has_namespace is None else has_namespace) else None
+        if has_namespace and not namespace:
+            raise ValueError("this process may make no network of its own: run it as root on Linux, or leave it out")
+        confinement = Confinement(namespace)
+        stack.callback(confinement.close)
+        # What the thread starts inside stays inside.
+        with namespace.entered() if namespace else nullcontext():
+            playwright = stack.enter_context(_playwright())
+            flags = [*FLAGS, *(CONFINED if is_confined else ()), *(() if namespace else (NO_UDP,))]
+            browser = _launch(
+                playwright,
                 executable_path=executable,
                 headless=headless,
-                args=list(flags),
+                args=flags,
+                ignore_default_args=[POPUPS] if is_confined else [],
                 chromium_sandbox=not from_root if sandbox is None else sandbox,
             )
-        except Error as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{executable} does not start ({reason}): no page can be opened; {INSTALL}") from error
-        try:
-            yield browser
-        finally:
-            browser.close()
+        stack.callback(browser.close)
+        if is_confined:
+            _confinements[browser] = confinement
+        yield browser
+
+
+def _launch(playwright, executable_path: str, **settings) -> "Browser":
+    from playwright.sync_api import Error
+
+    try:
+        return playwright.chromium.launch(executable_path=executable_path, **settings)
+    except Error as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{executable_path} does not start ({reason}): no page can be opened; {INSTALL}") from error
 
 
 def is_local(url: str) -> bool:
-    """Whether a page may load it: a loopback address, or content that is already in the page. Files are not."""
+    """Whether it is a loopback address."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
+        return parts.scheme in ("http", "https") and (host == "localhost" or ip_address(host).is_loopback)
     except ValueError:
         return False
-    if parts.scheme in ("about", "data", "blob"):
-        return True
-    if parts.scheme not in ("http", "https", "ws", "wss"):
-        return False
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+
+
+def origin_of(url: str) -> str:
+    """http://HOST:PORT of an address."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def open_context(
@@ -135,24 +201,39 @@ def open_context(
     width: int,
     height: int,
     scale: float = 1.0,
+    origin: str = "",
     on_blocked: Callable[[str], None] = lambda url: None,
     **settings,
 ) -> "BrowserContext":
-    """Pages of width x height CSS px at a device scale, kept on this machine; `settings` are Playwright's.
+    """Pages of width x height CSS px at a device scale, in a confined browser; `settings` are Playwright's.
 
-    `on_blocked` is told the address of every request that was refused.
+    They reach the server at `origin` (http://HOST:PORT) and what they hold themselves, else nothing. `on_blocked` is told
+    of every try, from any thread: an address, or a place such as "udp 192.0.2.1:53".
     """
+    proxy, close_way = _confinements[browser].open_way(origin, on_blocked)
     context = browser.new_context(
-        viewport={"width": width, "height": height}, device_scale_factor=scale, service_workers="block", **settings
+        viewport={"width": width, "height": height},
+        device_scale_factor=scale,
+        service_workers="block",
+        proxy={"server": proxy, "bypass": "<-loopback>"},
+        **settings,
     )
+    context.on("close", lambda context: close_way())
 
-    def refuse(route):
-        on_blocked(route.request.url)
-        route.abort("blockedbyclient")
+    def is_foreign(url: str) -> bool:
+        return not ((origin and url.startswith(f"{origin}/")) or url.startswith(("about:", "data:", "blob:")))
 
-    context.route(lambda url: not is_local(url), refuse)
-    context.route_web_socket(lambda url: not is_local(url), lambda socket: (on_blocked(socket.url), socket.close()))
+    context.route(is_foreign, lambda route: _refuse(route, on_blocked))
     return context
+
+
+def _refuse(route: "Route", on_blocked: Callable[[str], None]) -> None:
+    request = route.request
+    on_blocked(request.url)
+    if request.is_navigation_request() and request.frame.parent_frame is None:
+        route.fulfill(status=204)  # "no content": the page stays where it is, instead of an error page
+    else:
+        route.abort("blockedbyclient")
 
 
 def check_fonts(page: "Page", scripts: tuple[str, ...] = tuple(SAMPLES)) -> None:

@@ -103,9 +103,13 @@ class BrowserEnv:
             window = Window(
                 browser, problem.frame, page_server().origin, folder, lambda: problem.effects.num_files_sent
             )
-            window.open(url + problem.start)
-            problem.prepare(window)
-            return window, window.look(), problem.judge(window.page)
+            try:
+                window.open(url + problem.start)
+                problem.prepare(window)
+                return window, window.look(), problem.judge(window.page)
+            except BaseException:  # else the next episode would share the browser with this page
+                window.close()
+                raise
 
         self.window, self.png, self.verdict = self.browser.call(start, PREPARE_SECONDS)
         self._open.callback(close_window, self.browser, self.window)

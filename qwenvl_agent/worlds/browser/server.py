@@ -6,18 +6,20 @@ with server.mount(site) as address:    # http://127.0.0.1:PORT/TOKEN/
 """
 
 import secrets
-import threading
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-MAX_BODY_BYTES = 1_000_000
-SLOW_SECONDS = 3600
-"""What a page that never comes waits for; its browser is ended long before."""
+from qwenvl_agent.local_server import LocalHandler, LocalServer
+
+MAX_FIELDS = 10_000
+MAX_SITE_BYTES = 32 * 2**20
+"""Of all requests to one site, which its journal keeps; a page can send without end."""
+POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,79 +43,88 @@ class Response:
 
 
 MISSING = Response(b"no such page", "text/plain", 404)
+TOO_MUCH = Response(b"this page has sent too much", "text/plain", 429)
 
 
 class Site(Protocol):
     def respond(self, asked: Asked) -> Response: ...
 
 
-class PageServer:
+@dataclass
+class Mounted:
+    site: Site
+    bytes_left: int = MAX_SITE_BYTES
+
+
+class PageServer(LocalServer):
     """Listens on 127.0.0.1 on a port that is free; a site is reached by a secret path only."""
 
     def __init__(self):
-        self._sites: dict[str, Site] = {}
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
-        self.origin = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self.stopped = threading.Event()
-        threading.Thread(target=self._http.serve_forever, name="pages", daemon=True).start()
+        super().__init__(PageHandler)
+        self._sites: dict[str, Mounted] = {}
+        self.is_closed = False
+        self.start("pages")
 
     @contextmanager
     def mount(self, site: Site) -> Iterator[str]:
         """Serve a site for the time of the block; gives its address, which ends in a slash."""
         token = secrets.token_urlsafe(8)
-        self._sites[token] = site
+        self._sites[token] = Mounted(site)
         try:
             yield f"{self.origin}/{token}/"
         finally:
             del self._sites[token]
 
     def close(self) -> None:
-        self.stopped.set()
-        self._http.shutdown()
-        self._http.server_close()
+        self.is_closed = True
+        super().close()
 
-    def answer(self, asked: Asked) -> Response:
+    def answer(self, asked: Asked, num_bytes: int) -> Response:
+        """`num_bytes`: of the request."""
         token, _, path = asked.path.lstrip("/").partition("/")
-        site = self._sites.get(token)
-        return MISSING if site is None else site.respond(Asked(asked.method, path, asked.fields))
+        mounted = self._sites.get(token)
+        if mounted is None:
+            return MISSING
+        mounted.bytes_left -= num_bytes
+        if mounted.bytes_left < 0:
+            return TOO_MUCH
+        return mounted.site.respond(Asked(asked.method, path, asked.fields))
 
-    def _handler(server) -> type[BaseHTTPRequestHandler]:  # noqa: N805 (self is the request's)
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
 
-            def do_GET(self):  # noqa: N802 (the base class's name)
-                self.reply({})
+class PageHandler(LocalHandler):
+    server: PageServer
 
-            def do_POST(self):  # noqa: N802
-                length = int(self.headers.get("Content-Length") or 0)
-                if length > MAX_BODY_BYTES:
-                    self.send_error(413)
-                    return
-                body = self.rfile.read(length).decode("utf-8", "replace")
-                self.reply(dict(parse_qsl(body, keep_blank_values=True)))
+    def do_GET(self):  # noqa: N802 (the base class's name)
+        self.answer(b"")
 
-            def reply(self, form: dict[str, str]) -> None:
-                parts = urlsplit(self.path)
-                fields = dict(parse_qsl(parts.query, keep_blank_values=True)) | form
-                response = server.answer(Asked(self.command, unquote(parts.path), fields))
-                if response.never:
-                    server.stopped.wait(SLOW_SECONDS)
-                    return
-                self.send_response(response.status)
-                headers = {"Content-Type": response.kind, "Cache-Control": "no-store"}
-                if response.is_file:
-                    headers["Content-Disposition"] = "attachment"
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(response.body)))
-                self.end_headers()
-                self.wfile.write(response.body)
+    def do_POST(self):  # noqa: N802
+        body = self.read_body()
+        if body is not None:
+            self.answer(body)
 
-            def log_message(self, *args):
-                pass
+    def answer(self, body: bytes) -> None:
+        try:
+            parts = urlsplit(self.path)
+            fields = fields_of(parts.query) | fields_of(body.decode("utf-8", "replace"))
+        except ValueError:  # a path such as //[, or more fields than any page has
+            self.refuse(400, "the address or the fields are malformed")
+            return
+        response = self.server.answer(Asked(self.command, unquote(parts.path), fields), len(self.path) + len(body))
+        if response.never:
+            self.keep_waiting()
+            return
+        headers = {"Cache-Control": "no-store"} | ({"Content-Disposition": "attachment"} if response.is_file else {})
+        self.reply(response.status, response.body, response.kind, **headers)
 
-        return Handler
+    def keep_waiting(self) -> None:
+        """Until the browser gives up."""
+        self.close_connection = True
+        while not self.server.is_closed and not select.select([self.connection], [], [], POLL_SECONDS)[0]:
+            pass
+
+
+def fields_of(query: str) -> dict[str, str]:
+    return dict(parse_qsl(query, keep_blank_values=True, max_num_fields=MAX_FIELDS))
 
 
 @cache

@@ -8,6 +8,7 @@ All of it runs in the browser's own thread (`session.py`).
 import base64
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from qwenvl_agent.coordinates import Screen
 from qwenvl_agent.worlds.browser.chromium import open_context
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Dialog, Download, Page, Request, Route
+    from playwright.sync_api import Browser, Dialog, Download, Page, Request
 
 MAX_EVENTS = 20
 """Told of one action; a page can make any number."""
@@ -33,6 +34,10 @@ POLL_MS = 20
 MAX_LOOKS = 8
 """Screenshots until two are the same; a page that goes on moving is taken as it is."""
 LOAD_MS = 20000
+OPEN_MS = 60000
+"""For the first page to be whole; what is there then is taken as it is."""
+WINDOW_MS = 3000
+"""Until a window that a page opens is there to be closed."""
 DRAG_STEPS = 10
 BUTTONS = {
     "left_click": ("left", 1),
@@ -80,23 +85,33 @@ class Window:
         self.is_crashed = False
         self._downloads: list[Download] = []
         self._num_downloads = 0
-        self.context = open_context(browser, width=frame.width, height=frame.height, scale=frame.scale)
-        # Asked before the wall of open_context: other servers on this machine are no business of the page either.
-        self.context.route(self._is_foreign, self._refuse)
+        size = {"width": frame.width, "height": frame.height, "scale": frame.scale}
+        self.context = open_context(browser, **size, origin=origin, on_blocked=lambda url: self.tell(f"blocked: {url}"))
         self.page: Page = self.context.new_page()
         self._session = self.context.new_cdp_session(self.page)
         self._num_opened = self._num_closed = 0
+        self._told_windows: list[str] = []
         self._loading: set[Request] = set()
         self.resize(frame)
         self._session.send("Page.enable")
-        self._session.on("Page.windowOpen", self._count_window)
-        self.page.on("request", self._note_request)
+        self._session.on("Page.windowOpen", self._note_window)
+        self.page.on("request", self._handler(self._note_request))
         self.page.on("requestfinished", lambda request: self._loading.discard(request))
         self.page.on("requestfailed", lambda request: self._loading.discard(request))
-        self.context.on("page", self._close_other)
-        self.page.on("dialog", self._answer)
+        self.context.on("page", self._handler(self._close_other))
+        self.page.on("dialog", self._handler(self._answer))
         self.page.on("download", self._note_download)
         self.page.on("crash", lambda page: setattr(self, "is_crashed", True))
+
+    def _handler(self, act: Callable) -> Callable:
+        """What it is about may be gone before it is done; an error would end whatever waits for the browser meanwhile."""
+        from playwright.sync_api import Error
+
+        def handle(subject) -> None:
+            with suppress(Error):
+                act(subject)
+
+        return handle
 
     def resize(self, frame: Frame) -> None:
         """Through the session that takes the pictures, because the device scale is that session's own."""
@@ -121,25 +136,22 @@ class Window:
 
     # At the edges.
 
-    def _is_foreign(self, url: str) -> bool:
-        return not (url.startswith(f"{self.origin}/") or url.startswith(("about:", "data:", "blob:")))
-
-    def _refuse(self, route: "Route") -> None:
-        self.tell(f"blocked: {route.request.url}")
-        request = route.request
-        if request.is_navigation_request() and request.frame.parent_frame is None:
-            route.fulfill(status=204)  # "no content": the page stays where it is, instead of an error page
-        else:
-            route.abort("blockedbyclient")
+    def _note_window(self, event: dict) -> None:
+        """Asked for by the page; without a click of the agent's before, the browser opens none."""
+        self.tell(f"new window closed: {event['url']}")
+        if event["userGesture"]:
+            self._num_opened += 1
+            self._told_windows.append(event["url"])
 
     def _close_other(self, page: "Page") -> None:
-        if page is not self.page:
+        if page is self.page:
+            return
+        self._num_closed += 1
+        if page.url in self._told_windows:
+            self._told_windows.remove(page.url)
+        else:  # by a middle click, by a frame of another process
             self.tell(f"new window closed: {page.url}")
-            self._num_closed += 1
-            page.close()
-
-    def _count_window(self, event: dict) -> None:
-        self._num_opened += 1
+        page.close()
 
     def _note_request(self, request: "Request") -> None:
         """Stop a page that does not come, as a person would: until then the browser answers nothing about the old one.
@@ -166,9 +178,9 @@ class Window:
         self._downloads.append(download)
         self._num_downloads += 1
 
-    def _wait_until(self, is_so: Callable[[], bool]) -> bool:
+    def _wait_until(self, is_so: Callable[[], bool], limit_ms: float | None = None) -> bool:
         """Whether it became so; Playwright's own waits end only when a page answers."""
-        deadline = time.monotonic() + LOAD_MS / 1000
+        deadline = time.monotonic() + (limit_ms or LOAD_MS) / 1000
         while not is_so() and time.monotonic() < deadline:
             self.page.wait_for_timeout(POLL_MS)
         return is_so()
@@ -190,7 +202,14 @@ class Window:
     # The agent's hands and eyes.
 
     def open(self, url: str) -> bytes:
-        self.page.goto(url, timeout=0)  # the caller has a limit of its own
+        from playwright.sync_api import Error
+
+        try:
+            self.page.goto(url, timeout=OPEN_MS)
+        except Error as error:  # it went on to another page meanwhile, or does not come to an end
+            if self.page.is_closed() or self.is_crashed:
+                raise
+            self.tell(f"not loaded: {str(error).splitlines()[0]}")
         self.page.mouse.move(self.frame.width / 2, self.frame.height / 2)
         return self.look()
 
@@ -225,7 +244,8 @@ class Window:
             if self._evaluate("document.readyState") == "complete":
                 break
             self.page.wait_for_timeout(POLL_MS)
-        self._wait_until(lambda: self._num_closed >= self._num_opened)
+        self._wait_until(lambda: self._num_closed >= self._num_opened, WINDOW_MS)
+        self._num_opened = self._num_closed = 0
 
     def _evaluate(self, expression: str) -> object:
         """None if the page went on to another meanwhile."""
