@@ -139,24 +139,35 @@ class LocalHandler(BaseHTTPRequestHandler):
         origin = self.headers.get("Origin")
         if origin is not None and origin not in {f"http://{host}" for host in self.server.hosts}:
             return 403, "a page of another server asks"
-        if not self.path.startswith("/") or any(ord(character) < 33 for character in self.path):
+        if not self.path.startswith("/") or not all(32 < ord(character) < 127 for character in self.path):
             return 400, "the path is malformed"
         return 0, ""
 
     def read_body(self) -> bytes | None:
         """What was sent; None, and the refusal is answered, if its length is unknown or too much, or it never comes."""
+        status, reason = self._length_fault()
+        if not status:
+            length = int(self.headers["Content-Length"])
+            try:
+                body = self.rfile.read(length)
+            except TimeoutError:
+                status, reason = 408, "the body did not come in time"
+            else:
+                if len(body) == length:
+                    return body
+                status, reason = 400, "the body ends before its length"
+        self.refuse(status, reason)
+        return None
+
+    def _length_fault(self) -> tuple[int, str]:
         length = self.headers.get("Content-Length")
         if self.headers.get("Transfer-Encoding") is not None or length is None:
-            return self.refuse(411, "the body's length is not said")
+            return 411, "the body's length is not said"
         if not (length.isascii() and length.isdecimal()):
-            return self.refuse(400, "Content-Length is no number")
+            return 400, "Content-Length is no number"
         if len(length) > 12 or int(length) > MAX_BODY_BYTES:
-            return self.refuse(413, f"more than {MAX_BODY_BYTES} bytes")
-        try:
-            body = self.rfile.read(int(length))
-        except TimeoutError:
-            return self.refuse(408, "the body did not come in time")
-        return body if len(body) == int(length) else self.refuse(400, "the body ends before its length")
+            return 413, f"more than {MAX_BODY_BYTES} bytes"
+        return 0, ""
 
     def refuse(self, status: int, reason: str) -> None:
         """Answer so, and end the connection: what follows on it is not known to be a request."""

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 
 import pytest
 
 from qwenvl_agent.evaluation.rollout import rollout
 from qwenvl_agent.schema import Request, ToolCall, Turn
 from qwenvl_agent.worlds import make_env, make_oracle
-from qwenvl_agent.worlds.browser import BrowserRules, RandomAgent, chromium, session
+from qwenvl_agent.worlds.browser import BrowserRules, RandomAgent, chromium, session, window
 from qwenvl_agent.worlds.browser.miniwob import MINIWOB
 from qwenvl_agent.worlds.browser.oracle import PLANS
 from qwenvl_agent.worlds.browser.problem import Effects, SiteProblem, Task
@@ -227,6 +228,32 @@ def test_new_windows_are_closed_and_told(play):
 
 
 @needs_browser
+def test_a_page_opens_no_window_by_itself(play):
+    """As in a person's browser: one at a click, none at load; each try is told, and nothing waits for what never comes."""
+    env = play("<script>open('at_load')</script><p>Nothing</p>", {"at_load": lambda asked: Response(b"never seen")})
+    assert [event.partition(":")[0] for event in env.first[1]["events"]] == ["new window closed"]
+    assert not env.problem.effects.sent("at_load")
+    started = time.monotonic()
+    env.step(CENTRE)
+    assert time.monotonic() - started < window.LOAD_MS / 1000
+
+
+@needs_browser
+def test_a_page_that_takes_too_much_memory_loses_its_browser(play, monkeypatch):
+    monkeypatch.setattr(session, "MAX_MEMORY_BYTES", 600 * 2**20)
+    eat = "const a = []; setInterval(() => a.push(new Uint8Array(2 ** 26).fill(1)), 10)"
+    env = play(f'<button {WHOLE} onclick="{eat}">Eat</button>')
+    browser = env.browser
+    for _ in range(10):
+        _, _, _, truncated, info = env.step(turn({"action": "wait", "time": 1}) if env.turn else CENTRE)
+        if truncated:
+            break
+    assert truncated and info["end_reason"] in ("died", "crashed") and "more than 0.585938 GiB" in browser.death
+    monkeypatch.undo()
+    session.close_browsers()
+
+
+@needs_browser
 @pytest.mark.parametrize("address", ["http://example.invalid/x", "http://127.0.0.1:9/x", "file:///etc/passwd"])
 def test_a_page_cannot_leave_its_server(play, address):
     """Another server on this machine is no more its business than the network is; the page stays on the screen."""
@@ -282,8 +309,8 @@ def test_a_browser_that_dies_fails_its_episode_and_is_replaced(play):
 
 @needs_browser
 def test_a_page_that_never_comes_is_told(play, monkeypatch):
-    monkeypatch.setattr("qwenvl_agent.worlds.browser.window.LOAD_MS", 300)
     env = play(f"<a {WHOLE} href='never'>Go</a>", {"never": lambda asked: Response(never=True)})
+    monkeypatch.setattr("qwenvl_agent.worlds.browser.window.LOAD_MS", 300)  # the first page comes when it can
     _, _, terminated, truncated, info = env.step(CENTRE)
     assert not terminated and not truncated and info["end_reason"] == ""
     assert [event.split(":")[0] for event in info["events"]] == ["stopped loading, there was no answer"]

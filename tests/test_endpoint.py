@@ -257,6 +257,68 @@ def test_a_busy_server_is_asked_again_a_few_times(collator):
     assert re.search(r"5 tries \(status 503: .*full.*start the server", answers[0].text)
 
 
+def busy_until(collator, retry_after: str, num_busy: int, **options):
+    """(answer, requests, seconds) of a server that is busy so often, and says when to come back."""
+
+    def behave(connection):
+        if len(asked) < num_busy:
+            asked.append("busy")
+            head = f"HTTP/1.1 429 Too Many\r\nRetry-After: {retry_after}\r\nContent-Length: 4\r\n\r\nfull"
+            connection.sendall(head.encode())
+        else:
+            asked.append("answered")
+            body = json.dumps(completion(RIGHT, num_tokens)).encode()
+            connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    asked: list[str] = []
+    with streaming(behave) as url:
+        policy = policy_of(url, collator, **options)
+        _, num_tokens = policy._prompt(request_of())
+        started = time.monotonic()
+        answer = policy.act([request_of()])[0]
+    return answer, asked, time.monotonic() - started
+
+
+def test_a_server_that_says_when_to_come_back_is_asked_then(collator):
+    """However often: it is there, and has no room yet."""
+    answer, asked, seconds = busy_until(collator, "0", 8)
+    assert answer.turn == DONE and asked == ["busy"] * 8 + ["answered"]
+    answer, asked, seconds = busy_until(collator, "1", 1)
+    assert answer.turn == DONE and seconds >= 1
+    answer, asked, seconds = busy_until(collator, "soon", 9)
+    assert answer.error == "no_answer" and asked == ["busy"] * 5
+
+
+def test_a_server_that_has_no_room_in_time_is_not_waited_for(collator):
+    answer, asked, seconds = busy_until(collator, "86400", 9, timeout_s=20.0)
+    assert answer.error == "no_answer" and asked == ["busy"] and seconds < 10
+    assert "could be asked again in 86400 s (status 429: full), and 20 s are all" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("3", 3.0),
+        (" 0 ", 0.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("", None),
+        ("-1", None),
+        ("1.5", None),
+        ("٣", None),
+    ],
+)
+def test_when_to_come_back_is_a_number_or_a_date(header, seconds):
+    assert endpoint.seconds_in(header) == seconds
+
+
+def test_a_text_longer_than_all_tokens_that_were_asked_for_is_no_answer(collator):
+    """It would be in every later prompt of its episode."""
+    limit = endpoint.MAX_TOKEN_CHARS * 30
+    assert answer_to(collator, RIGHT.rjust(limit)).turn.tool_calls == DONE.tool_calls
+    answer = answer_to(collator, RIGHT.rjust(limit + 1))
+    assert answer.error == "no_answer" and f"sends {limit + 1} characters where 30 tokens" in answer.text
+
+
 def test_a_failure_of_the_server_is_an_outcome_of_that_request(collator):
     def reply(body, number):
         return (500, {"error": "malformed call"}) if "No 1" in body["messages"][0]["content"] else None

@@ -74,7 +74,7 @@ class FolderHandler(LocalHandler, SimpleHTTPRequestHandler):
             path = confined_path(Path(self.directory), inside)
             if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
                 raise ValueError(path)
-        except ValueError:  # a link to the outside, too
+        except (ValueError, OSError):  # a link to the outside, a name that no file can have
             self.send_error(404)
             return None
         return super().send_head()

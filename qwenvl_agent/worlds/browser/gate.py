@@ -29,6 +29,10 @@ class Gate(LocalServer):
         self.tell = tell
         self.start("gate")
 
+    def own_place(self) -> tuple[str, int]:
+        assert self.allowed, "asked for after a refusal"
+        return self.allowed
+
 
 class GateHandler(LocalHandler):
     server: Gate
@@ -51,11 +55,14 @@ class GateHandler(LocalHandler):
         parts = urlsplit(self.path)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_HEADERS}
-        upstream = http.client.HTTPConnection(*self.server.allowed)
+        host, port = self.server.own_place()
+        upstream = http.client.HTTPConnection(host, port)
         try:
             upstream.request(self.command, path, body, headers)
             if self._is_answered(upstream.sock):
                 self._return(upstream.getresponse())
+        except (ValueError, http.client.InvalidURL):  # what no address or header may hold
+            self.refuse(400, "the request is malformed")
         except (OSError, http.client.HTTPException):
             self.refuse(502, "the page's server does not answer")
         finally:
@@ -67,7 +74,7 @@ class GateHandler(LocalHandler):
         """A WebSocket to the page's own server."""
         self.close_connection = True
         try:
-            upstream = socket.create_connection(self.server.allowed)
+            upstream = socket.create_connection(self.server.own_place())
         except OSError:
             self.refuse(502, "the page's server does not answer")
             return
