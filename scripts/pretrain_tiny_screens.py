@@ -471,7 +471,7 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="compile the language model (needs a C++ compiler)")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    with open_browser() as browser:
+    with open_browser(reach="own") as browser:
         sprites = take_sprites(Camera(browser), "simple")
     tokenizer, model = load_stage(args.start) if args.start else new_base(args)
     figures = {}

@@ -325,7 +325,7 @@ def browser():
         chromium.find_chromium()
     except ValueError as error:
         pytest.skip(str(error))
-    with chromium.open_browser() as found:
+    with chromium.open_browser(reach="own") as found:
         yield found
 
 

@@ -109,7 +109,7 @@ def chrome():
 
 @pytest.mark.browser
 def test_pasted_boards_are_what_chromium_shows(chrome):
-    with chromium.open_browser() as browser:
+    with chromium.open_browser(reach="own") as browser:
         camera = Camera(browser)
         sprites = take_sprites(camera, "simple")
         for seed in range(9):

@@ -58,7 +58,7 @@ def browser():
         chromium.find_chromium()
     except ValueError as error:
         pytest.skip(str(error))
-    with chromium.open_browser() as running:
+    with chromium.open_browser(reach="own") as running:
         yield running
 
 
@@ -421,7 +421,7 @@ def stay_at_home(two_servers, has_namespace: bool) -> None:
     own, other = two_servers
     home, away = (f"http://127.0.0.1:{server.server_port}" for server in two_servers)
     told = []
-    with chromium.open_browser(has_namespace=has_namespace) as browser:
+    with chromium.open_browser(reach="own", has_namespace=has_namespace) as browser:
         context = chromium.open_context(browser, width=200, height=100, origin=home, on_blocked=told.append)
         tab = context.new_page()
         tab.goto(home)

@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 1280, 720
 
 def take_screenshots(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    with open_browser() as browser:
+    with open_browser(reach="own") as browser:
         tab = open_context(browser, width=WIDTH, height=HEIGHT).new_page()
         for page in sorted((HERE / "pages").glob("*.html")):
             tab.set_content(with_style(page))

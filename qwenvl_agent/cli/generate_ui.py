@@ -89,7 +89,7 @@ def draw_boxes(shot: Shot) -> bytes:
 
 def record_chunk(pages: list[tuple[str, int]], languages: tuple[str, ...], settings: dict) -> Iterator[Recorded]:
     """Pages given by family and seed, in one browser."""
-    with open_browser() as browser:
+    with open_browser(reach="own") as browser:
         camera = Camera(browser, ("emoji", *languages))
         for family, seed in pages:
             yield record(camera.shoot(draw_page(family, seed, languages)), languages=languages, **settings)

@@ -253,7 +253,7 @@ def record(args: argparse.Namespace, act: Callable[[Recorder], None] = Recorder.
     check(args)
     frame = Frame(width=args.size[0], height=args.size[1], scale=args.scale)
     blocked = Counter()
-    opened = open_browser(headless=args.headless, is_confined=not args.online)
+    opened = open_browser(headless=args.headless, reach="network" if args.online else "own")
     with SampleFolder(args.out) as folder, served(args.page) as (address, cookies), opened as browser:
         writer = EpisodeWriter(folder, frame, args.instruction.strip())
         size = {"width": frame.width, "height": frame.height}

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
@@ -48,10 +48,12 @@ CONFINED = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--disable-quic",
 )
+LOCAL = ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1, EXCLUDE [::1]",)
 NO_UDP = "--force-webrtc-ip-handling-policy=disable_non_proxied_udp"
 """Without a namespace; in one, what WebRTC sends is better seen than left out."""
 POPUPS = "--disable-popup-blocking"
 """Playwright's own; without it a page opens a window at a click, as with people, and none by itself."""
+Reach = Literal["own", "machine", "network"]
 SAMPLES = {"en": "Ag", "zh": "点击", "ko": "클릭", "emoji": "\U0001f431"}
 """Text that a font must be able to draw before pages of a language are worth a picture."""
 MISSING_GLYPHS = """samples => {
@@ -133,18 +135,19 @@ def open_browser(
     *,
     headless: bool = True,
     sandbox: bool | None = None,
-    is_confined: bool = True,
+    reach: Reach = "machine",
     has_namespace: bool | None = None,
 ) -> "Iterator[Browser]":
     """A running Chromium, closed at the end of the block.
 
-    Confined, its pages reach what their context is opened for (`open_context`) and nothing else. `has_namespace`: whether
-    by a network of its own, too; None: where this process may make one and no window is shown, which may need the
-    machine's network. Its sandbox is on unless this process runs as root, for whom Chromium has none; a container without
+    `reach`: of its pages. "own", for pages that are not ours: what their context is opened for (`open_context`) and
+    nothing else; "machine": servers of this machine; "network": all. `has_namespace`, with "own": whether by a network of
+    its own, too; None: where this process may make one and no window is shown, which may need the machine's. Its sandbox is on unless this process runs as root, for whom Chromium has none; a container without
     user namespaces needs `sandbox=False`. ValueError where the browser or Playwright is missing or does not start.
     """
     from_root = hasattr(os, "geteuid") and os.geteuid() == 0
     executable = find_chromium()
+    is_confined = reach == "own"
     with ExitStack() as stack:
         namespace = open_namespace() if is_confined and (headless if has_namespace is None else has_namespace) else None
         if has_namespace and not namespace:
@@ -154,7 +157,11 @@ def open_browser(
         # What the thread starts inside stays inside.
         with namespace.entered() if namespace else nullcontext():
             playwright = stack.enter_context(_playwright())
-            flags = [*FLAGS, *(CONFINED if is_confined else ()), *(() if namespace else (NO_UDP,))]
+            flags = [
+                *FLAGS,
+                *{"own": CONFINED, "machine": LOCAL, "network": ()}[reach],
+                *(() if namespace else (NO_UDP,)),
+            ]
             browser = _launch(
                 playwright,
                 executable_path=executable,
@@ -205,11 +212,13 @@ def open_context(
     on_blocked: Callable[[str], None] = lambda url: None,
     **settings,
 ) -> "BrowserContext":
-    """Pages of width x height CSS px at a device scale, in a confined browser; `settings` are Playwright's.
+    """Pages of width x height CSS px at a device scale, in a browser of the reach "own"; `settings` are Playwright's.
 
     They reach the server at `origin` (http://HOST:PORT) and what they hold themselves, else nothing. `on_blocked` is told
     of every try, from any thread: an address, or a place such as "udp 192.0.2.1:53".
     """
+    if browser not in _confinements:
+        raise ValueError('this browser\'s pages reach more than their own server: open it with reach="own"')
     proxy, close_way = _confinements[browser].open_way(origin, on_blocked)
     context = browser.new_context(
         viewport={"width": width, "height": height},

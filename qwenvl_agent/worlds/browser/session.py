@@ -57,7 +57,7 @@ class BrowserThread:
 
     def _run(self) -> None:
         try:
-            with open_browser(has_namespace=self._has_namespace) as browser:
+            with open_browser(reach="own", has_namespace=self._has_namespace) as browser:
                 processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
                 self._started.set_result(next(p["id"] for p in processes if p["type"] == "browser"))
                 for job, done in iter(self._jobs.get, None):
