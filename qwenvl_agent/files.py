@@ -6,6 +6,7 @@ What others wrote is read by `json_input.py`, line by line; settings by `setting
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,15 @@ def write_manifest(out: Path, about: dict) -> dict:
 def sha256_of(out: Path) -> str:
     with open(out / "dataset.jsonl", "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_plain_file(path: Path | str, max_bytes: int) -> None:
+    """ValueError for a pipe, device or folder, whose reading may never end, and for more bytes than could be used."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is a pipe, a device or a folder, and no file")
+    if found.st_size > max_bytes:
+        raise ValueError(f"it has {found.st_size} bytes, above {max_bytes}")
 
 
 class ConfinedFolder:

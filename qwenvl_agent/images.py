@@ -21,6 +21,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from qwenvl_agent import png
+from qwenvl_agent.files import check_plain_file
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow has more, some of which run other programs (EPS) or are recognised by guessing."""
@@ -34,8 +35,16 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """By the value of EXIF's Orientation."""
+MAX_FILE_BYTES = 2**30
+"""Of a picture's file. The largest that is decoded has less, uncompressed and with 16 bits of four channels."""
 MAX_ASPECT_RATIO = 200
 """Of the longer side to the shorter: Qwen's image processor takes no thinner picture."""
+
+
+def file_bytes(path: Path | str) -> bytes:
+    """What is in a picture's file; ValueError for what is no file, or larger than any picture that is read."""
+    check_plain_file(path, MAX_FILE_BYTES)
+    return Path(path).read_bytes()
 
 
 def read_size(path: Path | str, name: str) -> tuple[int, int]:
@@ -43,18 +52,30 @@ def read_size(path: Path | str, name: str) -> tuple[int, int]:
 
     ValueError, which calls it `name`, for what is missing, no picture, too large or too thin for any model.
     """
-    size = png.plain_size(path)
+    size = png.plain_size(path) if _is_plain_file(path) else None
     if size is None or not _is_within_limit(size):
-        with picture_errors(name), Image.open(path, formats=FORMATS) as image:
-            size = _upright_size(image)
+        with picture_errors(name):
+            check_plain_file(path, MAX_FILE_BYTES)
+            with Image.open(path, formats=FORMATS) as image:
+                size = _upright_size(image)
     check_aspect_ratio(*size, name)
     return size
+
+
+def _is_plain_file(path: Path | str) -> bool:
+    try:
+        check_plain_file(path, MAX_FILE_BYTES)
+    except UnicodeEncodeError:
+        raise  # no file has such a name
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def read_rgb(source: Path | str | bytes, name: str) -> Image.Image:
     """The whole picture, upright, in RGB; ValueError, which calls it `name`, for what is broken or must be guessed."""
     with picture_errors(name):
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        content = source if isinstance(source, bytes) else file_bytes(source)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.format == "PNG":
                 png.check(content)

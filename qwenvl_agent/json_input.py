@@ -27,6 +27,17 @@ def reject_of(source: str, error: Exception) -> Reject:
     return Reject(source, fault_of_line(error), isinstance(error, LeftOutError))
 
 
+MAX_RECORD_BYTES = 2**28
+"""Of a line, or of an item of a list: pictures are embedded in some. A file without line ends is not read into memory whole."""
+
+
+def too_long() -> ValueError:
+    return ValueError(
+        f"a record of more than {MAX_RECORD_BYTES} bytes: it is not read, as no row is that long; correct the file, or write "
+        "one object a line, its pictures as files"
+    )
+
+
 def _object(pairs: list[tuple[str, object]]) -> dict:
     value = dict(pairs)
     if len(value) != len(pairs):

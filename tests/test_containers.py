@@ -278,3 +278,19 @@ def test_paths_that_mean_no_file_are_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             data_files(tmp_path / path)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+def test_a_record_without_end_is_refused_and_not_kept(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("qwenvl_agent.containers.MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr("qwenvl_agent.containers.json_list.MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr("qwenvl_agent.containers.json_list.CHUNK", 64)
+    long = '{"a": "' + "x" * 1000 + '"}'
+    path = tmp_path / name
+    path.write_text(
+        '{"a": 1}\n' + long + '\n{"a": 2}\n' if name == "data.jsonl" else f'[{{"a": 1}},\n{long},\n{{"a": 2}}]'
+    )
+    found = [(record.source.rpartition(":")[2], record.content) for record in read_records(path)]
+    assert found[0][0] == "1" and found[1][0] == "2"
+    assert "a record of more than" in str(found[1][1])
+    assert [source for source, _ in found[2:]] == (["3"] if name == "data.jsonl" else [])

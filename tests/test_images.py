@@ -1,6 +1,7 @@
 """What a picture file shows, and that no file ends the process."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from qwenvl_agent import png
+from qwenvl_agent import images, png
 from qwenvl_agent.data.pixels import load_pixels
 from qwenvl_agent.data.readers.computer import PictureFiles, RecordError
 from qwenvl_agent.images import read_rgb
@@ -264,3 +265,18 @@ def test_no_broken_png_ends_the_process(tmp_path):
     assert result.returncode == 0 and len(outcomes) == len(contents), result.stderr[-999:]
     read = [name for name, outcome in outcomes.items() if outcome == "read"]
     assert not read, read
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    """A pipe that nobody writes to, a device without end, a file that would fill the memory."""
+    os.mkfifo(tmp_path / "pipe.png")
+    os.truncate(picture_file(tmp_path / "large.png"), images.MAX_FILE_BYTES + 1)
+    for path, what in ((tmp_path / "pipe.png", "no file"), ("/dev/zero", "no file"), (tmp_path / "large.png", "above")):
+        for read in (images.read_size, images.read_rgb):
+            with pytest.raises(ValueError, match=f"the picture is not a readable picture .*{what}"):
+                read(path, "the picture")
+
+
+def picture_file(path: Path) -> Path:
+    Image.new("RGB", (40, 30)).save(path)
+    return path

@@ -406,7 +406,7 @@ def test_the_script_writes_a_folder_that_training_reads(folder, capsys):
 
 @pytest.mark.parametrize(
     ("layout", "data", "message"),
-    [("nothing", "rows.json", "layout 'nothing' is not known"), ("os_atlas", "gone.json", "No such file")]
+    [("nothing", "rows.json", "layout 'nothing' is not known"), ("os_atlas", "gone.json", "there is no such file")]
     + [
         ("screenspot_hf", "rows.json", "all of the first 1 rows lack file_name"),
         ("os_atlas", "bad.json", "no row gave"),

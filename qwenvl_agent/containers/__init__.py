@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 from qwenvl_agent.containers import json_list, parquet
 from qwenvl_agent.containers.note import Note, ignore
-from qwenvl_agent.json_input import read_line
+from qwenvl_agent.json_input import MAX_RECORD_BYTES, read_line, too_long
 
 SHARD = re.compile(r"(?P<name>.*?)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 LINES_A_NOTE = 256
+SKIPPED_BYTES = 2**20
+"""At a time, of a line that is too long."""
 
 
 class Record(NamedTuple):
@@ -142,8 +144,13 @@ def read_records(path: Path, note: Note = ignore) -> Iterator[Record]:
 
 def _read_lines(path: Path, note: Note) -> Iterator[Record]:
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
+        lines = iter(lambda: file.readline(MAX_RECORD_BYTES), b"")
+        for number, line in enumerate(lines, 1):
+            if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
+                while (rest := file.readline(SKIPPED_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield Record(f"{path}:{number}", too_long())
+            elif line.strip():
                 yield Record(f"{path}:{number}", line)
             if number % LINES_A_NOTE == 0:
                 note(file.tell())

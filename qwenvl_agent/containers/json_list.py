@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qwenvl_agent.containers.note import Note, ignore
-from qwenvl_agent.json_input import DECODER, LENIENT, json_fault
+from qwenvl_agent.json_input import DECODER, LENIENT, MAX_RECORD_BYTES, json_fault, too_long
 
 CHUNK = 2**20
 MARGIN = 32
@@ -93,6 +93,8 @@ class _Window:
 
     def _grow(self) -> bool:
         """Read on, and let go of what is in front of the place; False at the file's end."""
+        if not self.is_at_end and len(self.text) - self.at > MAX_RECORD_BYTES:
+            self.is_at_end, self.fault = True, str(too_long())
         if self.is_at_end:
             return False
         content = self.file.read(max(CHUNK, len(self.text) - self.at))

@@ -72,7 +72,7 @@ def annotation_files(path: Path) -> list[Path]:
     if not path.is_dir():
         _check_is_text(path)
         return [path]
-    files = sorted(file for pattern in FILES for file in path.glob(pattern))
+    files = sorted(file for pattern in FILES for file in path.glob(pattern) if file.is_file())
     if not files:
         raise ValueError(
             f"{path} has no {', '.join(FILES)}: there is nothing to read; name the folder of the annotations"
@@ -81,6 +81,8 @@ def annotation_files(path: Path) -> list[Path]:
 
 
 def _check_is_text(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file, so no rows to read; correct its name")
     with open(path, "rb") as file:
         start = file.read(16)
     if path.suffix != ".parquet" and (start.startswith(GZIP) or b"\0" in start):

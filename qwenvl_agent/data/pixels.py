@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional
 
 from qwenvl_agent import png
 from qwenvl_agent.data.processor import ImageProcessor
+from qwenvl_agent.images import file_bytes
 from qwenvl_agent.schema import Picture
 
 
@@ -38,8 +39,8 @@ def _read_plain_png(picture: Picture) -> torch.Tensor | None:
     if picture.image is not None:
         return None
     try:
-        content = Path(picture.path).read_bytes()
-    except OSError:
+        content = file_bytes(picture.path)
+    except (OSError, ValueError):
         return None
     whole = png.restored(content, picture.width, picture.height)
     return None if whole is None else decode_png(torch.frombuffer(whole, dtype=torch.uint8))
@@ -52,8 +53,8 @@ def picture_key(picture: Picture, height: int, width: int) -> str:
         digest.update(f"{picture.image.mode} {picture.image.size}".encode() + picture.image.tobytes())
     else:
         try:
-            digest.update(Path(picture.path).read_bytes())
-        except OSError as error:
+            digest.update(file_bytes(picture.path))
+        except (OSError, ValueError) as error:
             raise ValueError(f"picture {picture.path}: {error}: its row cannot be used; restore the file") from None
     return digest.hexdigest()
 

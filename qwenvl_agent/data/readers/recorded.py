@@ -12,13 +12,16 @@ from pathlib import Path
 
 from qwenvl_agent.containers import Record, data_files
 from qwenvl_agent.data.source import Origin, Reject, SourceRow
+from qwenvl_agent.files import check_plain_file, confined_path
 from qwenvl_agent.json_input import read_json
 from qwenvl_agent.schema import Tool
 from qwenvl_agent.tool_schema import check_schema
-from qwenvl_agent.worlds import make_world, recording
+from qwenvl_agent.worlds import known_worlds, make_world, recording
 from qwenvl_agent.worlds.recording import Reading, RecordedRow
 from qwenvl_agent.worlds.world import World
 
+MAX_BYTES_BESIDE = 16 * 2**20
+"""Of tools.json and manifest.json."""
 VERSION = 2
 """Of the rows that a file gives; see `readers.Reader`. A world that reads its own states `recording_version` besides."""
 
@@ -85,8 +88,19 @@ def tools_beside(folder: Path, world: str = "") -> tuple[tuple[Tool, ...], str]:
             return _checked(found, str(folder / name)), name
     values = _read_beside(folder, "manifest.json")
     if isinstance(values, dict) and isinstance(values.get("world"), str):
+        _refuse_code(values["world"], folder)
         return _tools_of_world(_named_world(values["world"], folder)), values["world"]
     return (), ""
+
+
+def _refuse_code(world: str, folder: Path) -> None:
+    """ValueError for a world in a file: data that come from elsewhere must not say which code is run."""
+    if world not in known_worlds():
+        raise ValueError(
+            f"{folder / 'manifest.json'} names no tools, and the world {world[:200]!r}, whose code would be run to ask it for "
+            "them: data are not trusted with that; if you do trust it, name it in the source (data.sources[].world), or "
+            "write the tools into tools.json"
+        )
 
 
 def _tools_of_world(world: World) -> tuple[Tool, ...]:
@@ -109,6 +123,8 @@ def _read_beside(folder: Path, name: str) -> object:
     if not file.is_file():
         return None
     try:
+        file = confined_path(folder, name)
+        check_plain_file(file, MAX_BYTES_BESIDE)
         return read_json(file.read_text(encoding="utf-8-sig"))
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: {error}; the recording's tools are not known without it") from None
