@@ -52,14 +52,16 @@ class Trl(Peer):
         size = {edge: self.settings[key] for edge, key in size.items()}
         return Qwen3VLProcessor(
             image_processor=Qwen2VLImageProcessor.from_pretrained(path, size=size),
-            tokenizer=AutoTokenizer.from_pretrained(path),
+            tokenizer=AutoTokenizer.from_pretrained(path, trust_remote_code=False),
             video_processor=Qwen3VLVideoProcessor(),
             chat_template=learn_last_turn(TEMPLATE.read_text(encoding="utf-8")),
         )
 
     def _build_model(self) -> torch.nn.Module:
         dtype = getattr(torch, self.settings["dtype"])
-        model = Qwen3VLForConditionalGeneration.from_pretrained(self.settings["model"], dtype=dtype)
+        model = Qwen3VLForConditionalGeneration.from_pretrained(
+            self.settings["model"], dtype=dtype, use_safetensors=True
+        )
         projections = "|".join(self.settings["lora_targets"])
         lora = LoraConfig(
             **self.settings["lora"],

@@ -183,6 +183,8 @@ def load_plain(directory: Path, model_cfg: ModelConfig, device) -> nn.Module:
 
     model = AutoModelForImageTextToText.from_pretrained(
         directory,
+        use_safetensors=True,
+        trust_remote_code=False,
         dtype=torch.bfloat16 if bfloat16_is_fast(device)[0] else torch.float32,
         attn_implementation=choose_attention(model_cfg.attention, device),
         device_map=None if device is None else {"": torch.device(device)},
@@ -235,7 +237,7 @@ def load_video_processor(path: str, processor: Processor):
     from transformers import AutoVideoProcessor
 
     try:
-        return AutoVideoProcessor.from_pretrained(path)
+        return AutoVideoProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError):
         kind, geometry = processor.family.load_class("video_processor"), processor.geometry
         return kind(patch_size=geometry.patch_size, merge_size=geometry.merge_size)

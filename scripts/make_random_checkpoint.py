@@ -167,7 +167,7 @@ def write_weights(directory: Path, seed: int, shard_bytes: int, quiet: bool) -> 
     from huggingface_hub import split_torch_state_dict_into_shards
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(directory)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     with torch.device("meta"):
         model = FAMILIES[config.model_type].load_class("model")._from_config(config, dtype=torch.bfloat16)
     model.tie_weights()

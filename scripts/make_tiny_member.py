@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qwenvl_agent.model.build import checkpoint_path
     from qwenvl_agent.model.tiny import build_tiny_model, save_tiny
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint_path("tiny"))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_path("tiny"), trust_remote_code=False)
     tokenizer.chat_template = None  # it is another family's
     model = build_tiny_model(tokenizer, "tiny", args.seed, FAMILIES[args.family])
     save_tiny(args.out, tokenizer, model)

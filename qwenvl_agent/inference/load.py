@@ -263,6 +263,11 @@ def load_weights(source: Source, device: "torch.device | str", say: Callable[[st
     if base:
         from peft import PeftModel
 
+        if Path(path).is_dir() and not (Path(path) / "adapter_model.safetensors").is_file():
+            raise ValueError(
+                f"adapter {path} has no adapter_model.safetensors: of weights in another file (a pickle) nothing is read; save "
+                "it with safe_serialization=True"
+            )
         model = PeftModel.from_pretrained(model, path)
     model = model.eval().requires_grad_(False)
     bind_precision(model, precision.model, device)

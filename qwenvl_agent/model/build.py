@@ -67,10 +67,10 @@ def build_processor(model_cfg: ModelConfig, vision_cfg: VisionConfig) -> Process
         min_pixels=vision_cfg.min_tokens_per_image * token_px**2,
         max_pixels=vision_cfg.max_tokens_per_image * token_px**2,
     )
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     # `min_pixels` and `max_pixels` would be accepted and ignored here: only `size` sets the budget.
     size = {"shortest_edge": geometry.min_pixels, "longest_edge": geometry.max_pixels}
-    image_processor = AutoImageProcessor.from_pretrained(path, size=size)
+    image_processor = AutoImageProcessor.from_pretrained(path, size=size, trust_remote_code=False)
     check_probe_pictures(image_processor, geometry)
     only_thinks = family.only_thinks(path, tokenizer.chat_template)
     return Processor(tokenizer, image_processor, geometry, model_cfg.path, family, only_thinks)
@@ -99,7 +99,7 @@ def load_model_config(path: str):
 
     check_installed()
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path {path!r} cannot be read ({error}); give a hub id or a local folder") from None
     find_family(config.model_type, f"model.path {path!r}")
@@ -181,6 +181,7 @@ def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Mo
     """Weights, in 4 bit for qlora; what will train in full is loaded as float32 masters."""
     path = checkpoint_path(model_cfg.path)
     family = FAMILIES[load_model_config(path).model_type]
+    refuse_pickles(Path(path))
     model_cfg.check_places(bool(family.paths.fused_experts))
     model_cfg.targets_among(family.paths.projections)
     is_full = model_cfg.method == "full"
@@ -192,6 +193,7 @@ def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Mo
         model = family.load_class("model").from_pretrained(
             weights_dir if is_full and weights_dir else path,
             dtype=dtype,
+            use_safetensors=True,
             attn_implementation=choose_attention(model_cfg.attention, device),
             **options,
         )
@@ -204,6 +206,15 @@ def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Mo
         # step would pass no gradient through them (bitsandbytes 0.50).
         module.support_avx512bf16_for_cpu = False
     return model
+
+
+def refuse_pickles(folder: Path) -> None:
+    """ValueError for a local checkpoint whose weights are in no safetensors; a hub's is refused by transformers."""
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+        raise ValueError(
+            f"model.path {str(folder)!r} has no *.safetensors, and its *.bin are pickles, which may run any code: they are not "
+            "opened; where you trust them, load and save the model once with transformers (save_pretrained)"
+        )
 
 
 def linear_4bit(model: nn.Module) -> dict[str, nn.Module]:

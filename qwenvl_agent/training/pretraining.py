@@ -174,5 +174,7 @@ def load_stage(path: Path):
     """(tokenizer, float32 model) that `save_half` wrote."""
     from transformers import AutoTokenizer
 
-    model = FAMILY.load_class("model").from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    return AutoTokenizer.from_pretrained(path), model
+    model = FAMILY.load_class("model").from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, attn_implementation="eager"
+    )
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False), model

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from qwenvl_agent.config import to_json
 from qwenvl_agent.files import read_json, write_json
@@ -23,6 +24,14 @@ from qwenvl_agent.model.build import save_weights
 from qwenvl_agent.training.checkpoint import save_checkpoint
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.run import Run
+
+ENGINE_TYPES = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
+"""What DeepSpeed's engine pickles besides tensors and plain values."""
 
 
 def save_run(run: Run, *, evaluation_due: bool) -> None:
@@ -123,6 +132,7 @@ def load_training_state(
     saved, now = read_json(directory / "rank_0.json")["ranks"], describe_ranks(accelerator)
     is_same_layout = all(saved[key] == now[key] for key in ("world_size", "zero_stage"))
     if now["zero_stage"] and is_same_layout:
+        check_engine_files(directory / "deepspeed")
         model.load_checkpoint(str(directory / "deepspeed"), load_module_strict=False)
     elif saved["zero_stage"] == now["zero_stage"] == 0:
         tensors = load_file(directory / "optimizer.safetensors")
@@ -141,6 +151,22 @@ def load_training_state(
     state = read_json(directory / f"rank_{accelerator.process_index}.json")
     set_random_state(state.pop("random"))  # last, because loading may draw
     return state
+
+
+def check_engine_files(directory: Path) -> None:
+    """ValueError for an engine's file that would do more than hold tensors: DeepSpeed unpickles whatever is in it."""
+    for file in sorted(directory.rglob("*.pt")):
+        try:
+            others = set(get_unsafe_globals_in_checkpoint(file)) - ENGINE_TYPES
+        except Exception as error:  # whatever is in a file that is none
+            raise ValueError(
+                f"{file} is no file of torch's ({error}): it is damaged; resume another checkpoint"
+            ) from None
+        if others:
+            raise ValueError(
+                f"{file} names {', '.join(sorted(others))[:200]}, which no engine of DeepSpeed writes: opening it may run any "
+                "code; resume only what you trained yourself"
+            )
 
 
 def random_state() -> dict:
