@@ -1,7 +1,10 @@
 """Fixtures that many tests share: a tiny processor made in-process, the real one if it is there, example turns."""
 
 import os
+import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -10,6 +13,44 @@ from PIL import Image
 from qwenvl_agent.families import DEFAULT, Family
 from qwenvl_agent.schema import Observation, Picture, Request, Step, Tool, ToolCall, ToolResult, Turn
 from qwenvl_agent.vision import Geometry
+
+GUARD = Path(__file__).parent / "guard"
+sys.path.append(str(GUARD))
+import connections  # noqa: E402
+
+ATTEMPTS = Path(tempfile.gettempdir()) / f"connections-{os.getpid()}"
+
+
+def pytest_configure(config):
+    """Not at import: what takes a fixture from here for another use is not guarded."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), os.environ.get("PYTHONPATH")]))
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+    os.environ[connections.LOG] = str(ATTEMPTS)
+    connections.install()
+
+
+def pytest_unconfigure(config):
+    ATTEMPTS.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    """Before any fixture, and with the mark `loopback` for those of this test too."""
+    ATTEMPTS.write_text("")
+    os.environ.pop(connections.LOOPBACK, None)
+    if item.get_closest_marker("loopback") or item.get_closest_marker("browser"):
+        os.environ[connections.LOOPBACK] = "1"
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    """The test fails if it, or a Python process of it, asked for an address that it may not have."""
+    result = yield
+    attempts = ATTEMPTS.read_text(encoding="utf-8").splitlines()
+    assert not attempts, f"no test reaches the network (mark `loopback`: this machine alone): {attempts[:5]}"
+    return result
+
 
 # A busy machine is not a fault of the code.
 hypothesis.settings.register_profile("no_deadline", deadline=None)

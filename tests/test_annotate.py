@@ -15,6 +15,8 @@ from qwenvl_agent.curation.sample_folder import SampleFolder
 from qwenvl_agent.data.readers.computer import Sample, read_samples
 from qwenvl_agent.worlds.browser import chromium
 
+pytestmark = pytest.mark.loopback
+
 WIDTH, HEIGHT = 400, 200
 MARK = {"instruction": "点击搜索", "action": {"action": "click", "x": 300, "y": 80}, "box": [280, 70, 320, 90]}
 

@@ -1,7 +1,6 @@
 """One bad line of a data file costs that line: it is rejected with its place, quickly, and all others are read."""
 
 import json
-import socket
 import time
 
 import pytest
@@ -16,15 +15,6 @@ MAX_SECONDS = 5.0
 """For one line, on a busy machine."""
 DEEP = 900
 """Python's own reader of JSON takes this depth, its writer and most walkers do not."""
-
-
-@pytest.fixture(autouse=True)
-def no_connection(monkeypatch):
-    def refuse(*arguments, **options):
-        raise AssertionError(f"a connection: {arguments}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def tool(parameters: object, name: str = "f") -> dict:

@@ -17,6 +17,8 @@ from qwenvl_agent.data.source import Reject
 from qwenvl_agent.worlds.browser import chromium, recorder
 from qwenvl_agent.worlds.browser.recorder import typing_actions
 
+pytestmark = pytest.mark.loopback
+
 needs_browser = pytest.mark.browser
 ROOT = Path(__file__).parents[1]
 STYLE = """<style>* { margin: 0; box-sizing: border-box; font: 16px sans-serif }

@@ -26,7 +26,7 @@ from qwenvl_agent.inference.policy import ModelPolicy
 from qwenvl_agent.model.build import bind_precision, build_model, build_processor, load_base, save_weights
 from qwenvl_agent.records import read_records
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.loopback]
 SERVED = [name for name, fmt in FORMATS.items() if not fmt.opening]
 """Those whose prompts the folder makes: of another, whose answers begin otherwise, the check refuses it."""
 pytest.importorskip("fastapi", reason="the serving extra is not installed: pip install 'transformers[serving]'")

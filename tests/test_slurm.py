@@ -24,6 +24,7 @@ POLL_S = 2
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.loopback,
     pytest.mark.skipif(bool(missing_daemons()), reason=f"Slurm is not installed: no {', '.join(missing_daemons())}"),
 ]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.loopback
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "torture.py"
 

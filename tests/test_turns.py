@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
+pytestmark = pytest.mark.loopback
+
 WORKER = Path(__file__).with_name("turns_worker.py")
 
 
