@@ -6,8 +6,9 @@ records.jsonl.
 
 import dataclasses
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,19 +122,37 @@ def split_thought(thought: str) -> dict[str, str]:
 
 
 def write_records(path: str | Path, records: Iterable) -> None:
-    """One JSON line per record."""
-    lines = (json.dumps(record.to_json(), ensure_ascii=False) + "\n" for record in records)
+    """One JSON line per record. Pictures of a data set are named from the records' folder on: no file says whose home
+    it was made in, and a folder that is moved with its data finds them."""
+    folder = os.path.realpath(Path(path).parent)
+    values = (_with_picture(record.to_json(), lambda picture: _from(folder, picture)) for record in records)
+    lines = (json.dumps(value, ensure_ascii=False) + "\n" for value in values)
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(lines)
 
 
+def _from(folder: str, picture: str) -> str:
+    return os.path.relpath(picture, folder) if os.path.isabs(picture) else picture
+
+
+def _with_picture(values: dict, change: Callable[[str], str]) -> dict:
+    """A screen's or a row's record with another name of its picture; an episode's pictures lie beside the records."""
+    if picture := values.get("picture"):
+        return {**values, "picture": change(picture)}
+    if isinstance(step := values.get("step"), dict) and step.get("picture"):
+        return {**values, "step": {**step, "picture": change(step["picture"])}}
+    return values
+
+
 def read_records(path: str | Path, kind: Any = EpisodeRecord) -> list:
     """The records of a records.jsonl; ValueError with file:line for a line that is none."""
-    records = []
+    records, folder = [], os.path.realpath(Path(path).parent)
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                records.append(kind.from_json(json.loads(line)))
+                values = json.loads(line)
+                values = _with_picture(values, lambda picture: os.path.realpath(os.path.join(folder, picture)))
+                records.append(kind.from_json(values))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{path}:{number}: not a record of an evaluation ({error}): no metric can rest on it; evaluate again"

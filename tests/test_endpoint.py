@@ -28,6 +28,8 @@ from qwenvl_agent.inference.endpoint import EndpointPolicy, to_chat
 from qwenvl_agent.records import read_records
 from qwenvl_agent.schema import ToolCall, Turn
 
+pytestmark = pytest.mark.loopback
+
 VISION = VisionConfig(max_tokens_per_image=100, min_tokens_per_image=4)
 CALL = '{"name": "declare_done", "arguments": {}}'
 RIGHT = f"I am there.\n<tool_call>\n{CALL}\n</tool_call>"
@@ -508,6 +510,13 @@ def test_half_a_character_is_written_as_a_question_mark(collator):
 def test_a_wrong_url(collator, url):
     with pytest.raises(ValueError, match="is no URL: nothing can be asked"):
         policy_of(url, collator)
+
+
+@pytest.mark.parametrize("url", ["http://me:word@127.0.0.1:1/v1", "http://127.0.0.1:1/v1?key=word"])
+def test_a_secret_in_a_url_is_refused_and_not_repeated(collator, url):
+    with pytest.raises(ValueError, match="put the key into ENDPOINT_API_KEY") as refusal:
+        policy_of(url, collator)
+    assert "word@" not in str(refusal.value) and "key=" not in str(refusal.value)
 
 
 # eval.py

@@ -323,6 +323,11 @@ def check_url(url: str) -> None:
         parsed = httpx2.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"endpoint {url!r} is no URL: nothing can be asked; write http://HOST:PORT/v1")
+    if parsed.userinfo or parsed.query:
+        raise ValueError(
+            f"endpoint {parsed.scheme}://...{parsed.host} has a user, a password or a query in it: every result names its endpoint, "
+            "and would tell them; put the key into ENDPOINT_API_KEY"
+        )
 
 
 def to_chat(prompt: str, urls: Sequence[str], family: Family = DEFAULT, opening: str | None = None) -> list[dict]:
