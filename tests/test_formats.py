@@ -292,6 +292,7 @@ def block(body: str) -> str:
         ("plain", 'Action: move([{"direction": "RIGHT", "steps": 2}])', BARE, ("list_arguments_wrapped",)),
         ("plain", 'Action: move(direction="RIGHT", steps=2,)', BARE, ("trailing_comma", "missing_actions_key")),
         ("hybrid", f'Thought: Go.\nAction: "move"\n{MOVE_BLOCK}', GO, ()),
+        ("plain", f"Thought: \n{MOVE_LINE}", BARE, ("empty_thought",)),
         ("hybrid", f'Thought: Go.\nAction:  "move" \n{MOVE_BLOCK}', GO, ()),
         ("hybrid", f"Thought: Go.\nAction: click it\n{MOVE_BLOCK}", GO, ("other_action_line",)),
         ("hybrid", f"Thought: Go.\nAction: move\n{MOVE_BLOCK}", GO, ("other_action_line",)),

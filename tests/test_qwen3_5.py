@@ -252,6 +252,7 @@ def test_repairs_of_elements_are_named(text, turn, repairs):
         # read in another syntax, which has an escape for what no later prompt could show in this one
         (block('{"name": "move", "arguments": {"note": "</parameter>"}}'), "bad_arguments"),
         ('Action: move(note=["<function=a>"])', "bad_arguments"),
+        (f"Action: {'_' * 201}()", "bad_arguments"),
     ],
 )
 def test_errors_of_elements_are_named(text, error):

@@ -25,7 +25,10 @@ from qwenvl_agent.families.calls import HERMES
 from qwenvl_agent.families.family import GrammarRules
 from qwenvl_agent.near_json import ParseError, Repairs, json_pieces, json_text, read_json, skip_space
 
-MARK = re.compile(r"<(/?)(parameter|function)(=[^>\n]{0,200})?>|<(?:parameter|function)=[^>\n]{0,200}\Z")
+MAX_NAME = 200
+MARK = re.compile(
+    rf"<(/?)(parameter|function)(=[^>\n]{{0,{MAX_NAME}}})?>|<(?:parameter|function)=[^>\n]{{0,{MAX_NAME}}}\Z"
+)
 """A tag of a function or a parameter, whole or broken off at the end."""
 WRITTEN = {True: "True", False: "False", None: "None"}
 READ = {text: value for value, text in WRITTEN.items()}
@@ -42,7 +45,12 @@ class ElementCalls:
     bare: re.Pattern = re.compile(r"<function=(?P<name>[^>\n]{1,100})>")
 
     def write(self, name: str, arguments: Mapping) -> str:
-        """ValueError for a text that holds a tag of this syntax."""
+        """ValueError for a text that holds a tag of this syntax, and for a name that is too long for one."""
+        for word in (name, *arguments):
+            if len(word) > MAX_NAME:
+                raise ValueError(
+                    f"the name {word[:40]!r}... has more than {MAX_NAME} characters: no tag holds it; shorten it"
+                )
         return f"{self.open}\n<function={name}>\n{self.pieces(arguments)[0]}</function>\n{self.close}"
 
     def pieces(self, arguments: Mapping) -> tuple[str, Iterable[tuple[bool, str]]]:

@@ -326,6 +326,8 @@ def split_thought(head: str, repairs: Repairs) -> str:
     """The thought after its marker."""
     marker = THOUGHT.match(head)
     if marker:
+        if marker.end() == len(head):
+            repairs.add("empty_thought")
         return head[marker.end() :].strip()
     if head:
         repairs.add("missing_thought_marker")

@@ -9,6 +9,7 @@
 | missing_thought_marker, missing_action_marker | a thought without "Thought:", a call without "Action:" |
 | missing_think_end, repeated_think_tag | think: a thought that goes over into a call; <think> again, which the prompt has |
 | dropped_thought | think: what was thought before free text, which has no thought in the schema |
+| empty_thought | "Thought:" with nothing behind it |
 | other_action_line | hybrid: something else than the calls' names behind "Action:" |
 | marker_in_thought | "Thought:" or "Action:" at the start of a thought's line, removed |
 | missing_parentheses, positional_argument | plain: `name` for `name()`, `name(value)` for `name(argument=value)` |
