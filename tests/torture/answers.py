@@ -344,7 +344,7 @@ def essence(text: str, fmt: Format) -> str:
     """The letters of an answer, however JSON spells them: no white space, no escapes, numbers by value."""
     text = text.strip().removesuffix(fmt.family.template.turn_end).strip()
     text = ESCAPE.sub(lambda m: chr(int(m[1][1:], 16)) if m[1][0] == "u" and len(m[1]) == 5 else m[1], text)
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = "".join(text.split()).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = NUMBER.sub(lambda m: number(m[0]), text)
     return "".join(unicodedata.normalize("NFC", text).split())
 
@@ -366,9 +366,8 @@ def faults_of_actions(turn: Turn) -> Iterator[str]:
             action = read_call(call, SCREEN)
         except ActionError:
             continue
-        again = to_call(action, SCREEN)
-        if json.dumps(again.arguments, sort_keys=True) != json.dumps(call.arguments, sort_keys=True):
-            yield f"strict action {call.arguments} is written again as {again.arguments}"
+        if read_call(to_call(action, SCREEN), SCREEN) != action:
+            yield f"strict action {call.arguments} is written again as {to_call(action, SCREEN).arguments}"
 
 
 def faults_of_others(text: str, tools: Sequence[Tool], some: int) -> Iterator[str]:
@@ -417,5 +416,4 @@ ATTACK = Attack(
     quick=20,
     seconds=3600,
     run=run,
-    alone=True,
 )
