@@ -80,8 +80,6 @@ def run_command(home: Path, words: Sequence[str]) -> str:
     environment = {**os.environ, **ENVIRONMENT, "HOME": str(home), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "qwenvl_agent", *words]
     ran = subprocess.run(command, cwd=home / "work", env=environment, capture_output=True, text=True, timeout=900)
-    (home / "said").mkdir(exist_ok=True)
-    (home / "said" / f"{words[0]}.txt").write_text(ran.stdout)  # as JSON it is kept, and sent on
     return "" if ran.returncode == 0 else ran.stderr[-300:]
 
 
@@ -104,7 +102,6 @@ def files_of(home: Path) -> Iterator[Path]:
     for folder in ("runs", "exported", "recorded", "oracle", "screens", "clicks"):
         yield from (path for path in (work / folder).rglob("*") if path.is_file() and not path.is_symlink())
     yield from (path for path in work.glob("*.*") if path.is_file())
-    yield from (home / "said").glob("*")
 
 
 def told_by(home: Path, name: str) -> dict[str, str]:
