@@ -13,6 +13,7 @@ import ast
 import json
 import re
 import warnings
+from typing import Any
 
 from qwenvl_agent.computer.actions import ActionError
 from qwenvl_agent.computer.places import NUMBER, numbers_of
@@ -192,7 +193,7 @@ def _line(line: str) -> list[ast.stmt]:
     return []
 
 
-def _tree(code: str, mode: str) -> ast.Module:
+def _tree(code: str, mode: str) -> Any:
     """Without Python's remarks on its style, which go to stderr or, by a user's settings, end the program."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
