@@ -162,14 +162,16 @@ def test_what_must_not_be_learned_is_told_with_its_place(read, tmp_path, changes
 def test_tools_stand_in_the_row_or_beside_it_or_are_a_worlds(read, tmp_path):
     bare = {"tools": None}
     (tmp_path / "manifest.json").write_text(json.dumps({"world": WORLD, "rules": {"length": 4}}))
-    from_world = read(bare)[0].tools
+    with pytest.raises(ValueError, match="whose code would be run .* if you do trust it, name it in the source"):
+        read(bare)
+    from_world = read(bare, world=WORLD)[0].tools
     assert from_world == corridor(4).tools
     wide = {**ACT, "parameters": {"type": "object"}}
     (tmp_path / "tools.json").write_text(json.dumps([wide]))
     assert read(bare)[0].tools[0].parameters == {"type": "object"}
     assert read({})[0].tools[0].parameters == ACT["parameters"]
     assert read({}, world=WORLD)[0].tools[0].parameters == ACT["parameters"]
-    assert read(bare, world=WORLD)[0].tools == from_world
+    assert read(bare, world=WORLD)[0].tools == from_world  # the source has the last word
     (tmp_path / "tools.json").write_text("{broken")
     with pytest.raises(ValueError, match=r"tools.json: not JSON .*; the recording's tools are not known without it"):
         read(bare)
