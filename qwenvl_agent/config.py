@@ -21,6 +21,7 @@ __all__ = ["Config", "build_config", "load_config", "to_json"]
 FormatName = Literal["plain", "native", "hybrid", "no_thought", "think"]
 FORMAT_NAMES = get_args(FormatName)
 AskForThought = bool | Literal["auto"]
+Tracker = Literal["tensorboard", "trackio", "wandb"]
 Place = Literal["language", "experts", "merger", "vision"]
 LORA_PLACES = get_args(Place)
 LANGUAGE_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -367,9 +368,15 @@ class TrainConfig:
     """DeepSpeed ZeRO stage 1, 2 or 3; 0: no DeepSpeed."""
     cpu_offload: bool = False
     """ZeRO keeps the optimizer's state, and at stage 3 the parameters too, in the host's memory."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where figures go besides metrics.jsonl: tensorboard (with pictures and transcripts), trackio, wandb; [] for none."""
+    tracker_project: str = "qwenvl-agent"
+    """The project of trackio and wandb; the run's name there is `name`."""
 
     def __post_init__(self) -> None:
         check_values(self, "train")
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"train.trackers is {list(self.trackers)}: each is written once; name each once")
         if self.patience and not self.eval_every:
             raise ValueError(
                 f"train.patience is {self.patience} and train.eval_every is 0: there is no evaluation before the end, "

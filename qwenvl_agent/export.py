@@ -10,6 +10,8 @@ them, and what was measured of the run is not what would be served.
         qwenvl_agent.json       the run's config, for eval.py --config
         README.md               the model card
 
+`export_adapter` writes adapter_config.json and adapter_model.safetensors in place of the weights.
+
 Legend: T tokens, V vocabulary.
 """
 
@@ -29,19 +31,22 @@ from qwenvl_agent.families import Template
 from qwenvl_agent.families.family import OPENING
 from qwenvl_agent.files import write_json
 from qwenvl_agent.formats import formats_of
-from qwenvl_agent.inference.load import AGENT_CONFIG, Source, default_device, find_run, load_model
+from qwenvl_agent.inference.load import AGENT_CONFIG, Source, default_device, find_run, load_model, start_of
 from qwenvl_agent.model.build import (
     Processor,
     base_of,
     build_for_evaluation,
+    build_processor,
     checkpoint_path,
     choose_attention,
     load_model_config,
 )
 from qwenvl_agent.model.call import model_inputs
 from qwenvl_agent.model.precision import bfloat16_is_fast, choose_for_evaluation
-from qwenvl_agent.model_card import MAX_KL, Distance, Export, model_card
+from qwenvl_agent.model_card import MAX_KL, Adapter, Distance, Export, model_card
 from qwenvl_agent.schema import Observation, Picture, Request, Tool
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def export_run(
@@ -50,6 +55,7 @@ def export_run(
     *,
     base: str = "trained",
     parse_on_server: bool = False,
+    licence: str = "",
     device: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Export:
@@ -58,8 +64,7 @@ def export_run(
     The folder is read back by plain transformers and its logits on a probe prompt are compared with the live model's;
     ValueError, and no folder, if they are further away than MAX_KL.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists: it would be overwritten; delete it or name another folder")
+    refuse_to_overwrite(out)
     source = find_run(path)
     checkpoint, config = Path(source.path), source.config
     if base == "original" and config.model.method != "qlora":
@@ -100,11 +105,58 @@ def export_run(
                 f"the merged weights answer otherwise than {checkpoint}: {export.merged.mean_kl:.3g} nats a token on a "
                 f"probe prompt, {MAX_KL} are allowed: nothing was written; report this with the run's config.json"
             )
-        (temporary / "README.md").write_text(model_card(export, config, checkpoint), encoding="utf-8")
+        card = model_card(export, config, checkpoint, processor.family, licence)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return export
+
+
+def export_adapter(
+    path: Path,
+    out: Path,
+    *,
+    parse_on_server: bool = False,
+    licence: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> Adapter:
+    """Write a run's adapter as it is, its processor and its card to the new folder `out`; no weights are loaded."""
+    refuse_to_overwrite(out)
+    source = find_run(path)
+    checkpoint, config = Path(source.path), source.config
+    if config.model.method == "full":
+        raise ValueError(
+            f"--adapter with method 'full': {checkpoint} has no adapter, all its weights changed; leave it out"
+        )
+    start = start_of(checkpoint.parent.parent)
+    if start and start["mode"] == "merge":
+        raise ValueError(
+            f"--adapter: the adapter of {checkpoint} is of {config.model.path}, into which an earlier run was merged and which "
+            "nobody else has; leave --adapter out, and it is merged too"
+        )
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        say("copying the adapter")
+        temporary.mkdir(parents=True)
+        for name in ADAPTER_FILES:
+            shutil.copy2(checkpoint / "model" / name, temporary / name)
+        processor = build_processor(config.model, config.vision)
+        save_processor(temporary, config, processor, parse_on_server)
+        write_json(temporary / AGENT_CONFIG, to_json(for_any_device(config)))
+        adapter = Adapter(out)
+        card = model_card(adapter, config, checkpoint, processor.family, licence)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return adapter
+
+
+def refuse_to_overwrite(out: Path) -> None:
+    if out.exists():
+        raise ValueError(f"{out} exists: it would be overwritten; delete it or name another folder")
 
 
 def load_on_original(source: Source, device) -> nn.Module:

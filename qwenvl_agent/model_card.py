@@ -5,13 +5,19 @@ What has not been measured is not in it.
 
 import json
 import math
+import re
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import qwenvl_agent
 from qwenvl_agent.config import SHIPPED_BASES, Config, ModelConfig, to_json
+from qwenvl_agent.families import Family
 from qwenvl_agent.files import read_json
+from qwenvl_agent.formats import formats_of
 from qwenvl_agent.inference.load import AGENT_CONFIG, start_of
+from qwenvl_agent.prompt import as_asked, render_row
+from qwenvl_agent.schema import Observation, Request, Tool, ToolCall, Turn
 
 BASES = ("trained", "original")
 MAX_KL = 0.01
@@ -44,8 +50,15 @@ class Export:
     """From the run's model without its adapter: what it has learnt, for comparison; None for a run in full."""
 
 
-def model_card(export: Export, config: Config, checkpoint: Path) -> str:
-    """README.md of the folder; what has not been measured is not in it."""
+@dataclass(frozen=True)
+class Adapter:
+    """What was written: the adapter alone, the very bytes of the checkpoint."""
+
+    directory: Path
+
+
+def model_card(made: Export | Adapter, config: Config, checkpoint: Path, family: Family, licence: str = "") -> str:
+    """README.md of the folder; what has not been measured is not in it. `licence`: of these weights, as hubs name it."""
     run_dir = checkpoint.parent.parent
     start = start_of(run_dir)
     path = start["base"] if start else config.model.path
@@ -54,21 +67,29 @@ def model_card(export: Export, config: Config, checkpoint: Path) -> str:
     return "\n\n".join(
         part
         for part in (
-            front_matter(path),
-            f"# {export.directory.name}",
+            front_matter(path, made, licence),
+            f"# {made.directory.name}",
             f"{base}, made into an agent by the run `{config.name}` of qwenvl-agent {qwenvl_agent.__version__}: it "
             f"looks at a picture, writes a thought and calls tools, in the action format `{config.prompt.format}`.",
             "## Weights",
-            weights_text(export, config.model, base, step),
+            weights_text(made, config.model, base, step)
+            if isinstance(made, Export)
+            else adapter_text(config, base, step),
             start_text(start),
             "## Data",
             data_text(run_dir / "data.json"),
             "## Metrics",
             metrics_text(run_dir, checkpoint, step),
+            "## Prompt",
+            prompt_text(config, family),
             "## Use",
-            use_text(export.directory.name),
+            use_text(made.directory.name)
+            if isinstance(made, Export)
+            else adapter_use_text(made.directory.name, config, path),
             "## Pictures",
             PICTURES_TEXT,
+            "## Licence",
+            licence_text(path, licence),
             "## Config",
             f"```json\n{json.dumps(to_json(config), indent=1, ensure_ascii=False)}\n```\n",
         )
@@ -85,11 +106,54 @@ PICTURES_TEXT = (
 """What a server must do with pictures, or be spared."""
 
 
-def front_matter(path: str) -> str:
+def front_matter(path: str, made: Export | Adapter, licence: str = "") -> str:
     """What model hubs read; a base in a local folder has no name there."""
-    base = [f"base_model: {path}"] if path not in SHIPPED_BASES and not Path(path).exists() else []
-    lines = ["library_name: transformers", "pipeline_tag: image-text-to-text", *base, "tags: [agent, tool-use]"]
-    return "\n".join(["---", *lines, "---"])
+    library, relation = ("transformers", "finetune") if isinstance(made, Export) else ("peft", "adapter")
+    lines = [f"library_name: {library}", "pipeline_tag: image-text-to-text"]
+    if is_on_a_hub(path):
+        lines += [f"base_model: {path}", f"base_model_relation: {relation}"]
+    if stated := stated_licence(path, licence):
+        lines += [f"license: {stated}"]
+    return "\n".join(["---", *lines, "tags: [agent, tool-use, qwenvl-agent]", "---"])
+
+
+def is_on_a_hub(path: str) -> bool:
+    return path not in SHIPPED_BASES and not Path(path).exists()
+
+
+def stated_licence(path: str, licence: str) -> str:
+    """As the user says, of a shipped base the package's own, else what the base's folder says of itself, if anything."""
+    if licence or path in SHIPPED_BASES:
+        return licence or "apache-2.0"
+    card = Path(path) / "README.md"
+    found = (
+        re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8"), re.MULTILINE) if card.is_file() else None
+    )
+    return found[1] if found else ""
+
+
+def licence_text(path: str, licence: str) -> str:
+    stated = stated_licence(path, licence)
+    said = (
+        f"{stated}."
+        if stated
+        else "Not stated here: the licence of the base holds for what was made of it; its own card says which."
+    )
+    return f"{said} The data may have terms of its own."
+
+
+def prompt_text(config: Config, family: Family) -> str:
+    """Prompt and turn as the run has learned them, of a tool made up for it."""
+    fmt = formats_of(family)[config.prompt.format]
+    parameters = {"type": "object", "properties": {"direction": {"enum": ["UP", "DOWN"]}}, "required": ["direction"]}
+    request = Request("SYSTEM PROMPT", (Tool("move", "Walk one tile.", parameters),), (), Observation("TASK"))
+    turn = Turn("The tiger is above.", (ToolCall("move", {"direction": "UP"}),))
+    text = render_row(as_asked(request, config.prompt.ask_for_thought), turn, fmt).text
+    return (
+        f"Action format `{config.prompt.format}`, {config.prompt.history_steps} earlier steps in the prompt. With one tool, a "
+        "system prompt SYSTEM PROMPT and an observation TASK (before which its picture stands), prompt and answer are:\n\n"
+        f"````text\n{text}\n````"
+    )
 
 
 def base_name(path: str) -> str:
@@ -205,8 +269,57 @@ def scalars_at(path: Path, step: int | None) -> dict[str, float]:
     }
 
 
+def adapter_text(config: Config, base: str, step: int | None) -> str:
+    model = config.model
+    quantised = " in NF4 with double quantisation, as which it has to be loaded" if model.method == "qlora" else ""
+    return (
+        f"The adapter alone (method {model.method}, rank {model.lora_rank}, alpha {model.lora_alpha}, in "
+        f"{', '.join(model.lora_places)}{'' if step is None else f', step {step}'}), the very bytes of the run's checkpoint. It "
+        f"was trained on {base}{quantised}."
+    )
+
+
+def adapter_use_text(name: str, config: Config, path: str) -> str:
+    quantise = config.model.method == "qlora"
+    four_bit = (
+        'from transformers import BitsAndBytesConfig\n\nfour_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+        "bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)\n"
+    )
+    more = ", quantization_config=four_bit" if quantise else ""
+    return f"""{versions_text(("transformers", "peft", *(["bitsandbytes"] if quantise else [])))}
+
+```python
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+{four_bit if quantise else ""}
+base = AutoModelForImageTextToText.from_pretrained("{path}", dtype=torch.bfloat16{more})
+model = PeftModel.from_pretrained(base, "{name}")
+processor = AutoProcessor.from_pretrained("{name}")
+```
+
+With qwenvl-agent, which loads the base as it was trained on:
+
+```bash
+qwenvl-agent predict --model {name} --image screen.png --instruction "open the menu"
+```
+
+vLLM serves adapters with `--enable-lora`, of the language model's layers only; that was not tried with this folder.
+`qwenvl-agent export` without --adapter merges them. Prompts must be those of training (`qwenvl_agent/prompt.py`)."""
+
+
+def versions_text(packages: tuple[str, ...]) -> str:
+    tested = ", ".join(f"{name} {version(name)}" for name in packages)
+    return (
+        f"Written with {tested}. It needs transformers 5: version 4 reads neither its config.json nor its processor. With other "
+        "versions than these nothing was tried."
+    )
+
+
 def use_text(name: str) -> str:
-    return f"""```python
+    return f"""{versions_text(("transformers",))}
+
+```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained("{name}", dtype="auto")
@@ -216,9 +329,11 @@ processor = AutoProcessor.from_pretrained("{name}")
 Served, and evaluated as it is served:
 
 ```bash
-transformers serve {name} --port 8000      # or: vllm serve {name}
+transformers serve {name} --port 8000
 python eval.py --endpoint http://127.0.0.1:8000/v1 --model {name} --config {name}/{AGENT_CONFIG}
 ```
+
+`vllm serve {name}` needs a vLLM that runs on transformers 5; it was not tried with this folder.
 
 Prompts must be those of training (`qwenvl_agent/prompt.py`): tools and the format's instructions stand in the system
 message. Of a run in format native whose `prompt.ask_for_thought` is false they are what a server makes of `messages` and

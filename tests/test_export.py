@@ -3,16 +3,20 @@
 import json
 from dataclasses import asdict, replace
 
+import peft
 import pytest
 import torch
+import transformers
 from conftest import request_of
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny_run import save_tiny_checkpoint, tiny_config
+from transformers import AutoModelForImageTextToText
 
 from qwenvl_agent import export, model_card
 from qwenvl_agent.config import load_config, to_json
 from qwenvl_agent.data.collator import Collator
-from qwenvl_agent.export import distance, export_run, load_plain, probe_inputs, probe_logits
+from qwenvl_agent.export import distance, export_adapter, export_run, load_plain, probe_inputs, probe_logits
 from qwenvl_agent.files import write_json
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.inference.endpoint import to_chat
@@ -181,9 +185,53 @@ def test_the_card_says_where_it_comes_from(exported):
     assert "| success_rate | 0.625 | 0.25 to 0.9 | 8 |" in card and "| 77 |" not in card
     assert "| rollout/success_rate | 0.3125 |" in card and "move.recall" not in card and "train/loss" not in card
     assert f"| {made.merged.mean_kl:.2g} |" in card
+    assert f"Written with transformers {transformers.__version__}. It needs transformers 5" in card
+    assert '<tool_call>\n{"name": "move", "arguments": {"direction": "UP"}}\n</tool_call><|im_end|>' in card
+    assert "license:" not in card and "## Licence\n\nNot stated here" in card  # a base of the test's own
     assert json.loads(card.split("```json\n")[1].split("```")[0]) == to_json(config)
     hub = replace(config.model, path="Qwen/Qwen3-VL-2B-Instruct")
-    assert "base_model: Qwen/Qwen3-VL-2B-Instruct" in model_card.front_matter(hub.path)
+    matter = model_card.front_matter(hub.path, made, "apache-2.0").splitlines()
+    assert matter[3:6] == [
+        "base_model: Qwen/Qwen3-VL-2B-Instruct",
+        "base_model_relation: finetune",
+        "license: apache-2.0",
+    ]
+    assert "license: apache-2.0" in model_card.front_matter("tiny", made)
+
+
+def test_an_adapter_is_exported_as_peft_loads_it(checkpoint, tmp_path):
+    run = save_run(tmp_path, checkpoint, "lora")
+    arguments = [str(run), "--out", str(tmp_path / "adapter"), "--adapter", "--license", "mit"]
+    assert merge_adapter.main(arguments) == 0
+    names = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert names >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "README.md",
+        "qwenvl_agent.json",
+    }
+    assert not names & {"config.json", "model.safetensors"}
+    config, live, processor = load_model(find_run(run), device="cpu")
+    base = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
+    inputs = probe_inputs(config, processor)
+    expected = probe_logits(live, inputs)
+    torch.testing.assert_close(probe_logits(PeftModel.from_pretrained(base, tmp_path / "adapter"), inputs), expected)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\n") and "license: mit\n" in card and "rank 4, alpha 32" in card
+    assert "| success_rate | 0.625 | 0.25 to 0.9 | 8 |" in card and "Dataset hash `abc123`" in card
+    assert 'PeftModel.from_pretrained(base, "adapter")' in card and f"peft {peft.__version__}" in card
+
+
+def test_adapters_that_cannot_stand_alone_are_refused(checkpoint, tmp_path):
+    run = save_run(tmp_path / "full", checkpoint, "full")
+    with pytest.raises(ValueError, match="--adapter with method 'full': .* has no adapter"):
+        export_adapter(run, tmp_path / "out")
+    run = save_run(tmp_path / "lora", checkpoint, "lora")
+    write_json(run / "start.json", {"run": "runs/a", "step": 3, "mode": "merge", "base": str(checkpoint), "path": "x"})
+    with pytest.raises(ValueError, match="into which an earlier run was merged"):
+        export_adapter(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
 def test_a_qlora_adapter_in_the_original_weights_is_another_model(checkpoint, tmp_path):

@@ -44,7 +44,7 @@ LAYERS = (
     {"curation"},
     {"evaluation"},
     {"studies", "playground"},
-    {"model_card"},
+    {"model_card", "hub"},
     {"export", "training"},
     {"cli"},
     {"predict", "__main__"},

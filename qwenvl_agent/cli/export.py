@@ -1,10 +1,11 @@
 """Turn a run into a folder that transformers, vLLM and `transformers serve` load as any other model.
 
     qwenvl-agent export runs/safari_2b --out exports/safari_2b
+    qwenvl-agent export runs/safari_2b --out exports/safari_2b_adapter --adapter
 
 Adapters are merged, weights are bfloat16, processor, chat template and model card lie beside them. The folder is read
 back and its logits are compared with the live model's; if they differ, it is not kept. Takes memory for the run's
-model and one bfloat16 copy of it.
+model and one bfloat16 copy of it. With --adapter nothing is merged and no weights are loaded. Up to a hub: push.
 """
 
 import argparse
@@ -39,6 +40,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="let `transformers serve` take calls out of the answers, as chat clients want it; a malformed call is "
         "then the server's internal error, and eval.py --endpoint sees no raw text",
     )
+    parser.add_argument(
+        "--adapter", action="store_true", help="the adapter alone, as peft loads it onto its base; nothing is merged"
+    )
+    parser.add_argument(
+        "--license",
+        default="",
+        metavar="NAME",
+        help="of these weights, for the card (default: what the base says of itself)",
+    )
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--json", action="store_true", help="print the comparison on stdout, and nothing else there")
     return parser
@@ -47,17 +57,30 @@ def build_parser() -> argparse.ArgumentParser:
 @command("nothing was exported")
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    from qwenvl_agent.export import export_run  # torch, which takes seconds
+    if args.adapter and args.base != "trained":
+        raise ValueError("--base original with --adapter: nothing is merged there; leave one of them out")
+    from qwenvl_agent.export import export_adapter, export_run  # torch, which takes seconds
 
     messages = Console(stderr=True)
+    options = {"parse_on_server": args.parse_on_server, "licence": args.license}
+    if args.adapter:
+        with messages.status("starting") as status:
+            made = export_adapter(args.run, args.out, say=status.update, **options)
+        about = {"directory": str(made.directory)}
+        print(
+            json.dumps(about, indent=1)
+            if args.json
+            else f"{made.directory}: the adapter, the bytes of the checkpoint's"
+        )
+        return 0
     with messages.status("starting") as status:
         export = export_run(
             args.run,
             args.out,
             base=args.base,
-            parse_on_server=args.parse_on_server,
             device=args.device,
             say=status.update,
+            **options,
         )
     print(json.dumps(as_json(export), indent=1) if args.json else summary(export))
     return 0

@@ -23,6 +23,7 @@ COMMANDS = {
     "show": ("show", "look at what is learnt, token by token; --audit proves the mask of every row"),
     "plan": ("plan", "does a config fit on a GPU, and if not, what would"),
     "export": ("export", "a run as a plain folder: merged weights, processor, card"),
+    "push": ("push", "an exported folder to a model hub, after a look at every file of it"),
     "report": ("report", "several results on one page"),
     "rescore": ("rescore", "metrics and page again from the records, no model"),
     "sweep": ("sweep", "runs over a grid of settings, here or on Slurm"),

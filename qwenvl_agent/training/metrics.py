@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.tracking import GeneralTracker
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -26,6 +27,8 @@ SHOWN = (
     "rollout/success_rate",
 )
 
+
+TENSORBOARD = "tensorboard"
 
 START_UP_STEPS = 3
 """Of a process, slower than the others: kernels are chosen, memory grows, blocks are compiled. No estimate rests on them."""
@@ -94,7 +97,7 @@ class Means:
 
 
 class Reporter:
-    """metrics.jsonl, TensorBoard and the terminal of one run. On ranks other than 0 every method does nothing."""
+    """metrics.jsonl, TensorBoard, other trackers and the terminal of one run. On ranks other than 0 every method does nothing."""
 
     def __init__(
         self,
@@ -105,16 +108,18 @@ class Reporter:
         is_main: bool,
         compiles: bool = False,
         evaluation_due: bool = False,
+        has_board: bool = True,
+        trackers: Sequence[GeneralTracker] = (),
     ):
-        """`evaluation_due`: whether `first_step`, from which the run goes on, is still to be evaluated."""
-        self.is_main, self.max_steps = is_main, max_steps
+        """`evaluation_due`: whether `first_step`, from which the run goes on, is still to be evaluated. `has_board`:
+        whether TensorBoard's files are written; `trackers`: all others."""
+        self.is_main, self.max_steps, self.trackers = is_main, max_steps, trackers
         if not is_main:
             return
-        from torch.utils.tensorboard import SummaryWriter
 
         self.path = run_dir / "metrics.jsonl"
         forget_steps_after(self.path, first_step, evaluation_due)
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        self.board = open_board(run_dir, first_step) if has_board else None
         self.console = Console()
         self.first_step, self.compiles = first_step, compiles
         self.steady_step = 0
@@ -143,13 +148,15 @@ class Reporter:
             self.say("  ".join(filter(None, (f"step {step}/{self.max_steps}", self._summary(values), time_left))))
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """One line in metrics.jsonl, one scalar each in TensorBoard, and a short line on the terminal."""
+        """One line in metrics.jsonl, one scalar each in TensorBoard and other trackers, a short line on the terminal."""
         if not self.is_main:
             return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
+        for name, value in values.items() if self.board else ():
             self.board.add_scalar(name, value, step)
+        for tracker in self.trackers:
+            tracker.log(values, step=step)
         self.show(step, values)
 
     def say(self, text: str) -> None:
@@ -159,24 +166,26 @@ class Reporter:
 
     def text(self, step: int, tag: str, text: str) -> None:
         """Shown as it is, not as Markdown, and with its long lines whole."""
-        if self.is_main:
+        if self.is_main and self.board:
             self.board.add_text(tag, verbatim(text), step)
 
     def image(self, step: int, tag: str, image) -> None:
         """`image` is a PIL image."""
-        if self.is_main:
+        if self.is_main and self.board:
             self.board.add_image(tag, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self, settings: dict, results: dict[str, float]) -> None:
         """End the run's records; `settings` and `results` are its row in TensorBoard's table of hyper-parameters."""
         if not self.is_main:
             return
-        from torch.utils.tensorboard.summary import hparams
+        if self.board:
+            from torch.utils.tensorboard.summary import hparams
 
-        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
-        for summary in hparams(plain, results):
-            self.board.file_writer.add_summary(summary)
-        self.board.close()
+            for summary in hparams(plain(settings), results):
+                self.board.file_writer.add_summary(summary)
+            self.board.close()
+        for tracker in self.trackers:
+            tracker.finish()
         if self.progress:
             self.progress.stop()
 
@@ -213,6 +222,17 @@ def forget_steps_after(path: Path, step: int, evaluation_due: bool = False) -> N
         if values["step"] < step or (values["step"] == step and ("train/loss" in values or not evaluation_due))
     ]
     write_text(path, "".join(kept))
+
+
+def open_board(run_dir: Path, first_step: int):
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+
+
+def plain(settings: dict) -> dict:
+    """As trackers take them: lists and nulls as text."""
+    return {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in settings.items()}
 
 
 def flatten(values: dict, prefix: str = "") -> dict:

@@ -33,13 +33,14 @@ from qwenvl_agent.training.finite import FiniteCheck
 from qwenvl_agent.training.gradients import GradientCheck
 from qwenvl_agent.training.loader import build_loader, build_sampler
 from qwenvl_agent.training.memory import fit_memory, gpu_gb
-from qwenvl_agent.training.metrics import Means, Reporter
+from qwenvl_agent.training.metrics import TENSORBOARD, Means, Reporter
 from qwenvl_agent.training.optim import build_optimizer
 from qwenvl_agent.training.profile import StepProfiler
 from qwenvl_agent.training.run import Run
 from qwenvl_agent.training.start import find_start, prepare_start, started
 from qwenvl_agent.training.state import check_data, resume_run
 from qwenvl_agent.training.stop import StopRequest
+from qwenvl_agent.training.trackers import start_trackers
 from qwenvl_agent.training.turns import in_turns
 from qwenvl_agent.training.zero import build_accelerator, gather_whole
 
@@ -91,6 +92,8 @@ def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, acc
             is_main=is_main,
             compiles=config.model.compile,
             evaluation_due=state["evaluation_due"],
+            has_board=TENSORBOARD in config.train.trackers,
+            trackers=start_trackers(config, accelerator, state["step"]),
         ),
         profiler=StepProfiler(config, bare_model, accelerator.device, is_main=is_main),
         findings=Findings(Means(), FiniteCheck(accelerator, optimizer), GradientCheck(accelerator, bare_model)),

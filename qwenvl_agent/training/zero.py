@@ -13,6 +13,8 @@ from torch import nn
 from qwenvl_agent.config import TrainConfig
 from qwenvl_agent.model.build import family_of
 from qwenvl_agent.planning.vram import REDUCE_BUCKET
+from qwenvl_agent.training.launcher import check_launcher
+from qwenvl_agent.training.trackers import trackers_outside
 
 WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 """Where torchrun (so Accelerate), MPI and srun say how many processes they have started."""
@@ -23,6 +25,8 @@ def build_accelerator(train_cfg: TrainConfig) -> Accelerator:
 
     ValueError if what came up is not what was asked for: ZeRO of another stage or none, or fewer ranks than processes.
     """
+    check_launcher(train_cfg)
+    trackers = trackers_outside(train_cfg)
     plugin = build_deepspeed_plugin(train_cfg) if train_cfg.zero_stage else None
     if plugin and "RANK" not in os.environ and num_started()[0] == 1:
         # A process that no launcher made a rank is the only one; DeepSpeed would look for MPI.
@@ -35,6 +39,7 @@ def build_accelerator(train_cfg: TrainConfig) -> Accelerator:
         mixed_precision="no",
         gradient_accumulation_steps=train_cfg.accumulation,
         deepspeed_plugin=plugin,
+        log_with=trackers,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
             # The other ranks wait while rank 0 evaluates.
