@@ -3,8 +3,8 @@
     python eval.py --run runs/safari_2b --suite safari --episodes 200
     python eval.py --model Qwen/Qwen3-VL-2B-Instruct --format native --config configs/safari_2b.json
     python eval.py --endpoint http://127.0.0.1:8000/v1 --model exports/2b --config exports/2b/qwenvl_agent.json
-    python eval.py --policy oracle --world width=20 --world height=20
-    python eval.py --policy oracle --suite browser --episodes 280 --world 'tasks=["own"]'
+    python eval.py --policy oracle --rule width=20 --rule height=20
+    python eval.py --policy oracle --suite browser --episodes 280 --rule 'tasks=["own"]'
     python eval.py --run runs/computer_use_2b --suite clicks --data generated/ui_test
     python eval.py --run runs/computer_use_2b --suite screenspot --data ScreenSpot-Pro --layout screenspot_pro
     python eval.py --run runs/computer_use_2b --suite elements --data generated/ui_test
@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qwenvl_agent.cli.dataset import add_unit_options
-from qwenvl_agent.command import bounded, command
+from qwenvl_agent.command import Parser, bounded, command
 from qwenvl_agent.config import FORMAT_NAMES, Config, to_json
 from qwenvl_agent.evaluation import results, screens
 from qwenvl_agent.evaluation.figures import metrics_json
@@ -73,8 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return show_comparison(args) if args.compare else evaluate(args, Console(stderr=True))
 
 
+FORMER = {"--world": "--rule"}
+"""Options by their names before: still understood."""
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, FORMER)
     what = parser.add_argument_group("what (one of)").add_mutually_exclusive_group(required=True)
     what.add_argument("--run", type=Path, help="folder of a run, such as runs/safari_2b")
     what.add_argument("--model", help="hub id, local folder or `tiny`: a model as it is, zero-shot")
@@ -84,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--checkpoint", help="best | last | step_000500 (default: best, else last)")
     model.add_argument("--format", choices=FORMAT_NAMES, help="action format of --model (default: the config's)")
     model.add_argument("--config", type=Path, help="settings for --model and --policy: world, budget, data")
-    model.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override of the config")
+    model.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override of the config")
     model.add_argument(
         "--endpoint",
         metavar="URL",
@@ -93,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--field", action="append", default=[], metavar="KEY=VALUE", help="further field of each request to --endpoint"
     )
+    model.add_argument("--device", help="default: cuda if there is one, else cpu")
     model.add_argument("--blank-pictures", action="store_true", help="show white pictures: does the text leak?")
     suite = parser.add_argument_group("suite")
     suite.add_argument(
@@ -115,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     suite.add_argument(
         "--seed-start", type=bounded(int, 0), help="of a world: first seed (default: of its seeds for reports)"
     )
-    suite.add_argument("--world", action="append", default=[], metavar="KEY=VALUE", help="rule, over the config's")
+    suite.add_argument("--rule", action="append", default=[], metavar="RULE=VALUE", help="one rule of the world")
     suite.add_argument("--oracle", action="append", default=[], metavar="KEY=VALUE", help="setting of the reference")
     suite.add_argument(
         "--counterfactual",
@@ -268,7 +273,7 @@ def choose_suite(args: argparse.Namespace, config: Config) -> Suite:
     name = args.suite or config.eval.suite
     if name == "none":
         raise ValueError("the config's eval.suite is none: there is nothing to play; give --suite")
-    suite = suite_for(name, config, with_overrides({}, args.world))
+    suite = suite_for(name, config, with_overrides({}, args.rule))
     suite.check_options(read_options(args))
     if args.suites:
         choose(suite, args.suites)
@@ -281,7 +286,7 @@ def choose_suite(args: argparse.Namespace, config: Config) -> Suite:
 def read_options(args: argparse.Namespace) -> Options:
     return Options(
         baseline=args.policy or "",
-        world=with_overrides({}, args.world),
+        world=with_overrides({}, args.rule),
         oracle=with_overrides({}, args.oracle),
         counterfactual=args.counterfactual,
         episodes=args.episodes,
@@ -314,6 +319,10 @@ def build_subject(args: argparse.Namespace) -> Subject:
         raise ValueError("--endpoint without --model: a server may have several models; give --model as it names it")
     if args.field and not args.endpoint:
         raise ValueError("--field without --endpoint: there is no request to put it into; give --endpoint")
+    if args.device and (args.policy or args.endpoint):
+        raise ValueError(
+            f"--device {args.device!r} without a model of this process: it would change nothing; leave it out"
+        )
     if args.checkpoint and not args.run:
         raise ValueError(f"--checkpoint {args.checkpoint!r} without --run: there is no run to take it from; give --run")
     return build_baseline(args) if args.policy else load_subject(args)
@@ -326,7 +335,9 @@ def load_subject(args: argparse.Namespace) -> Subject:
     else:
         source = find(args.model, endpoint=args.endpoint or "", **settings)
     choose_suite(args, source.config)  # before anything is loaded
-    policy = open_policy(source, blank_pictures=args.blank_pictures, fields=with_overrides({}, args.field))
+    policy = open_policy(
+        source, device=args.device, blank_pictures=args.blank_pictures, fields=with_overrides({}, args.field)
+    )
     name, directory = name_of(source)
     name += (", blank" if args.blank_pictures else "") + (", constrained" if source.config.eval.constrained else "")
     return Subject(name, policy, source.config, directory, describe(source, policy), source.weights)

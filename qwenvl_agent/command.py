@@ -21,7 +21,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NoReturn
 
 LONGEST_END_S = 20
@@ -74,6 +75,23 @@ def bounded(kind: type, least: float, most: float = math.inf) -> Callable[[str],
 
     parse.__name__ = kind.__name__  # what argparse calls the text that is no number
     return parse
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command: its module's docstring as it stands; `former` names of its options are still understood, and said."""
+
+    def __init__(self, description: str | None, former: Mapping[str, str] = MappingProxyType({})):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.former = former
+
+    def parse_known_args(self, args=None, namespace=None):
+        given = list(sys.argv[1:] if args is None else args)
+        for i, word in enumerate(given):
+            name, equals, value = word.partition("=")
+            if name in self.former:
+                given[i] = f"{self.former[name]}{equals}{value}"
+                print(f"note: {name} is {self.former[name]} now", file=sys.stderr)
+        return super().parse_known_args(given, namespace)
 
 
 def command(interrupted: str) -> Callable[[Callable[..., int | None]], Callable[..., int]]:

@@ -14,8 +14,8 @@ compile=$(command -v g++ >/dev/null && echo true || echo false) # twice as fast
 run() { echo "\$ $*"; "$@"; }
 
 # Without Chromium the first command says in one line how to install it.
-run python scripts/generate_ui.py --family simple --pages 2000 --rows 4 --questions 0 --workers 2 --out $data --overwrite
-run python scripts/generate_ui.py --family simple --pages 500 --rows 1 --questions 0 --workers 2 --seed-start 2500000 \
+run python scripts/generate_ui.py --families simple --pages 2000 --rows-per-page 4 --questions-per-page 0 --workers 2 --out $data --overwrite
+run python scripts/generate_ui.py --families simple --pages 500 --rows-per-page 1 --questions-per-page 0 --workers 2 --seed-start 2500000 \
     --out $test --overwrite
 run accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
     --num_cpu_threads_per_process "$(nproc)" \

@@ -1,12 +1,11 @@
 """Plot how well clicks hit against how many samples were trained on: one result of `eval.py --suite clicks` a point.
 
-    python scripts/plot_fewshot.py runs/fewshot_*/eval/clicks --base runs/computer_use_tiny/eval/base --out fewshot.png
+    python scripts/plot_fewshot.py runs/fewshot_*/eval/clicks --untrained runs/computer_use_tiny/eval/base --out fewshot.png
 
-Each result is in the folder of its run, whose data.json says how many rows were trained on. `--base` is the model before
+Each result is in the folder of its run, whose data.json says how many rows were trained on. `--untrained` is the model before
 any training.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")  # no display: before pyplot
 from matplotlib import pyplot
 
-from qwenvl_agent.command import command
+from qwenvl_agent.command import Parser, command
 
 
 def read_point(directory: Path, metric: str) -> tuple[int, dict]:
@@ -59,14 +58,14 @@ def plot(path: Path, points: Sequence[tuple[int, dict]], base: dict | None, metr
 
 @command("no picture was written")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, {"--base": "--untrained"})
     parser.add_argument("results", type=Path, nargs="+", metavar="DIR", help="results of eval.py, one a run")
-    parser.add_argument("--base", type=Path, metavar="DIR", help="result of the model before training")
+    parser.add_argument("--untrained", type=Path, metavar="DIR", help="result of the model before training")
     parser.add_argument("--metric", default="box_hit_rate")
     parser.add_argument("--out", type=Path, required=True, help="picture to write")
     args = parser.parse_args(argv)
     points = [read_point(directory, args.metric) for directory in args.results]
-    base = json.loads((args.base / "metrics.json").read_text(encoding="utf-8")) if args.base else {}
+    base = json.loads((args.untrained / "metrics.json").read_text(encoding="utf-8")) if args.untrained else {}
     plot(args.out, points, base.get(args.metric), args.metric)
     for rows, interval in sorted(points, key=lambda point: point[0]):
         print(f"{rows:>6} rows: {interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})")

@@ -33,7 +33,7 @@ import psutil
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from qwenvl_agent.command import bounded, command
+from qwenvl_agent.command import Parser, bounded, command
 from qwenvl_agent.config import Config, ModelConfig, load_config, to_json
 from qwenvl_agent.planning.vram import Architecture, find_architecture, trainable_parameters
 
@@ -59,17 +59,17 @@ class Stage:
 
 @command("the stages so far prove nothing; start again")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, {"--base": "--model"})
     parser.add_argument("--config", type=Path, required=True, help="a JSON file of configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
-    parser.add_argument("--size", help="of the random checkpoint, as in make_random_checkpoint.py; not with --base")
+    parser.add_argument("--size", help="of the random checkpoint, as in make_random_checkpoint.py; not with --model")
     parser.add_argument(
-        "--layers", type=bounded(int, 1), help="so many of the language model's layers; not with --base"
+        "--layers", type=bounded(int, 1), help="so many of the language model's layers; not with --model"
     )
     parser.add_argument(
-        "--processor", type=Path, metavar="DIR", help="folder with processor and config; not with --base"
+        "--processor", type=Path, metavar="DIR", help="folder with processor and config; not with --model"
     )
-    parser.add_argument("--base", type=Path, help="a checkpoint to train on instead")
+    parser.add_argument("--model", type=Path, help="a checkpoint to train on instead")
     parser.add_argument("--out", type=Path, required=True, help="folder of base, data, runs and smoke.json")
     parser.add_argument("--threads", type=bounded(int, 1), default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--json", action="store_true", help="print smoke.json, and nothing else on stdout")
@@ -87,7 +87,7 @@ def smoke(args: argparse.Namespace, messages: Console) -> dict:
     config = load_config(args.config, args.set)
     args.out.mkdir(parents=True, exist_ok=True)
     run = Runner(args.out, args.threads, messages)
-    base = args.base or make_base(args, run)
+    base = args.model or make_base(args, run)
     arch = find_architecture(str(base))
     config_path = write_config(config, base, make_data(config, args.out, run), args.out)
     shutil.rmtree(args.out / "runs", ignore_errors=True)
@@ -166,7 +166,7 @@ def make_base(args: argparse.Namespace, run: Callable) -> Path:
     """OUT/base, written if it is not there."""
     base = args.out / "base"
     if not args.size or not args.processor:
-        raise ValueError("--size and --processor, or --base: without them there is no model to train; give them")
+        raise ValueError("--size and --processor, or --model: without them there is no model to train; give them")
     if not base.exists():
         options = ["--size", args.size, "--processor", str(args.processor.resolve()), "--out", str(base.resolve())]
         options += ["--layers", str(args.layers)] if args.layers else []

@@ -1,6 +1,7 @@
 """The command qwenvl-agent, the fronts in scripts/, and the configs that come with the package."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,13 @@ def test_studies_start_a_clones_files_and_elsewhere_the_packages(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert program("train.py") == ["-m", "qwenvl_agent.cli.train"]
     assert program("eval.py") == ["-m", "qwenvl_agent.cli.evaluate"]
+
+
+def test_shipped_configs_are_listed_as_json(capsys):
+    assert configs.main(["--json"]) == 0
+    listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert listed["safari_2b.json"]["method"] == "qlora" and Path(listed["safari_2b.json"]["path"]).is_file()
+    assert listed["safari_2b.json"]["model"] == "Qwen/Qwen3-VL-2B-Instruct"
 
 
 def test_shipped_configs_are_listed_and_copied(tmp_path, capsys):

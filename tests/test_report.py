@@ -205,3 +205,15 @@ def test_scripts_name_a_users_mistake(tmp_path, results, capsys):
     assert report.main([str(tmp_path / "nothing")]) == 2 and rescore.main([str(tmp_path)]) == 2
     assert "no such file" in capsys.readouterr().err
     assert report.main([str(results[2]), "--out", str(tmp_path / "r.html")]) == 0 and (tmp_path / "r.html").exists()
+
+
+def test_programs_read_reports_and_rescoring_as_json(tmp_path, results, capsys):
+    page = tmp_path / "r.html"
+    assert report.main([*map(str, results[:2]), "--out", str(page), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["report"] == str(page) and [one["directory"] for one in said["results"]] == [*map(str, results[:2])]
+    assert len(said["tests"]) == 1
+    assert rescore.main([str(results[0]), "--json"]) == 0
+    (said,) = json.loads(capsys.readouterr().out)
+    path = results[0] / "metrics.json"
+    assert said == {"path": str(path), **json.loads(path.read_text())}

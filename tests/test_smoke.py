@@ -169,7 +169,7 @@ def test_what_differs_fails_by_name(smoke, tmp_path, resumed, metrics, failed):
 
 def test_without_a_model_it_says_what_is_missing(smoke, tmp_path, capsys):
     assert smoke.main(["--config", str(SAFARI_2B), "--out", str(tmp_path / "out")]) == 2
-    assert "error: --size and --processor, or --base" in capsys.readouterr().err
+    assert "error: --size and --processor, or --model" in capsys.readouterr().err
 
 
 def test_a_mixture_is_refused_before_anything_runs(smoke, tmp_path, capsys):

@@ -3,7 +3,7 @@
     qwenvl-agent ablate scripts/ablations/format.json                 # dry run: what is missing, as commands
     qwenvl-agent ablate scripts/ablations/format.json --local 1       # run all of it here, one cell at a time
     qwenvl-agent ablate scripts/ablations/format.json --local 1 --seeds 0 1 2
-    qwenvl-agent ablate scripts/ablations/format.json --submit --limit 8 --sbatch='--time=12:00:00'
+    qwenvl-agent ablate scripts/ablations/format.json --submit --max-running 8 --sbatch='--time=12:00:00'
     qwenvl-agent ablate scripts/ablations/format.json --status
     qwenvl-agent ablate scripts/ablations/format.json --report --out docs/results/format
 
@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from qwenvl_agent.command import bounded, command, run_command
+from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.config import FORMAT_NAMES
 from qwenvl_agent.studies.ablation import Study, read_cell
 from qwenvl_agent.studies.arms import Ablation, evaluation_command, is_evaluated, load_ablation
@@ -55,9 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(args)
 
 
+FORMER = {"--limit": "--max-running"}
+"""Options by their names before: still understood."""
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ablation", type=Path, metavar="ABLATION.json")
+    parser = Parser(__doc__, FORMER)
+    parser.add_argument("ablation", type=Path, metavar="ABLATION.json", help="a file of scripts/ablations/")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--local", type=bounded(int, 1), metavar="N", help="do all that is missing here, N cells at a time"
@@ -71,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="only these training seeds of the file")
     parser.add_argument("--out", type=Path, help="folder of the report (default: the ablation's folder, report/)")
     parser.add_argument(
-        "--limit", type=bounded(int, 1), default=4, help="of --submit: cells at a time (default: %(default)s)"
+        "--max-running", type=bounded(int, 1), default=4, help="of --submit: cells at a time (default: %(default)s)"
     )
     parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="of --submit: sbatch's, --sbatch='--mem=64G'")
     parser.add_argument("--json", action="store_true", help="of --status: JSON on stdout")
@@ -207,7 +211,7 @@ def submit_all(ablation: Ablation, args: argparse.Namespace) -> None:
     after = []
     options = shlex.split(args.sbatch)
     if cells:
-        job = submit(ablation.sweep, cells, args.limit, options)
+        job = submit(ablation.sweep, cells, args.max_running, options)
         after = [f"--dependency=afterany:{job}"]
         print(f"job {job}: {len(cells)} trainings")
     elif not list(missing_evaluations(ablation, states)):

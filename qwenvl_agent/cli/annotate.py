@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 import qwenvl_agent
-from qwenvl_agent.command import bounded, command, run_command
+from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.curation.annotation import Annotation, find_pictures, look_at
 from qwenvl_agent.curation.sample_folder import SampleFolder
 from qwenvl_agent.local_server import LocalHandler, LocalServer
@@ -117,7 +117,7 @@ def object_in(body: bytes) -> dict | None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("pictures", type=Path, nargs="+", help="screenshots, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or to go on with")
     parser.add_argument("--port", type=bounded(int, 0, 65535), default=0, help="default: any that is free")

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from qwenvl_agent.cli.dataset import add_unit_options, refuse_to_lose
-from qwenvl_agent.command import command, run_command
+from qwenvl_agent.command import Parser, command, run_command
 from qwenvl_agent.curation.augment import WAYS, Policy, augment
 from qwenvl_agent.data.readers.computer import TEST, Sample, SampleWriter, read_samples, summary
 from qwenvl_agent.data.readers.units import Declared
@@ -27,17 +27,26 @@ from qwenvl_agent.files import write_manifest
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("data", type=Path, help="a folder with dataset.jsonl, or such a file")
     add_unit_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--copies", type=int, default=4, help="of each sample, beside itself")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of making a copy (default: all)")
     parser.add_argument("--least-part", type=float, default=Policy.least_part, help="of each side that a crop keeps")
-    parser.add_argument("--scales", type=float, nargs=2, default=Policy.scales, metavar=("LEAST", "MOST"))
-    parser.add_argument("--lights", type=float, nargs=2, default=Policy.lights, metavar=("LEAST", "MOST"))
+    parser.add_argument(
+        "--scales", type=float, nargs=2, default=Policy.scales, metavar=("LEAST", "MOST"), help="of sizes, drawn evenly"
+    )
+    parser.add_argument(
+        "--lights",
+        type=float,
+        nargs=2,
+        default=Policy.lights,
+        metavar=("LEAST", "MOST"),
+        help="of brightness, drawn evenly",
+    )
     parser.add_argument("--turned", type=float, default=Policy.turned, help="share of copies with the theme turned")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="the same one makes the same copies (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
     return parser

@@ -2,7 +2,7 @@
 
 qwenvl-agent configs
 qwenvl-agent configs --out configs
-qwenvl-agent plan --config configs/safari_2b.json --gpu 24
+qwenvl-agent plan --config configs/safari_2b.json --gpu-gb 24
 """
 
 import argparse
@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import qwenvl_agent
-from qwenvl_agent.command import command, run_command
+from qwenvl_agent.command import Parser, command, run_command
 
 CONFIGS_DIR = Path(qwenvl_agent.__file__).parent / "configs"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, metavar="DIR", help="copy them into this folder, which must be new")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON and nothing else")
     return parser
 
 
@@ -28,9 +29,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.out:
         copy_to(args.out)
+    if args.json:
+        print(json.dumps([as_json(path, args.out or CONFIGS_DIR) for path in shipped()]))
+        return 0
     for path in shipped():
         print(args.out / path if args.out else f"{path.as_posix():40}{about(CONFIGS_DIR / path)}".rstrip())
     return 0
+
+
+def as_json(path: Path, folder: Path) -> dict:
+    model = json.loads((CONFIGS_DIR / path).read_text(encoding="utf-8")).get("model") or {}
+    return {
+        "name": path.as_posix(),
+        "path": str(folder / path),
+        "model": model.get("path"),
+        "method": model.get("method"),
+    }
 
 
 def shipped() -> list[Path]:

@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from qwenvl_agent.cli.dataset import refuse_to_lose
-from qwenvl_agent.command import bounded, command, run_command
+from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.curation.convert import (
     LAYOUTS,
     MISPLACED,
@@ -46,7 +46,7 @@ MIN_MISPLACED = 3
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--layouts", action="store_true", help="list the layouts and what they declare")
     parser.add_argument("--layout-keys", action="store_true", help="list what stands in a layout file")
     parser.add_argument("--layout", help="form of the file: a name of --layouts, or a layout file (.json)")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from qwenvl_agent.command import command, run_command
+from qwenvl_agent.command import Parser, command, run_command
 from qwenvl_agent.model_card import BASES
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run (its best, else last checkpoint), or of a checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument(

@@ -1,11 +1,11 @@
 """Render pages in Chromium and write what can be clicked on them as data.
 
     qwenvl-agent generate-ui --out generated/ui --pages 2000
-    qwenvl-agent generate-ui --out generated/ui_simple --family simple --pages 5000 --rows 2
-    qwenvl-agent generate-ui --out generated/ui_test --pages 500 --seed-start 2000000 --draw 20
+    qwenvl-agent generate-ui --out generated/ui_simple --families simple --pages 5000 --rows-per-page 2
+    qwenvl-agent generate-ui --out generated/ui_test --pages 500 --seed-start 2000000 --draw-first 20
 
 The folder holds dataset.jsonl (instruction, screenshot and click, in pixels), elements.jsonl (all elements of every
-picture, in pixels), questions.jsonl (conversations about the pictures), images/ and manifest.json. With --draw also
+picture, in pixels), questions.jsonl (conversations about the pictures), images/ and manifest.json. With --draw-first also
 drawn/: the first pictures with their boxes and click points, to be looked at.
 
 Page i has seed `seed-start + i` and the i-th of the families in turn; the same seed gives the same page. Chromium and
@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from qwenvl_agent.cli.dataset import refuse_to_lose
-from qwenvl_agent.command import bounded, command, run_command
+from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.files import write_manifest
 from qwenvl_agent.processes import parallel_map
 from qwenvl_agent.worlds.browser.camera import Camera, Shot
@@ -141,18 +141,40 @@ def seed_set(seeds: range) -> str:
     )
 
 
+FORMER = {
+    "--draw": "--draw-first",
+    "--family": "--families",
+    "--language": "--languages",
+    "--rows": "--rows-per-page",
+    "--questions": "--questions-per-page",
+}
+"""Options by their names before: still understood."""
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, FORMER)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
-    parser.add_argument("--pages", type=bounded(int, 1), required=True)
-    parser.add_argument("--seed-start", type=bounded(int, 0), default=0)
-    parser.add_argument("--family", nargs="+", choices=sorted(FAMILIES), default=["desktop", "mobile", "tablet"])
-    parser.add_argument("--language", nargs="+", choices=LANGUAGES, default=list(LANGUAGES))
-    parser.add_argument("--rows", type=bounded(int, 0), default=6, help="instructions a page at most")
-    parser.add_argument("--questions", type=bounded(int, 0), default=3, help="questions a page at most")
+    parser.add_argument("--pages", type=bounded(int, 1), required=True, help="how many are rendered")
+    parser.add_argument("--seed-start", type=bounded(int, 0), default=0, help="of the first page (default: 0)")
     parser.add_argument(
-        "--draw", type=bounded(int, 0), default=0, metavar="N", help="draw the boxes of the first N pages"
+        "--families",
+        nargs="+",
+        choices=sorted(FAMILIES),
+        default=["desktop", "mobile", "tablet"],
+        help="of pages, in turn (default: desktop mobile tablet)",
+    )
+    parser.add_argument(
+        "--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), help="of pages (default: all)"
+    )
+    parser.add_argument(
+        "--rows-per-page", type=bounded(int, 0), default=6, help="instructions a page at most (default: 6)"
+    )
+    parser.add_argument(
+        "--questions-per-page", type=bounded(int, 0), default=3, help="questions a page at most (default: 3)"
+    )
+    parser.add_argument(
+        "--draw-first", type=bounded(int, 0), default=0, metavar="N", help="draw the boxes of the first N pages"
     )
     parser.add_argument("--workers", type=bounded(int, 1), default=1, help="browsers")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON and nothing else")
@@ -163,10 +185,14 @@ def generate(args: argparse.Namespace) -> tuple[dict, float]:
     """The manifest that was written, and the seconds it took."""
     refuse_to_lose(args.out, args.overwrite)
     seeds = range(args.seed_start, args.seed_start + args.pages)
-    about = {"world": "browser", "families": args.family, "languages": args.language, "seed_set": seed_set(seeds)}
-    pages = [(args.family[i % len(args.family)], seed) for i, seed in enumerate(seeds)]
-    settings = {"rows": args.rows, "questions": args.questions, "draw_until": seeds.start + args.draw}
-    recorded = recorded_pages(pages, args.workers, languages=tuple(args.language), settings=settings)
+    about = {"world": "browser", "families": args.families, "languages": args.languages, "seed_set": seed_set(seeds)}
+    pages = [(args.families[i % len(args.families)], seed) for i, seed in enumerate(seeds)]
+    settings = {
+        "rows": args.rows_per_page,
+        "questions": args.questions_per_page,
+        "draw_until": seeds.start + args.draw_first,
+    }
+    recorded = recorded_pages(pages, args.workers, languages=tuple(args.languages), settings=settings)
     started = time.perf_counter()
     with Progress(disable=args.json, console=Console(stderr=True)) as progress:
         task = progress.add_task(str(args.out), total=len(pages))

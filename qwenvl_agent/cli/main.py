@@ -29,6 +29,7 @@ COMMANDS = {
     "sweep": ("sweep", "runs over a grid of settings, here or on Slurm"),
     "ablate": ("ablate", "arms x seeds, paired statistics, a report"),
     "configs": ("configs", "the configs that come with the package: list them, copy them out"),
+    "completion": ("completion", "completion by TAB, as a script for bash, zsh or tcsh"),
 }
 """Name on the command line: (module of this folder, one line of help)."""
 HELP = ("", "-h", "--help", "help")

@@ -1,10 +1,10 @@
 """Plan the peak GPU memory of a config, and name the cheapest change that makes it fit. No GPU and no download.
 Of a curriculum: every run of it, with rows, steps, memory, and hours where a rate was measured.
 
-qwenvl-agent plan --config configs/safari_2b.json --gpu 24
-qwenvl-agent plan --config configs/safari_8b.json --gpu 24 --gpus 4 --json
-qwenvl-agent plan --config configs/safari_2b.json --gpu 24 --row-tokens 4096 --image-tokens 2048
-qwenvl-agent plan --config configs/safari_2b_curriculum.json --gpu 24 --measured runs/safari_2b
+qwenvl-agent plan --config configs/safari_2b.json --gpu-gb 24
+qwenvl-agent plan --config configs/safari_8b.json --gpu-gb 24 --gpus 4 --json
+qwenvl-agent plan --config configs/safari_2b.json --gpu-gb 24 --row-tokens 4096 --image-tokens 2048
+qwenvl-agent plan --config configs/safari_2b_curriculum.json --gpu-gb 24 --measured runs/safari_2b
 qwenvl-agent plan --config configs/safari_2b.json --cards                                          # a table: what fits which
 
 Status: 0 it fits, 1 it does not, 2 the config or a file is wrong.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from qwenvl_agent.command import bounded, command, run_command
+from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.config import Config, load_config
 from qwenvl_agent.planning.vram import (
     GIB,
@@ -44,12 +44,16 @@ if TYPE_CHECKING:
     from qwenvl_agent.training.curriculum import PlannedRun
 
 
+FORMER = {"--gpu": "--gpu-gb"}
+"""Options by their names before: still understood."""
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, FORMER)
     parser.add_argument("--config", required=True, help="a JSON file of configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
     parser.add_argument(
-        "--gpu", type=bounded(float, 0, 1e6), default=24, metavar="GB", help="memory of one card (default: 24)"
+        "--gpu-gb", type=bounded(float, 0, 1e6), default=24, metavar="GB", help="memory of one card (default: 24)"
     )
     parser.add_argument("--gpus", type=int, default=1, help="how many cards (default: 1)")
     parser.add_argument("--model-config", metavar="DIR", help="folder or config.json of another architecture")
@@ -86,14 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     arch = find_architecture(config.model.path, args.model_config)
     row_of = choose_rows(args, config, arch, load_rows(config) if not args.row_tokens else None)
-    config, choice = choose_checkpointing(config, arch, row_of(config), args.gpus, args.gpu)
+    config, choice = choose_checkpointing(config, arch, row_of(config), args.gpus, args.gpu_gb)
     plan = plan_memory(config, arch, row_of(config), args.gpus)
-    fits = plan.fits(args.gpu)
-    fix = None if fits else cheapest_fit(config, arch, row_of, args.gpus, args.gpu)
+    fits = plan.fits(args.gpu_gb)
+    fix = None if fits else cheapest_fit(config, arch, row_of, args.gpus, args.gpu_gb)
     if args.json:
-        print(json.dumps(report(config, plan, fix, args.gpu)))
+        print(json.dumps(report(config, plan, fix, args.gpu_gb)))
     else:
-        show(config, plan, fix, args.gpu, choice)
+        show(config, plan, fix, args.gpu_gb, choice)
     return 0 if fits else 1
 
 
@@ -126,10 +130,10 @@ def plan_curriculum(args: argparse.Namespace, config: Config) -> int:
     lines = [plan_stage(args, run) for run in runs]
     gates = [plan_stages.describe_gate(run) for run in runs]
     if args.json:
-        print(json.dumps(plan_stages.as_json(config, lines, gates, args.gpu)))
+        print(json.dumps(plan_stages.as_json(config, lines, gates, args.gpu_gb)))
     else:
-        plan_stages.show(config, lines, gates, args.gpu)
-    return 0 if all(line.plan.fits(args.gpu) for line in lines) else 1
+        plan_stages.show(config, lines, gates, args.gpu_gb)
+    return 0 if all(line.plan.fits(args.gpu_gb) for line in lines) else 1
 
 
 def plan_stage(args: argparse.Namespace, run: "PlannedRun") -> "plan_stages.Line":
@@ -155,7 +159,10 @@ def plan_stage(args: argparse.Namespace, run: "PlannedRun") -> "plan_stages.Line
         hours=hours,
         rate=rate.run if rate else "",
         plan=plan_memory(
-            choose_checkpointing(config, arch, row_of(config), args.gpus, args.gpu)[0], arch, row_of(config), args.gpus
+            choose_checkpointing(config, arch, row_of(config), args.gpus, args.gpu_gb)[0],
+            arch,
+            row_of(config),
+            args.gpus,
         ),
     )
 

@@ -1,7 +1,7 @@
 """The plan of a curriculum: for each of its runs what it begins with, rows, steps, peak memory, and hours at a measured rate.
 
-qwenvl-agent plan --config configs/safari_2b_curriculum.json --gpu 24
-qwenvl-agent plan --config configs/safari_2b_curriculum.json --gpu 24 --measured runs/safari_2b
+qwenvl-agent plan --config configs/safari_2b_curriculum.json --gpu-gb 24
+qwenvl-agent plan --config configs/safari_2b_curriculum.json --gpu-gb 24 --measured runs/safari_2b
 """
 
 import json

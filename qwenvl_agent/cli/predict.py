@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from qwenvl_agent.command import bounded, command, run_command
+from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.computer import KINDS
 from qwenvl_agent.computer.drawing import draw_action
 from qwenvl_agent.config import FORMAT_NAMES
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--run", type=Path, help="folder of a run, or of one of its checkpoints")
     who.add_argument("--model", help="hub id, folder of a model, of merged weights or of an adapter, or `tiny`")

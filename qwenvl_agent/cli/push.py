@@ -13,12 +13,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwenvl_agent.command import command, run_command
+from qwenvl_agent.command import Parser, command, run_command
 from qwenvl_agent.hub import Parcel, look_through, upload
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="what `qwenvl-agent export` has written")
     parser.add_argument("repo", metavar="OWNER/NAME", help="the model repository; made if it is not there")
     parser.add_argument("--dry-run", action="store_true", help="list what would go, and stop: no network")

@@ -2,7 +2,7 @@
 
     qwenvl-agent record --config configs/safari_tiny.json --out generated/safari_tiny --episodes 2000 \
         --oracle max_path=6 --oracle max_final_path=3 --noise 0.2
-    qwenvl-agent record --set rules=catch --out generated/safari --episodes 3000 --workers 8
+    qwenvl-agent record --rule rules=catch --out generated/safari --episodes 3000 --workers 8
     qwenvl-agent record --world path/to/world.py:make_world --out generated/mine --episodes 1000
     qwenvl-agent record --task perception --out generated/perception --episodes 5000
     qwenvl-agent record --run runs/safari_tiny --out generated/own --episodes 1000 --oracle max_path=4
@@ -40,7 +40,7 @@ from rich.progress import track
 
 from qwenvl_agent.cli import record_policy
 from qwenvl_agent.cli.dataset import digest, find_recorded, refuse_to_lose, written_whole
-from qwenvl_agent.command import bounded, command, run_command
+from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.config import VisionConfig, load_config
 from qwenvl_agent.files import write_manifest
 from qwenvl_agent.inference.load import Source
@@ -89,21 +89,25 @@ def record(
     return rows, counts
 
 
+FORMER = {"--set": "--rule"}
+"""Options by their names before: still understood."""
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, FORMER)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
     parser.add_argument(
         "--reuse", action="store_true", help="do nothing if that very dataset is there; another one is an error"
     )
-    parser.add_argument("--episodes", type=bounded(int, 1), required=True)
+    parser.add_argument("--episodes", type=bounded(int, 1), required=True, help="how many are recorded")
     parser.add_argument("--seed-start", type=bounded(int, 0), help="default: 0; of a policy, behind those of its data")
     parser.add_argument("--config", type=Path, help="take the world from eval.suite and its rules from eval.world")
     parser.add_argument(
         "--world", metavar="NAME", help=f"{', '.join(known_worlds())}, or path/to/file.py:make_world; over --config"
     )
-    parser.add_argument("--rules", type=json.loads, default={}, help="rules as one JSON object, over --config's")
-    parser.add_argument("--set", action="append", default=[], metavar="RULE=VALUE", help="one rule, over --rules")
+    parser.add_argument("--rules", type=json.loads, default={}, help="all rules as one JSON object, under --rule")
+    parser.add_argument("--rule", action="append", default=[], metavar="RULE=VALUE", help="one rule of the world")
     parser.add_argument(
         "--vary",
         action="append",
@@ -153,7 +157,7 @@ def asked_world(args: argparse.Namespace, source: Source | None) -> tuple[str, d
     suite = eval_cfg.suite if eval_cfg else ""
     name = args.world or (suite if suite in known_worlds() or ":" in suite else "safari")
     values = dict(eval_cfg.world) if eval_cfg and name in (suite, "safari") else {}
-    return name, overridden(args.set, values | args.rules)
+    return name, overridden(args.rule, values | args.rules)
 
 
 def check_task(world: World, name: str, task: str, settings: dict, resets: float, states: dict) -> None:
@@ -209,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, values = asked_world(args, source)
     first = args.seed_start or 0
     variations, seeds = read_variations(args.vary), range(first, first + args.episodes)
-    check_variations(variations, name, values, seeds, overridden(args.set, args.rules), vision_of(args))
+    check_variations(variations, name, values, seeds, overridden(args.rule, args.rules), vision_of(args))
     world = make_world(name, values | draw_rules(variations, first))
     settings, states = overridden(args.oracle), overridden(args.state)
     about = {"world": name, "task": args.task, "rules": dict(world.rules), "oracle": settings}

@@ -1,7 +1,7 @@
 """Record a person in a browser: every click, key and scroll with the screenshot before it, as training data.
 
     qwenvl-agent record-clicks shop/ --out data/recorded --instruction "下载小猫图片"
-    qwenvl-agent record-clicks http://127.0.0.1:8000/ --out data/recorded --size 1280 800
+    qwenvl-agent record-clicks http://127.0.0.1:8000/ --out data/recorded --viewport 1280 800
     qwenvl-agent record-clicks https://example.org --online --out data/recorded
 
 A browser window opens; do the task in it, then close it: that is the last step (--end). Ctrl-C stops without one. Each
@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from qwenvl_agent.command import command, run_command
+from qwenvl_agent.command import Parser, command, run_command
 from qwenvl_agent.computer.dialects import to_seed
 from qwenvl_agent.curation.sample_folder import SampleFolder
 from qwenvl_agent.files import confined_path
@@ -190,13 +190,19 @@ def vars_of(action) -> dict:
     return {action.kind: {name: round(v) if isinstance(v, float) else v for name, v in values.items()}}
 
 
+FORMER = {"--size": "--viewport"}
+"""Options by their names before: still understood."""
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, FORMER)
     parser.add_argument("page", help="an address, or a folder of pages (its index.html), or one page in a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or to add to")
     parser.add_argument("--instruction", help="the task; asked for if it is not given")
     parser.add_argument("--end", choices=ENDS, default="success", help="the last step when the window is closed")
-    parser.add_argument("--size", type=int, nargs=2, default=(1280, 800), metavar=("WIDTH", "HEIGHT"), help="CSS px")
+    parser.add_argument(
+        "--viewport", type=int, nargs=2, default=(1280, 800), metavar=("WIDTH", "HEIGHT"), help="of the page, in CSS px"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="device scale: pixels of the picture for a CSS px")
     parser.add_argument("--online", action="store_true", help="let the browser load from the network")
     parser.add_argument("--headless", action="store_true", help="no window: for tests")
@@ -205,7 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    width, height = args.size
+    width, height = args.viewport
     if not (100 <= width <= 8000 and 100 <= height <= 8000 and 0.5 <= args.scale <= 4):
         raise ValueError(f"window of {width}x{height} at scale {args.scale}: give 100 to 8000 CSS px, scale 0.5 to 4")
     is_address = urlsplit(args.page).scheme in ("http", "https")
@@ -251,7 +257,7 @@ def open_page(context, address: str) -> None:
 def record(args: argparse.Namespace, act: Callable[[Recorder], None] = Recorder.watch) -> dict:
     """Open the window, record until `act` returns (a person has closed the window), and give the summary."""
     check(args)
-    frame = Frame(width=args.size[0], height=args.size[1], scale=args.scale)
+    frame = Frame(width=args.viewport[0], height=args.viewport[1], scale=args.scale)
     blocked = Counter()
     opened = open_browser(headless=args.headless, reach="network" if args.online else "own")
     with SampleFolder(args.out) as folder, served(args.page) as (address, cookies), opened as browser:

@@ -44,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     who.add_argument("--policy", metavar="NAME", help="a baseline of the world, such as noisy_oracle")
     policy.add_argument("--checkpoint", help="of --run: best | last | step_000500 (default: best, else last)")
     policy.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible server of --model, http://HOST:PORT/v1")
+    policy.add_argument("--device", help="default: cuda if there is one, else cpu")
     policy.add_argument("--temperature", type=bounded(float, 0, 100), default=1.0, help="of its answers (default: 1)")
     policy.add_argument("--batch-size", type=bounded(int, 1), help="episodes at once (default: its eval.batch_size)")
     policy.add_argument("--draw-seed", type=bounded(int, 0), default=0, help="of its answers (default: 0)")
@@ -90,6 +91,10 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if args.endpoint and not args.model:
         raise ValueError("--endpoint without --model: a server may have several models; give --model as it names it")
+    if args.device and (args.endpoint or not (args.run or args.model)):
+        raise ValueError(
+            f"--device {args.device!r} without a model of this process: it would change nothing; leave it out"
+        )
     if args.checkpoint and not args.run:
         raise ValueError(f"--checkpoint {args.checkpoint!r} without --run: there is no run to take it from; give --run")
 
@@ -130,7 +135,7 @@ def find_players(args: argparse.Namespace, world: World, source: Source | None) 
     about |= {"endpoint": source.endpoint} if source.endpoint else {}
     if source.run:
         about |= {"checkpoint": Path(source.path).name, "dataset_hash": dataset_hash(source.run)}
-    policy = open_policy(source, draws_each=True)
+    policy = open_policy(source, device=args.device, draws_each=True)
     return Players(policy.with_seed, source.config.eval.batch_size, about | {"draw_seed": args.draw_seed})
 
 

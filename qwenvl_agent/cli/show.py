@@ -9,12 +9,15 @@ qwenvl-agent show --config configs/safari_tiny.json --json --rows 2   # one JSON
 import argparse
 from collections.abc import Sequence
 
-from qwenvl_agent.command import bounded, command, run_command
+from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.config import load_config
+
+FORMER = {"--html": "--out"}
+"""Options by their names before: still understood."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, FORMER)
     parser.add_argument("--config", required=True, help="a JSON file of configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
     parser.add_argument(
@@ -22,7 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--audit", action="store_true", help="check the mask of every row; status 1 if one is wrong")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of colours")
-    parser.add_argument("--html", default="samples.html", help="where the page goes (default: samples.html)")
+    parser.add_argument(
+        "--out", default="samples.html", metavar="FILE", help="the page to write (default: samples.html)"
+    )
     return parser
 
 

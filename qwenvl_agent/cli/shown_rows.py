@@ -34,7 +34,7 @@ def run(config: Config, args: argparse.Namespace) -> int:
         for sample in samples:
             print(json.dumps(to_json(sample, collator), ensure_ascii=False))
     else:
-        show(list(samples), config, rows, args.html)
+        show(list(samples), config, rows, args.out)
     return 0
 
 

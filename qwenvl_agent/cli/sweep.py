@@ -1,7 +1,7 @@
 """Run a sweep: print its commands, submit it to Slurm or run it here, see how far it is, collect its results.
 
     qwenvl-agent sweep configs/sweeps/safari_2b_lora.json                # dry run: every command, nothing started
-    qwenvl-agent sweep configs/sweeps/safari_2b_lora.json --submit --limit 4 --sbatch='--time=12:00:00'
+    qwenvl-agent sweep configs/sweeps/safari_2b_lora.json --submit --max-running 4 --sbatch='--time=12:00:00'
     qwenvl-agent sweep configs/sweeps/safari_tiny.json --local 2         # without Slurm, two cells at a time
     qwenvl-agent sweep configs/sweeps/safari_2b_lora.json --status
     qwenvl-agent sweep configs/sweeps/safari_2b_lora.json --collect      # results.csv, a table, plots
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qwenvl_agent.command import bounded, command, run_command
+from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.studies.cells import Cell, Sweep, load_sweep
 from qwenvl_agent.studies.local import local_log, run_cells, running_cells
 from qwenvl_agent.studies.programs import program
@@ -51,9 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(args)
 
 
+FORMER = {"--limit": "--max-running"}
+"""Options by their names before: still understood."""
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, metavar="SWEEP.json")
+    parser = Parser(__doc__, FORMER)
+    parser.add_argument("sweep", type=Path, metavar="SWEEP.json", help="a file of configs/sweeps/")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--submit", action="store_true", help="submit an sbatch array of the cells")
     what.add_argument(
@@ -65,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--cells", nargs="+", metavar="CELL", help="start only these (default: missing, stopped, failed)"
     )
     parser.add_argument(
-        "--limit", type=bounded(int, 1), default=4, help="of --submit: cells at a time (default: %(default)s)"
+        "--max-running", type=bounded(int, 1), default=4, help="of --submit: cells at a time (default: %(default)s)"
     )
     parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="of --submit: sbatch's, --sbatch='--mem=64G'")
     parser.add_argument("--json", action="store_true", help="of --status: JSON on stdout")
@@ -92,8 +96,10 @@ def run(args: argparse.Namespace) -> int:
             print(describe(Counter(ended.values())))
             return 0 if len(ended) == len(cells) and set(ended.values()) <= {DONE} else 1
         if args.submit and cells:
-            job_id = submit(sweep, cells, args.limit, shlex.split(args.sbatch))
-            print(f"job {job_id}: {len(cells)} cells, at most {args.limit} at a time; logs in {sweep.directory}/logs")
+            job_id = submit(sweep, cells, args.max_running, shlex.split(args.sbatch))
+            print(
+                f"job {job_id}: {len(cells)} cells, at most {args.max_running} at a time; logs in {sweep.directory}/logs"
+            )
         elif args.submit:
             print(f"nothing to submit: {describe(Counter(states.values()))}")
         else:

@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Sequence
 from typing import NoReturn
 
-from qwenvl_agent.command import run_command
+from qwenvl_agent.command import Parser, run_command
 from qwenvl_agent.config import Config
 from qwenvl_agent.settings_reference import help_of
 
@@ -33,7 +33,7 @@ def read_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(DESCRIPTION)
     parser.epilog = f"settings, for the JSON file and --set (docs/CONFIG.md):\n{help_of(Config)}"
     parser.add_argument("--config", required=True, help="a JSON file of configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")

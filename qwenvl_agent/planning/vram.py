@@ -5,7 +5,7 @@ The formulas follow what one optimizer step of train.py really keeps: float32 ma
 a few moments that can be its peak (`MOMENTS`); each is a sum over the same categories, and the plan is the largest.
 tests/test_vram.py holds the sums against a step traced under fake tensors.
 
-    qwenvl-agent plan --config configs/safari_2b.json --gpu 24
+    qwenvl-agent plan --config configs/safari_2b.json --gpu-gb 24
 
 Legend of the formulas: bytes a token; h hidden size, q and kv width of the query and key heads, f intermediate size.
 What no trace shows (the CUDA context, fragmentation) is the category `slack`, an assumption: see SLACK_SHARE.

@@ -1,6 +1,6 @@
 """What Gymnasium's `check_env` is for environments, for worlds: does this one keep the contract of `worlds.world`?
 
-    qwenvl-agent check-world path/to/world.py:make_world --set size=4
+    qwenvl-agent check-world path/to/world.py:make_world --rule size=4
 
 Each check plays the world and reports what it finds: what, consequence, remedy. A world without findings can be
 recorded, trained on, evaluated and shown; whether it is a good one is another question.
