@@ -8,10 +8,12 @@ INSTALLED := .venv/installed-$(shell cat constraints.txt setup.cfg pyproject.tom
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
-install: $(INSTALLED)  ## .venv with the pinned packages
+install: $(INSTALLED)  ## .venv with the pinned packages (TORCH_INDEX=URL: torch from there first, docs/INSTALL.md)
 
 $(INSTALLED):
 	$(PYTHON) -m venv .venv
+	@if [ -n "$(TORCH_INDEX)" ]; then \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --index-url $(TORCH_INDEX) torch torchvision; fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,browser,serving,examples,play,docs]'
 	@rm -f .venv/installed-* && touch $@
 

@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qwenvl_agent.cli.dataset import add_unit_options
 from qwenvl_agent.command import Parser, bounded, command
@@ -49,6 +48,7 @@ from qwenvl_agent.inference.load import (
     settings_of,
     with_overrides,
 )
+from qwenvl_agent.progress import Bar
 from qwenvl_agent.schema import Policy
 from qwenvl_agent.worlds.world import Metrics
 
@@ -391,16 +391,14 @@ def finish(
     """All records that the time allows, with those that were there."""
     placed = {work.place(number, record): record for number, record in enumerate(under_way.kept)}
     placed.pop(None, None)
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[won]} won"), console=messages) as progress:
-        won = sum(map(suite.is_success, placed.values()))
-        task = progress.add_task("", total=len(work.cases), completed=len(placed), won=won)
+    won = sum(map(suite.is_success, placed.values()))
+    with Bar(name, len(work.cases), done=len(placed), note=f"{won} won", console=messages) as bar:
 
         def on_records(records: Sequence) -> None:
             nonlocal won
             under_way.add(records)
             won += sum(map(suite.is_success, records))
-            progress.update(task, advance=len(records), won=won)
+            bar.advance(len(records), note=f"{won} won")
 
         rest = [case for place, case in enumerate(work.cases) if place not in placed]
         made = work.answer(rest, on_records, picture_dir, limit_s)

@@ -16,7 +16,11 @@ from qwenvl_agent.studies.programs import program
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(qwenvl_agent.__file__).parent
-FRONTS = sorted(path for path in (ROOT / "scripts").glob("*.py") if "run_command(main)" in path.read_text())
+FRONTS = sorted(
+    path
+    for path in (ROOT / "scripts").glob("*.py")
+    if "cli." in path.read_text() and "run_command(main)" in path.read_text()
+)
 
 
 def call(*words: str) -> subprocess.CompletedProcess:

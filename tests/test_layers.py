@@ -21,6 +21,7 @@ LAYERS = (
         "files",
         "html_templates",
         "local_server",
+        "progress",
     },
     {"images", "checksums", "settings_reference", "families", "json_input"},
     {

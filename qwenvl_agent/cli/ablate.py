@@ -26,11 +26,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.config import FORMAT_NAMES
+from qwenvl_agent.progress import Bar
 from qwenvl_agent.studies.ablation import Study, read_cell
 from qwenvl_agent.studies.arms import Ablation, evaluation_command, is_evaluated, load_ablation
 from qwenvl_agent.studies.cells import Cell
@@ -182,21 +182,19 @@ def evaluate(ablation: Ablation, missing: Sequence[tuple[Cell, str]], num_at_onc
             ended = subprocess.run(command, stdout=file, stderr=file, env=environment)
         return f"{cell.name}, {test}", log, ended.returncode
 
-    columns = (TextColumn("evaluations"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         locked(ablation.sweep),
         interrupt_on_sigterm(),
-        Progress(*columns, console=Console(stderr=True)) as bar,
+        Bar("evaluations", len(missing)) as bar,
         ThreadPoolExecutor(num_at_once) as pool,
     ):
-        task = bar.add_task("", total=len(missing))
         try:
             for ended in as_completed([pool.submit(play, cell, test) for cell, test in missing]):
                 name, log, status = ended.result()
                 if status != 0:
                     failed += 1
                     bar.console.print(f"{name}: failed, see {log}", highlight=False, soft_wrap=True)
-                bar.advance(task)
+                bar.advance()
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

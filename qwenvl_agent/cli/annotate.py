@@ -16,14 +16,12 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 import qwenvl_agent
 from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.curation.annotation import Annotation, find_pictures, look_at
 from qwenvl_agent.curation.sample_folder import SampleFolder
 from qwenvl_agent.local_server import LocalHandler, LocalServer
+from qwenvl_agent.progress import tracked
 
 PAGE_PATH = Path(qwenvl_agent.__file__).parent / "assets" / "annotate.html"
 HEADERS = {
@@ -129,7 +127,7 @@ def open_annotation(args: argparse.Namespace, folder: SampleFolder) -> Annotatio
     """The pictures, each decoded once."""
     out = args.out.resolve()
     files = [(name, path) for name, path in find_pictures(args.pictures) if out not in path.resolve().parents]
-    listed = list(track(look_at(files), "pictures", total=len(files), console=Console(stderr=True)))
+    listed = list(tracked(look_at(files), "pictures", len(files)))
     for item in listed:
         if item.fault:
             print(f"left out: {item.fault}", file=sys.stderr)

@@ -15,15 +15,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from qwenvl_agent.cli.dataset import add_unit_options, refuse_to_lose
 from qwenvl_agent.command import Parser, command, run_command
 from qwenvl_agent.curation.augment import WAYS, Policy, augment
 from qwenvl_agent.data.readers.computer import TEST, Sample, SampleWriter, read_samples, summary
 from qwenvl_agent.data.readers.units import Declared
 from qwenvl_agent.files import write_manifest
+from qwenvl_agent.progress import tracked
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,7 +76,7 @@ def write_dataset(args: argparse.Namespace, policy: Policy) -> dict:
     declared = Declared(args.unit, args.box_unit, args.box_order)
     items = list(read_samples(args.data, declared, notes))  # of a file that is refused, nothing is written
     with SampleWriter(args.out) as writer, open(args.out / "rejects.jsonl", "w", encoding="utf-8") as file:
-        for item in track(items, description=str(args.data), disable=args.json, console=Console(stderr=True)):
+        for item in tracked(items, "samples", len(items), quiet=args.json):
             if not isinstance(item, Sample):
                 rejects[item.reason] += 1
                 row = {"source": item.source, "reason": item.reason, "message": item.message}

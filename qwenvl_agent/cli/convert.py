@@ -22,7 +22,6 @@ from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import track
 from rich.table import Column, Table
 
 from qwenvl_agent.cli.dataset import refuse_to_lose
@@ -39,6 +38,7 @@ from qwenvl_agent.curation.convert import (
 from qwenvl_agent.curation.layout import Layout
 from qwenvl_agent.data.readers.computer import Sample, SampleWriter, summary
 from qwenvl_agent.files import write_manifest
+from qwenvl_agent.progress import tracked
 from qwenvl_agent.settings import list_settings, type_name
 
 MIN_MISPLACED = 3
@@ -88,7 +88,7 @@ def write_dataset(args: argparse.Namespace) -> dict:
     items = itertools.islice(rows, args.limit)
     counts = {"samples": 0, "rejects": Counter(), "notes": Counter(), "actions": Counter(), "splits": Counter()}
     with SampleWriter(args.out) as writer, open(args.out / "rejects.jsonl", "w", encoding="utf-8") as rejects:
-        for item in track(items, description=str(args.data), disable=args.json, console=Console(stderr=True)):
+        for item in tracked(items, "rows", None, quiet=args.json):
             if isinstance(item, Sample):
                 writer.write(item)
                 counts["samples"] += 1

@@ -27,12 +27,12 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 from rich.console import Console
-from rich.progress import Progress
 
 from qwenvl_agent.cli.dataset import refuse_to_lose
 from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.files import write_manifest
 from qwenvl_agent.processes import parallel_map
+from qwenvl_agent.progress import Bar
 from qwenvl_agent.worlds.browser.camera import Camera, Shot
 from qwenvl_agent.worlds.browser.chromium import open_browser
 from qwenvl_agent.worlds.browser.pages import FAMILIES, REPORT_SEEDS, SELECTION_SEEDS, TRAIN_SEEDS, draw_page
@@ -194,9 +194,8 @@ def generate(args: argparse.Namespace) -> tuple[dict, float]:
     }
     recorded = recorded_pages(pages, args.workers, languages=tuple(args.languages), settings=settings)
     started = time.perf_counter()
-    with Progress(disable=args.json, console=Console(stderr=True)) as progress:
-        task = progress.add_task(str(args.out), total=len(pages))
-        counts = write_folder(args.out, pages, recorded, lambda: progress.advance(task))
+    with Bar(f"pages of {args.out.name}", len(pages), quiet=args.json) as bar:
+        counts = write_folder(args.out, pages, recorded, bar.advance)
     seconds = time.perf_counter() - started
     return write_manifest(args.out, about | {"seeds": [seeds[0], seeds[-1]], **counts}), seconds
 

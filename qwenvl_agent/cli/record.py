@@ -36,7 +36,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from rich.console import Console
-from rich.progress import track
 
 from qwenvl_agent.cli import record_policy
 from qwenvl_agent.cli.dataset import digest, find_recorded, refuse_to_lose, written_whole
@@ -45,6 +44,7 @@ from qwenvl_agent.config import VisionConfig, load_config
 from qwenvl_agent.files import write_manifest
 from qwenvl_agent.inference.load import Source
 from qwenvl_agent.processes import parallel_map
+from qwenvl_agent.progress import tracked
 from qwenvl_agent.settings import apply_override
 from qwenvl_agent.worlds import World, known_worlds, make_world
 from qwenvl_agent.worlds.recording import RowWriter, encode, record_episode
@@ -196,7 +196,7 @@ def write_episodes(
     """Record every seed's rows in the order of the seeds; returns counts."""
     counts = Counter(episodes=0, rows=0)
     with RowWriter(out) as writer, parallel_map(workers) if workers > 1 else nullcontext(map) as mapped:
-        for rows, counted in track(mapped(record, seeds), total=len(seeds), description=str(out), disable=quiet):
+        for rows, counted in tracked(mapped(record, seeds), f"episodes of {out.name}", len(seeds), quiet=quiet):
             for pngs, row in rows:
                 writer.write_encoded(pngs, row)
             counts.update(episodes=1, rows=len(rows), **counted)

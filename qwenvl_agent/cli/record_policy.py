@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from qwenvl_agent.command import bounded
@@ -18,6 +17,7 @@ from qwenvl_agent.evaluation.own_states import NewStates, make_teacher, play_own
 from qwenvl_agent.evaluation.won_missions import MAX_ATTEMPTS, play_to_win
 from qwenvl_agent.files import write_manifest
 from qwenvl_agent.inference.load import Source, dataset_hash, find, find_run, open_policy
+from qwenvl_agent.progress import Bar
 from qwenvl_agent.records import EpisodeRecord
 from qwenvl_agent.schema import Policy
 from qwenvl_agent.worlds import World
@@ -150,11 +150,13 @@ def record_policy(args: argparse.Namespace, world: World, settings: dict, about:
     seeds = seeds_to_play(args, world, source)
     players = find_players(args, world, source)
     started = time.perf_counter()
-    with NewStates(args.out) as states, Progress(console=Console(stderr=True), disable=args.json) as progress:
-        task = progress.add_task(str(args.out), total=len(seeds) * (args.attempts or 1))
+    with (
+        NewStates(args.out) as states,
+        Bar(f"episodes of {args.out.name}", len(seeds) * (args.attempts or 1), quiet=args.json) as bar,
+    ):
 
         def on_record(_: EpisodeRecord) -> None:
-            progress.advance(task)
+            bar.advance()
 
         if teacher:
             play_own_states(

@@ -17,6 +17,7 @@ from qwenvl_agent.data.dataset import Rows, build_rows
 from qwenvl_agent.data.masks import MaskAudit
 from qwenvl_agent.data.unusable import drop_unusable
 from qwenvl_agent.model.build import build_processor
+from qwenvl_agent.progress import tracked
 from qwenvl_agent.schema import Row
 
 MAX_SHOWN_ERRORS = 10
@@ -57,7 +58,7 @@ def audit(config: Config, rows: Rows, collator: Collator, as_json: bool) -> int:
     mask_audit = MaskAudit(collator.tokenizer, config.prompt.supervise_history, collator.family, collator.fmt.opening)
     counts: Counter = Counter()
     errors = []
-    for row in all_rows(rows):
+    for row in tracked(all_rows(rows), "rows", len(rows.train) + len(rows.held_out)):
         counts["rows"] += 1
         try:
             sample = collator.sample(row)
