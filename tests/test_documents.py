@@ -46,6 +46,10 @@ RUN_ELSEWHERE = {
     "qwenvl-agent predict --run runs/own": "test_own_screenshots.py",
     "qwenvl-agent evaluate --run runs/own --suite clicks": "test_own_screenshots.py",
     "accelerate launch --num_processes 1 REPO/train.py": "test_shipped_curricula.py",
+    "python docs/tutorial/": "test_tutorial.py",
+    "qwenvl-agent completion": "test_completion.py",
+    "qwenvl-agent push": "test_push.py",
+    "qwenvl-agent export runs/safari_2b --out exports/safari_2b_adapter --adapter": "test_export.py",
 }
 """Beginnings of commands, and the test that runs them."""
 PLACEHOLDERS = {"GB": "24", "N": "2"}

@@ -3,7 +3,6 @@
 import argparse
 import importlib
 from collections.abc import Sequence
-from typing import NoReturn
 
 from qwenvl_agent.command import Parser, run_command
 from qwenvl_agent.config import Config
@@ -18,10 +17,13 @@ Outputs go to runs/NAME. `touch runs/NAME/STOP`, SIGTERM or Ctrl-C saves a check
 """
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
+def main(argv: Sequence[str] | None = None) -> int:
     """`qwenvl-agent train`."""
     read_options(argv)
-    run_command(importlib.import_module("qwenvl_agent.cli.train").main)
+    train = importlib.import_module("qwenvl_agent.cli.train").main
+    if argv is None:
+        run_command(train)  # which answers signals in its own way
+    return train(argv)
 
 
 def read_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
