@@ -28,7 +28,7 @@ from rich.table import Table
 from qwenvl_agent.command import Parser, command
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ("dev", "browser", "serving", "examples")
+EXTRAS = ("dev", "browser", "serving", "examples", "play", "docs", "trackio")
 PYTHONS = ("3.11", "3.12", "3.13")
 GLIBC = range(17, 40)
 MACHINES = {
