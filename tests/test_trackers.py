@@ -30,9 +30,9 @@ def in_trackio(path: Path, table: str, columns: str) -> list[tuple]:
 
 
 def test_trackio_gets_every_figure_and_a_resumed_run_goes_on_in_it(config, tmp_path, monkeypatch):
-    pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when it is imported first
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when it is imported first, which is here
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("trackio")
     asked = replace(config, train=replace(config.train, trackers=("trackio",), tracker_project="park"))
     train.train(asked)
     train.train(replace(asked, train=replace(asked.train, extra_steps=1)), resume=True)
