@@ -344,6 +344,6 @@ def test_the_command_refuses_before_it_opens_anything(tmp_path, monkeypatch, cap
     assert play.main(["--endpoint", "http://127.0.0.1:1/v1"]) == 2
     assert "--endpoint without --model" in capsys.readouterr().err
     with pytest.raises(ValueError, match="named twice"):
-        play.find_sources(play.parse_args(["--model", "tiny", "--model", "tiny"]))
-    assert list(play.find_sources(play.parse_args(["--model", "tiny"]))) == ["tiny"]
-    assert play.find_sources(play.parse_args(["--world", "safari"])) == {}
+        play.find_sources(play.build_parser().parse_args(["--model", "tiny", "--model", "tiny"]))
+    assert list(play.find_sources(play.build_parser().parse_args(["--model", "tiny"]))) == ["tiny"]
+    assert play.find_sources(play.build_parser().parse_args(["--world", "safari"])) == {}

@@ -17,7 +17,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwenvl_agent.command import bounded, command, run_command
+from qwenvl_agent.command import Parser, bounded, command, run_command
 from qwenvl_agent.config import FORMAT_NAMES
 from qwenvl_agent.inference.load import Source, find, find_run, run_of
 from qwenvl_agent.playground.playground import Playground, find_worlds
@@ -26,8 +26,8 @@ DEFAULT_RUN = Path("runs/safari_tiny")
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
     who = parser.add_argument_group("who plays, beside you and the worlds' own policies")
     who.add_argument(
         "--run",
@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--set",
         action="append",
         default=[],
-        metavar="KEY=VALUE",
+        metavar="KEY.PATH=VALUE",
         help="how models answer, such as eval.temperature=0.7",
     )
     who.add_argument("--device", help="default: cuda if there is one, else cpu")
@@ -61,7 +61,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     page = parser.add_argument_group("page")
     page.add_argument("--port", type=bounded(int, 0, 65535), default=0, help="default: any that is free")
     page.add_argument("--no-open", action="store_true", help="print the address, open no browser")
-    return parser.parse_args(argv)
+    return parser
 
 
 def find_sources(args: argparse.Namespace) -> dict[str, Source]:
@@ -93,7 +93,7 @@ def unused(short: str, whole: str, names: dict) -> str:
 
 @command("missions in play are not kept")
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = build_parser().parse_args(argv)
     os.environ.update(QUIET)  # before gradio is imported
     sources = find_sources(args)
     worlds = find_worlds(sources, args.world, args.rules)
