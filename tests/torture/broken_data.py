@@ -490,7 +490,7 @@ def table(rng: random.Random, folder: Path, source: Source) -> None:
         lambda: pa.table({"messages": pa.array([[1, None]]), "conversations": pa.array([10**18], pa.timestamp("ns"))}),
         lambda: pa.table({"messages": pa.array([[("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int64()))}),
         lambda: pa.table({"messages": pa.array([float("nan")] * 3), "text": pa.array([b"\xff"] * 3)}),
-        lambda: pa.table({"messages": pa.nulls(10**6), "n": pa.nulls(10**6, pa.int64())}),
+        lambda: pa.table({"messages": pa.nulls(10**5), "n": pa.nulls(10**5, pa.int64())}),
         lambda: pa.table({"messages": pa.array(["x" * 2**20] * 400)}),
     )
     with suppress(pa.ArrowException):
