@@ -4,6 +4,7 @@ SHA-256 because anybody can check it (`sha256sum`) and processors compute it in 
 """
 
 import hashlib
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,3 +57,8 @@ def digest_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         return f"unreadable: {error}"
+
+
+def digest_of_values(values: object) -> str:
+    """Of JSON values, however they are written."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -274,6 +274,23 @@ def test_a_bit_that_flips_and_a_file_that_is_gone_are_noticed(config, accelerato
         prepare_run_dir(config, accelerator, resume=True, overwrite=False)
 
 
+def test_a_bit_that_flips_in_what_an_evaluation_has_noted_has_it_done_again(tmp_path, accelerator):
+    """It is added after the checksums; in most of its bits it would stay JSON, of another best."""
+    save(tmp_path, accelerator, 2, write=lambda folder: write_json(folder / "state.json", state_of(2, 1)))
+    record_evaluation(tmp_path, 2, {"step": 2, "loss": 5.25}, {"loss": 5.25}, 0)
+    checkpoint, due = tmp_path / "step_000002", state_of(2, 1)
+    whole = due | {"best": {"step": 2, "loss": 5.25}, "evaluation_due": False}
+    assert read_state(checkpoint) == whole
+    content = (checkpoint / "evaluation.json").read_bytes()
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (checkpoint / "evaluation.json").write_bytes(flipped)
+        assert read_state(checkpoint) in (due, whole), (bit, bytes(flipped))
+    write_json(checkpoint / "evaluation.json", {"best": {"step": 2}, "metrics": {}})  # as an earlier version wrote it
+    assert read_state(checkpoint)["best"] == {"step": 2}
+
+
 def test_a_checkpoint_of_an_earlier_version_is_taken_and_said(config, accelerator, capsys):
     prepare_run_dir(config, accelerator, resume=False, overwrite=False)
     saved, checkpoints = read_json(config.run_dir / "config.json"), config.run_dir / "checkpoints"

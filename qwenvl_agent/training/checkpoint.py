@@ -9,7 +9,7 @@
             rank_0.json             random states and running means of rank 0, and so on
             deepspeed/              in place of optimizer.safetensors under ZeRO: the engine's own files
             checksums.json          size and SHA-256 of all these files
-            evaluation.json         added by the evaluation of this step: its metrics, and the best until then
+            evaluation.json         added by the evaluation of this step: its metrics, the best until then, their SHA-256
         last -> step_000500
         best -> step_000250
 
@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 
-from qwenvl_agent.checksums import find_damage, write_checksums
+from qwenvl_agent.checksums import digest_of_values, find_damage, write_checksums
 from qwenvl_agent.config import Config, complete_saved, to_json
 from qwenvl_agent.files import flush_to_disk, is_leftover, read_json, write_json
 from qwenvl_agent.training.lock import lock_run
@@ -179,8 +179,8 @@ def read_state(checkpoint: Path | None) -> dict:
         return {"step": 0, "best": {}, "evaluation_due": False}
     state = read_json(checkpoint / "state.json")
     try:
-        return state | {"best": read_json(checkpoint / EVALUATION)["best"], "evaluation_due": False}
-    except (OSError, ValueError, KeyError):
+        return state | {"best": read_evaluation(checkpoint)["best"], "evaluation_due": False}
+    except (OSError, ValueError):
         return state | {"evaluation_due": state.get("evaluation_due", False)}
 
 
@@ -242,10 +242,21 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
 
 
+def read_evaluation(checkpoint: Path) -> dict:
+    """evaluation.json, {"best", "metrics"}; OSError if the step was not evaluated, ValueError if the file is damaged."""
+    path = checkpoint / EVALUATION
+    values = read_json(path)
+    noted = values.pop("sha256", None)  # an earlier version's has none
+    if not {"best", "metrics"} <= values.keys() or noted not in (None, digest_of_values(values)):
+        raise ValueError(f"{path} is damaged: what it says was not measured; --resume evaluates the step again")
+    return values
+
+
 def record_evaluation(checkpoints_dir: Path, step: int, best: dict, metrics: dict, keep: int) -> None:
     """Note in the step's checkpoint that it was evaluated, with the best until then, and point `best`."""
     checkpoint = step_dir(checkpoints_dir, step)
-    write_json(checkpoint / EVALUATION, {"best": best, "metrics": metrics}, is_flushed=True)
+    values = {"best": best, "metrics": metrics}
+    write_json(checkpoint / EVALUATION, values | {"sha256": digest_of_values(values)}, is_flushed=True)
     flush_to_disk(checkpoint)
     if best.get("step") == step:
         link(checkpoints_dir / "best", checkpoint)

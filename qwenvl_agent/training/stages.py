@@ -25,7 +25,7 @@ from qwenvl_agent.config import Config, GateConfig, to_json
 from qwenvl_agent.containers import data_files
 from qwenvl_agent.files import read_json, write_json
 from qwenvl_agent.inference.load import locate_checkpoint
-from qwenvl_agent.training.checkpoint import EVALUATION, check_folder, is_run
+from qwenvl_agent.training.checkpoint import EVALUATION, check_folder, is_run, read_evaluation
 from qwenvl_agent.training.curriculum import (
     DATA,
     MAKERS,
@@ -221,8 +221,8 @@ def is_met(gate: GateConfig, run_dir: Path) -> bool:
 
 def measured(gate: GateConfig, run_dir: Path) -> float:
     """Of the checkpoint with which the next run begins: the best, else the last."""
-    path = locate_checkpoint(run_dir) / EVALUATION
-    metrics = read_json(path)["metrics"] if path.exists() else {}
+    checkpoint = locate_checkpoint(run_dir)
+    metrics = read_evaluation(checkpoint)["metrics"] if (checkpoint / EVALUATION).exists() else {}
     if gate.metric not in metrics:
         raise ValueError(
             f"gate.metric {gate.metric!r} was not measured of {run_dir}: the gate cannot be asked; measured: "
