@@ -3,7 +3,7 @@
     accelerate launch train.py --config configs/safari_2b.json
     accelerate launch train.py --config configs/safari_2b.json --set train.learning_rate=1e-4 --resume
 
-Outputs go to runs/NAME. `touch runs/NAME/STOP`, SIGTERM or Ctrl-C saves a checkpoint and ends with status 0.
+Outputs go to runs/NAME. `touch runs/NAME/STOP`, SIGTERM, SIGUSR1 or Ctrl-C saves a checkpoint and ends with status 0.
 """
 
 import sys

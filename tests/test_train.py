@@ -21,7 +21,7 @@ from qwenvl_agent.evaluation.suites import find_suite
 from qwenvl_agent.training import evaluation, setup
 from qwenvl_agent.training.best import is_better
 from qwenvl_agent.training.lock import lock_run
-from qwenvl_agent.training.stop import StopRequest
+from qwenvl_agent.training.stop import ASKING, StopRequest
 
 REPOSITORY = Path(__file__).parent.parent
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -311,6 +311,19 @@ def test_a_stop_request_knows_file_launcher_and_owner(tmp_path, monkeypatch):
     assert not stop.is_set()
     stop.path.touch()
     assert stop.is_set()
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_what_asks_a_training_to_end_is_a_request_to_stop(tmp_path, number):
+    before = {asking: signal.getsignal(asking) for asking in ASKING}
+    stop = StopRequest(tmp_path)
+    stop.install()
+    try:
+        os.kill(os.getpid(), number)
+        assert stop.is_set()
+    finally:
+        for asking, handler in before.items():
+            signal.signal(asking, handler)
 
 
 # what is written

@@ -16,6 +16,8 @@ from qwenvl_agent.training.checkpoint import curriculum_of
 
 STOP = "STOP"
 """The file's name."""
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Signals that ask a training to save and end; SIGUSR1 is a scheduler's warning ahead of its time limit."""
 
 
 class StopRequest:
@@ -37,8 +39,8 @@ class StopRequest:
         self.launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
 
     def install(self) -> None:
-        """Turn SIGTERM and SIGINT into the file; a second SIGINT interrupts at once."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Turn signals into the file; a second SIGINT interrupts at once."""
+        for number in ASKING:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame) -> None:

@@ -1,6 +1,6 @@
 """The processes that read data ahead of the training loop, from their start to their certain end.
 
-They ignore SIGTERM and SIGINT, which a terminal or Slurm sends to the whole process group and which are the trainer's
+They ignore SIGTERM, SIGINT and SIGUSR1, which a terminal or Slurm sends to the whole process group and which are the trainer's
 to answer: it finishes its step and saves, and needs them until then. So nothing but the trainer ends them, and it has
 to, or it waits for them at its own end for ever. (Torch's workers look every 5 s whether the trainer still lives.)
 """
@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from qwenvl_agent.processes import kill
+from qwenvl_agent.training.stop import ASKING
 
 
 @contextmanager
 def workers_ended() -> Iterator[None]:
     """On every way out the workers that were started inside are gone, and signals are answered as before."""
     before = set(multiprocessing.active_children())
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in ASKING}
     try:
         yield
     finally:
@@ -31,5 +32,5 @@ def workers_ended() -> Iterator[None]:
 
 
 def ignore_signals(_worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in ASKING:
+        signal.signal(number, signal.SIG_IGN)
