@@ -29,7 +29,7 @@ from qwenvl_agent.data.unusable import name_skipped
 from qwenvl_agent.training.best import has_stalled
 from qwenvl_agent.training.evaluation import evaluate_run
 from qwenvl_agent.training.findings import Findings
-from qwenvl_agent.training.finite import GRADIENT_NORM, LOSS, SCALE, spoiled
+from qwenvl_agent.training.finite import GRADIENT_NORM
 from qwenvl_agent.training.loader import to_device
 from qwenvl_agent.training.lock import locks_released
 from qwenvl_agent.training.loss import loss_scale, token_losses
@@ -97,7 +97,7 @@ def train(
         should_log = is_last or run.step % cfg.log_every == 0
         should_evaluate = is_last or (cfg.eval_every > 0 and run.step % cfg.eval_every == 0)
         should_save = is_last or stopped or should_evaluate or run.step % cfg.save_every == 0
-        if is_first or should_log or should_save:  # else nothing waits for the device
+        if is_first or should_log or should_save or findings.finite.skips:  # else nothing waits for the device
             findings.read()
         findings.means.add_throughput(micro_batches, waited, time.monotonic() - started)
         reporter.advance(run.step)
@@ -127,24 +127,22 @@ def train_step(
 
     What it finds stays on the device: the host goes on to the next step while this one is computed.
     """
-    means, finite = findings.means, findings.finite
     # Backward divides by the number of micro-batches, the average of gradients by the number of ranks.
     scale = loss_scale(accelerator, micro_batches)
-    finite.see(SCALE, scale, step, micro_batches)
+    findings.begin(scale, step, micro_batches)
     for batch in micro_batches:
         with accelerator.accumulate(model):
             tokens = token_losses(model, batch)
-            loss = tokens.weighted_sum * scale
-            finite.see(LOSS, loss, step, [batch])
+            loss = findings.finite.see_loss(tokens.weighted_sum * scale, tokens.weighted_sum, step, batch)
             with record_function("backward"):
-                accelerator.backward(spoiled(loss))  # under ZeRO the last one also clips and steps
-            means.add_losses(tokens, batch)
+                accelerator.backward(loss)  # under ZeRO the last one also clips and steps
+            findings.means.add_losses(tokens, batch)
     findings.gradients(sum(batch["num_pictures"] for batch in micro_batches))
     with record_function("clip and optimizer"):
         gradient_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-        finite.see(GRADIENT_NORM, gradient_norm, step, micro_batches)
-        means.add("train/gradient_norm", gradient_norm, 1.0)
-        optimizer.step()  # changes nothing from a step on that was not finite
+        findings.finite.see(GRADIENT_NORM, gradient_norm, step, micro_batches)
+        findings.means.add("train/gradient_norm", gradient_norm, 1.0)
+        optimizer.step()  # changes nothing in a bad step (training/finite.py)
         optimizer.zero_grad()
 
 

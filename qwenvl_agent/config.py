@@ -348,6 +348,12 @@ class TrainConfig:
     """AdamW's."""
     max_grad_norm: Annotated[float, Range(TINY, 1e12, "gradients are cut to that norm; 1e9 leaves them whole")] = 1.0
     """Gradients are cut to this norm; 1e9 leaves them whole."""
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    """What comes of a step whose loss or gradient is not finite, whose tokens all weigh 0, or whose loss spikes. stop: the
+    run ends at its next log line and names the rows. skip: nothing is learned from it, its rows are named and counted, and
+    the run goes on; ten in a row end it. Each step then waits for the device."""
+    spike_factor: Annotated[float, Range(0, 1e6, "no loss is that many times another")] = 0.0
+    """A micro-batch whose mean loss is over so many times the mean of the last ones (about 50) makes a bad step; 0: none does."""
     weight_thought: Annotated[float, Range(0, 1e4, "tokens are weighted by it")] = 1.0
     """Loss weight of a thought token."""
     weight_call: Annotated[float, Range(0, 1e4, "tokens are weighted by it")] = 1.0
@@ -381,6 +387,10 @@ class TrainConfig:
             raise ValueError(
                 f"train.patience is {self.patience} and train.eval_every is 0: there is no evaluation before the end, "
                 "so nothing would end earlier; set train.eval_every"
+            )
+        if 0 < self.spike_factor <= 1:
+            raise ValueError(
+                f"train.spike_factor is {self.spike_factor}: losses as usual would be spikes; use more than 1, such as 5, or 0"
             )
         if self.cpu_offload and not self.zero_stage:
             raise ValueError("train.cpu_offload is true without ZeRO: it would have no effect; set train.zero_stage")

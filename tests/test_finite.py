@@ -1,6 +1,7 @@
 """What is not finite is never stepped on, on no rank, and is named with its rows at the next look."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,8 +17,9 @@ from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_confi
 from torch import nn
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
+from qwenvl_agent.config import TrainConfig
 from qwenvl_agent.data.dataset import build_rows
-from qwenvl_agent.training.finite import GRADIENT_NORM, LOSS, SCALE, FiniteCheck, spoiled
+from qwenvl_agent.training.finite import GRADIENT_NORM, LOSS, MOST_IN_A_ROW, SCALE, FiniteCheck, spoiled
 from qwenvl_agent.training.loader import build_sampler
 from train import train
 
@@ -118,6 +120,89 @@ def test_what_was_read_is_not_read_again(parts):
     finite.read()
 
 
+# skipping, and spikes
+
+
+def watched(**settings):
+    """(a linear layer, its AdamW, the check of both as the settings say)"""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    return model, optimizer, FiniteCheck(Accelerator(cpu=True), optimizer, TrainConfig(**settings))
+
+
+def whole_step(model, optimizer, finite, number: int, factor: float = 1.0) -> bool:
+    """A step of one micro-batch with a mean loss of about `factor`; whether it was skipped."""
+    row = batch(f"row{number}") | {"loss_weight": 2.0}
+    finite.begin(torch.tensor(0.5), number, [row])
+    weighted_sum = (model(torch.ones(2, 3)) * 1e-6 + 1).sum() * factor
+    finite.see_loss(weighted_sum * 0.5, weighted_sum, number, row).backward()
+    finite.see(GRADIENT_NORM, nn.utils.clip_grad_norm_(model.parameters(), 1.0), number, [row])
+    optimizer.step()
+    optimizer.zero_grad()
+    return finite.read()
+
+
+@pytest.mark.parametrize("factor", [NAN, INF, -INF])
+def test_a_skipped_step_changes_nothing_and_the_next_one_is_taken(factor, capsys):
+    model, optimizer, finite = watched(on_bad_step="skip")
+    assert not whole_step(model, optimizer, finite, 0)
+    before = state(model, optimizer)
+    assert whole_step(model, optimizer, finite, 1, factor)
+    assert all(torch.equal(a, b) for a, b in zip(before, state(model, optimizer), strict=True))
+    said = capsys.readouterr().err
+    assert (
+        said
+        == f"warning: loss is {factor} at step 2: the step is skipped, nothing is learned from its rows: row1 (data.jsonl:1)\n"
+    )
+    assert not whole_step(model, optimizer, finite, 2)
+    assert not torch.equal(before[0], model.weight)
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run():
+    model, optimizer, finite = watched(on_bad_step="skip")
+    for number in range(MOST_IN_A_ROW - 1):
+        assert whole_step(model, optimizer, finite, number, NAN)
+    assert not whole_step(model, optimizer, finite, 9)
+    for number in range(MOST_IN_A_ROW - 1):
+        assert whole_step(model, optimizer, finite, number, NAN)
+    with pytest.raises(ValueError, match=r"10 steps in a row were skipped, the last because loss is nan at step 20: "):
+        whole_step(model, optimizer, finite, 19, NAN)
+
+
+def test_a_spike_is_named_with_what_is_usual_and_is_no_part_of_it():
+    model, optimizer, finite = watched(spike_factor=3.0, on_bad_step="skip")
+    assert not whole_step(model, optimizer, finite, 0, 90.0)  # nothing is known yet
+    for number in range(1, 10):
+        assert not whole_step(model, optimizer, finite, number)
+    usual, seen = finite.usual.tolist()
+    assert usual == pytest.approx(9.9, rel=1e-3) and seen == 10
+    before = state(model, optimizer)
+    assert not whole_step(model, optimizer, finite, 10, 29.0)
+    assert whole_step(model, optimizer, finite, 11, 1000.0) and finite.usual[1] == 11
+    assert not torch.equal(before[0], model.weight)
+    restored = watched(spike_factor=3.0, on_bad_step="skip")
+    restored[2].load_state_dict(json.loads(json.dumps(finite.state_dict())))
+    assert torch.equal(restored[2].usual, finite.usual) and restored[2].in_a_row == 1
+
+
+def test_a_spike_ends_a_run_that_skips_nothing():
+    model, optimizer, finite = watched(spike_factor=3.0)
+    for number in range(10):
+        whole_step(model, optimizer, finite, number)
+    before = state(model, optimizer)
+    with pytest.raises(
+        ValueError, match=r"mean loss is (4|3.9999)\S* at step 11, over 3 \(train.spike_factor .*: row10 \(data"
+    ):
+        whole_step(model, optimizer, finite, 10, 4.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, state(model, optimizer), strict=True))
+
+
+def test_a_factor_that_makes_every_loss_a_spike_is_refused():
+    with pytest.raises(ValueError, match="train.spike_factor is 1.0: losses as usual would be spikes"):
+        TrainConfig(spike_factor=1.0)
+
+
 # real runs
 
 
@@ -182,6 +267,22 @@ def test_a_run_ends_at_its_next_look_with_the_row_and_the_checkpoint_before(conf
     with pytest.raises(ValueError) as error:
         train(config)
     assert_names_the_row_and_saved_before(str(error.value), config.run_dir)
+
+
+def test_a_run_that_skips_goes_on_without_the_row_and_counts_it(configure, capsys):
+    config = configure(on_bad_step="skip", log_every=1)
+    train(config)
+    lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if "train/skipped_steps" in line]
+    bad = step_with_row3(config)
+    num_skipped = sum(line["train/skipped_steps"] for line in logged)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "the step is skipped" in line]
+    assert len(warnings) == num_skipped >= 1 and f"loss is nan at step {bad}: " in warnings[0]
+    assert "row3#" in warnings[0] and all(math.isfinite(value) for line in lines for value in line.values())
+    last = config.run_dir / "checkpoints" / "last"
+    assert last.resolve().name == f"step_{config.train.max_steps:06d}"
+    for name in ("model/adapter_model.safetensors", "optimizer.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(last / name).values())
 
 
 @pytest.mark.slow

@@ -42,6 +42,11 @@ class Means:
         self._on_device: dict[str, torch.Tensor] = {}
         """In place of the sum's total."""
 
+    def copy(self) -> "Means":
+        other = Means({name: list(entry) for name, entry in self._sums.items()})
+        other._on_device = dict(self._on_device)
+        return other
+
     def add(self, name: str, total: float | torch.Tensor, weight: float) -> None:
         entry = self._sums.setdefault(name, [0.0, 0.0])
         entry[1] += weight
@@ -214,13 +219,13 @@ def verbatim(text: str) -> str:
 
 def forget_steps_after(path: Path, step: int, evaluation_due: bool = False) -> None:
     """Drop the lines of steps that a resumed run will take again, and of an evaluation that it will do again."""
+
+    def is_kept(values: dict) -> bool:
+        return not evaluation_due or any(name.startswith("train/") for name in values)
+
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-    kept = [
-        line
-        for line, values in whole
-        if values["step"] < step or (values["step"] == step and ("train/loss" in values or not evaluation_due))
-    ]
+    kept = [line for line, values in whole if values["step"] < step or (values["step"] == step and is_kept(values))]
     write_text(path, "".join(kept))
 
 

@@ -96,7 +96,9 @@ def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, acc
             trackers=start_trackers(config, accelerator, state["step"]),
         ),
         profiler=StepProfiler(config, bare_model, accelerator.device, is_main=is_main),
-        findings=Findings(Means(), FiniteCheck(accelerator, optimizer), GradientCheck(accelerator, bare_model)),
+        findings=Findings(
+            Means(), FiniteCheck(accelerator, optimizer, config.train), GradientCheck(accelerator, bare_model)
+        ),
         stop=StopRequest(config.run_dir, accelerator),
     )
     describe(run)

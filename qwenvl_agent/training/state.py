@@ -52,7 +52,8 @@ def save_run(run: Run, *, evaluation_due: bool) -> None:
             write_json(directory / "config.json", to_json(config))
             write_json(directory / "state.json", state)
             save_weights(accelerator.unwrap_model(run.model), directory / "model", weights)
-        write_training_state(directory, accelerator, run.model, run.optimizer, {"means": run.findings.means.read()})
+        found = {"means": run.findings.means.read(), "finite": run.findings.finite.state_dict()}
+        write_training_state(directory, accelerator, run.model, run.optimizer, found)
 
     save_checkpoint(config.run_dir / "checkpoints", run.step, write, accelerator, config.train.keep_checkpoints)
 
@@ -62,7 +63,9 @@ def resume_run(run: Run, checkpoint: Path, state: dict, accept_changes: bool = F
     run.step = run.first_step = state["step"]
     run.best, run.evaluation_due = state["best"], state["evaluation_due"]
     run.sampler.load_state_dict(state["sampler"], accept_changes)
-    run.findings.means = Means(load_training_state(checkpoint, run.accelerator, run.model, run.optimizer).get("means"))
+    found = load_training_state(checkpoint, run.accelerator, run.model, run.optimizer)
+    run.findings.means = Means(found.get("means"))
+    run.findings.finite.load_state_dict(found.get("finite", {}))
 
 
 def check_data(state: dict, report: dict, accept_changes: bool) -> None:
