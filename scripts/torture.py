@@ -14,7 +14,7 @@ Status: 0 all held; 3 something fell (the last lines repeat it); 4 nothing fell,
 
 import argparse
 import hashlib
-import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -40,7 +40,8 @@ from qwenvl_agent.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "torture"
-sys.path[:0] = [str(FOLDER), str(ROOT / "tests"), str(ROOT)]
+# Behind all others: an attack may be named as a module of Python's is.
+sys.path += [str(FOLDER), str(ROOT / "tests"), str(ROOT)]
 
 from attack import Attack, Outcome  # noqa: E402
 
@@ -138,7 +139,10 @@ def find_attacks() -> dict[str, Attack]:
     """By name, of every file of tests/torture but the one that says what an attack is."""
     found: dict[str, Attack] = {}
     for file in sorted(FOLDER.glob("*.py")):
-        module = importlib.import_module(file.stem)
+        spec = importlib.util.spec_from_file_location(f"torture_{file.stem}", file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
         for attack in (*getattr(module, "ATTACKS", ()), *([module.ATTACK] if hasattr(module, "ATTACK") else [])):
             assert attack.name not in found, attack.name
             assert 0 < attack.quick <= attack.full, attack.name
