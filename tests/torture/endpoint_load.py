@@ -31,7 +31,8 @@ from qwenvl_agent.records import EpisodeRecord, read_records
 
 NUM_EPISODES = 64
 MAX_TURNS = 4
-TIMEOUT_S = 4.0
+TIMEOUT_S, PATIENT_S = 4.0, 120.0
+"""Of a request where some never are answered, and where all are: there only a crowded machine takes long."""
 MEMORY_BYTES = 1.5 * 2**30
 """More than before that the run may take: 64 bodies of 8 MiB, as bytes and as what is read of them."""
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -184,10 +185,10 @@ class Setting:
         self.world = corridor(6, max_turns=MAX_TURNS)
         self._lock = threading.Lock()
 
-    def policy(self, url: str, prompts: dict[str, int]) -> EndpointPolicy:
+    def policy(self, url: str, prompts: dict[str, int], timeout_s: float) -> EndpointPolicy:
         cfg = EvalConfig(max_new_tokens=60, batch_size=NUM_EPISODES)
         policy = EndpointPolicy(
-            url, "tiny", self.collator, self.collator.fmt, cfg, timeout_s=TIMEOUT_S, first_pause_s=0.05
+            url, "tiny", self.collator, self.collator.fmt, cfg, timeout_s=timeout_s, first_pause_s=0.05
         )
         original = policy._prompt
 
@@ -245,7 +246,9 @@ def try_load(setting: Setting, seed: int, menu: dict[str, float], folder: Path) 
     """What went wrong, in one line."""
     prompts: dict[str, int] = {}
     server = HostileServer(seed, menu, answer_by(prompts))
-    policy, wrong, threads = setting.policy(server.url, prompts), [], threading.active_count()
+    is_harmless = set(menu) <= HARMLESS
+    policy = setting.policy(server.url, prompts, PATIENT_S if is_harmless else TIMEOUT_S)
+    wrong, threads = [], threading.active_count()
     seeds = range(seed % 10**6, seed % 10**6 + NUM_EPISODES)
     started = time.monotonic()
     with memory_peak() as peak, Unfinished(folder, EpisodeRecord, {}, say=lambda text: None) as unfinished:
@@ -272,7 +275,7 @@ def try_load(setting: Setting, seed: int, menu: dict[str, float], folder: Path) 
     ]
     if unexplained:
         wrong.append(f"{len(unexplained)} episodes ended without a reason: {unexplained[0].end_reason!r}")
-    if set(menu) <= HARMLESS and (lost := [r for r in records if r.error]):
+    if is_harmless and (lost := [r for r in records if r.error]):
         wrong.append(f"{len(lost)} episodes were lost to a server that answers: {lost[0].error[-200:]}")
     policy.client.close()
     gc.collect()
