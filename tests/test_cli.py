@@ -72,7 +72,7 @@ def test_a_script_is_the_command_of_its_name(front):
 
 
 def test_fronts_are_there_for_what_the_documents_name():
-    assert len(FRONTS) == 15 and {"generate_oracle", "plan_vram", "show_batch"} < {path.stem for path in FRONTS}
+    assert len(FRONTS) == 16 and {"generate_oracle", "plan_vram", "show_batch"} < {path.stem for path in FRONTS}
 
 
 def test_studies_start_a_clones_files_and_elsewhere_the_packages(tmp_path, monkeypatch):

@@ -94,10 +94,11 @@ def test_a_file_of_deepspeeds_is_answered_with_the_settings_that_mean_it(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.loopback
 def test_a_yaml_of_accelerates_own_is_one_line(tmp_path):
     """Its accumulation would have been taken over the config's: an optimizer step in every second one of ours."""
     (tmp_path / "own.yaml").write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\nnum_processes: 1\nmixed_precision: bf16\n"
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\nnum_processes: 1\nnum_machines: 1\nmachine_rank: 0\nmixed_precision: bf16\n"
         "use_cpu: false\ndeepspeed_config:\n  gradient_accumulation_steps: 16\n  zero_stage: 2\n"
     )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "own.yaml")]

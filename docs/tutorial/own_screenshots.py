@@ -71,7 +71,17 @@ assert not check_data.main(
 
 # %%
 assert not augment.main(
-    [str(SCREENS), "--out", str(OUT / "more"), "--copies", str(COPIES), "--ways", "crop", "scale", "--overwrite"]
+    [
+        str(SCREENS / "labels.json"),
+        "--out",
+        str(OUT / "more"),
+        "--copies",
+        str(COPIES),
+        "--ways",
+        "crop",
+        "scale",
+        "--overwrite",
+    ]
 )
 
 # %% [markdown]

@@ -39,7 +39,7 @@ def build_accelerator(train_cfg: TrainConfig) -> Accelerator:
         mixed_precision="no",
         gradient_accumulation_steps=train_cfg.accumulation,
         deepspeed_plugin=plugin,
-        log_with=trackers,
+        log_with=trackers or None,  # of an empty list it warns
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
             # The other ranks wait while rank 0 evaluates.
