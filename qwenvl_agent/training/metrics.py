@@ -158,8 +158,9 @@ class Reporter:
             return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items() if self.board else ():
-            self.board.add_scalar(name, value, step)
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
         for tracker in self.trackers:
             tracker.log(values, step=step)
         self.show(step, values)

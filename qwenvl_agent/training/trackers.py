@@ -20,7 +20,7 @@ ID_FILE = "tracker.json"
 
 def trackers_outside(train_cfg: TrainConfig) -> list[str]:
     """Those that are not TensorBoard; ValueError for one that is not installed, which Accelerate would leave out."""
-    names = [name for name in train_cfg.trackers if name != TENSORBOARD]
+    names: list[str] = [name for name in train_cfg.trackers if name != TENSORBOARD]
     for name in names:
         if find_spec(name) is None:
             raise ValueError(
