@@ -131,7 +131,7 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
     @told
     def on_start(world: str, rules: str, seed: float, request: gr.Request) -> tuple:
         def act() -> tuple:
-            session = playground.start(request.session_hash, PLAY, world, int(seed), rules)
+            session = playground.start(request.session_hash, PLAY, world, seed, rules)
             tools = [tool.name for tool in session.tools()]
             return (*renewed(session), gr.Dropdown([AGENTS_TURN, BEST_TURN, *tools], value=None), "", "[]")
 
@@ -269,7 +269,7 @@ def compare_tab(page: "gradio.Blocks", playground: Playground) -> None:
     @told
     def on_start(world: str, rules: str, seed: float, request: gr.Request) -> list:
         def act() -> list:
-            opened = [playground.start(request.session_hash, side, world, int(seed), rules) for side in SIDES]
+            opened = [playground.start(request.session_hash, side, world, seed, rules) for side in SIDES]
             return [value for session in opened for value in side_of(session)]
 
         return playground.run(act)

@@ -68,7 +68,7 @@ class Playground:
 
     # missions
 
-    def start(self, user: str, place: str, world: str, seed: int, rules: str = "") -> Session:
+    def start(self, user: str, place: str, world: str, seed: float, rules: str = "") -> Session:
         """Open a mission of that world and seed at a place of the user's (such as one side of a comparison) and close
         the one that was there. `rules`: a JSON object over the world's own."""
         made = self.world_choice(world).make(read_rules(rules))
