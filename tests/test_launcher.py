@@ -13,6 +13,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from qwenvl_agent.config import TrainConfig
 from qwenvl_agent.training.launcher import check_launcher
 
+pytestmark = pytest.mark.loopback  # Accelerate looks whether a port is free
 ROOT = Path(__file__).parent.parent
 ZERO3 = TrainConfig(zero_stage=3, cpu_offload=True, accumulation=8)
 
@@ -94,7 +95,6 @@ def test_a_file_of_deepspeeds_is_answered_with_the_settings_that_mean_it(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.loopback
 def test_a_yaml_of_accelerates_own_is_one_line(tmp_path):
     """Its accumulation would have been taken over the config's: an optimizer step in every second one of ours."""
     (tmp_path / "own.yaml").write_text(

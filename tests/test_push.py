@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from qwenvl_agent.cli import push
 from qwenvl_agent.hub import look_through, upload
 
+pytestmark = pytest.mark.loopback
 CARD = "---\nlibrary_name: transformers\nlicense: apache-2.0\n---\n\n# agent\n"
 
 
