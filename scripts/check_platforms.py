@@ -30,6 +30,8 @@ from qwenvl_agent.command import Parser, command
 ROOT = Path(__file__).parent.parent
 EXTRAS = ("dev", "browser", "serving", "examples", "play", "docs", "trackio")
 PYTHONS = ("3.11", "3.12", "3.13")
+PATCH = 5
+"""The least of each; the site's own packages want 3.11.5."""
 GLIBC = range(17, 40)
 MACHINES = {
     "linux x86-64": {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"},
@@ -81,7 +83,7 @@ def look(machine: str, python: str) -> dict:
 def environment_of(machine: str, python: str) -> dict[str, str]:
     """As PEP 508's markers see that machine."""
     fixed = {"os_name": "posix", "implementation_name": "cpython", "platform_python_implementation": "CPython"}
-    return {**MACHINES[machine], **fixed, "python_version": python, "python_full_version": f"{python}.0"}
+    return {**MACHINES[machine], **fixed, "python_version": python, "python_full_version": f"{python}.{PATCH}"}
 
 
 def roots() -> list[Requirement]:
@@ -154,7 +156,7 @@ def ask_pip(pins: dict[str, str], machine: str, python: str) -> str | None:
             "--only-binary=:all:",
             *tags,
             "--python-version",
-            python,
+            f"{python}.{PATCH}",
         ]
         done = subprocess.run([*pip, *wanted], capture_output=True, text=True)
     if done.returncode == 0:
