@@ -121,7 +121,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--seed-start", type=bounded(int, 0), help="of a world: first seed (default: of its seeds for reports)"
     )
     suite.add_argument("--rule", action="append", default=[], metavar="RULE=VALUE", help="one rule of the world")
-    suite.add_argument("--oracle", action="append", default=[], metavar="KEY=VALUE", help="setting of the reference")
+    suite.add_argument(
+        "--oracle",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="setting of the reference, and of the policy oracle",
+    )
     suite.add_argument(
         "--counterfactual",
         metavar="NAME",

@@ -36,6 +36,22 @@ def test_a_baseline_prints_json_alone(tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == {"metrics.json", "records.jsonl", "report.html", "pictures"}
 
 
+def test_the_oracle_plays_with_the_settings_of_its_reference(tmp_path):
+    for name, settings in (("usual", ()), ("short", ("--oracle", "max_path=2"))):
+        arguments = ("--policy", "oracle", *WORLD_ARGUMENTS, *settings, "--episodes", 2)
+        assert run(*arguments, "--out", tmp_path / name, "--seed-start", 0) == 0
+    usual, short = (
+        [
+            len(step["calls"][-1]["arguments"]["actions"])
+            for line in (tmp_path / name / "records.jsonl").open()
+            for step in json.loads(line)["steps"]
+            if step["calls"][-1]["name"] == "move"
+        ]
+        for name in ("usual", "short")
+    )
+    assert max(short) <= 2 < max(usual)
+
+
 def test_a_model_without_training(tmp_path, tiny, capsys):
     config, checkpoint = tiny
     arguments = ["--model", checkpoint, "--config", config, "--format", "plain", "--suite", "safari", "--episodes", 2]

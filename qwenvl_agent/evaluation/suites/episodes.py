@@ -114,8 +114,12 @@ class Episodes(Suite):
         make_env = (lambda: change_env(self.world.make_env())) if change_env else self.world.make_env
         return make_env, change_policy(policy) if change_policy else policy
 
+    def baseline(self, options: Options) -> Policy:
+        """The policy of that name; the oracle plays with the settings that its reference has."""
+        return self.world.make_policy(options.baseline, **(options.oracle if options.baseline == "oracle" else {}))
+
     def prepare(self, config: Config, policy: Policy | None, options: Options, say: Say) -> Work:
-        policy = policy or self.world.make_policy(options.baseline)
+        policy = policy or self.baseline(options)
         self.changed(options.counterfactual, policy)
         self.world.make_reference(**options.oracle)
         start = self.world.seeds.report.start if options.seed_start is None else options.seed_start
