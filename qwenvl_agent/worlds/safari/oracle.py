@@ -109,8 +109,10 @@ class SafariOracle:
             return reasons
         rng = random.Random(f"{scene.context}{scene.symbols.tobytes().hex()}")
         straight = [way[: self.max_path] for way in straight_ways(scene.me, reasons.aim or scene.me)]
-        blocked = [way for way in (upto_first(way, scene.blocked) for way in straight) if way]
-        starts = [way for way in dict.fromkeys(rng.sample(blocked, len(blocked))) if rng.random() < self.false_starts]
+        blocked = [
+            way for way in (upto_first(way, scene.blocked) for way in straight) if way and way[-1] != reasons.aim
+        ]
+        starts = [rng.choice(blocked)] if blocked and rng.random() < self.false_starts else []
         tiles = {tile for way in (*starts, reasons.way) for tile in way}
         return replace(reasons, false_starts=starts, contents={tile: scene.content(tile) for tile in tiles})
 

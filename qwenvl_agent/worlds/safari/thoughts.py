@@ -3,14 +3,14 @@
 The words of a form are a table, so another form is another table.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from qwenvl_agent.schema import ToolCall, ToolResult
 from qwenvl_agent.worlds.safari.context import Context, read_context
 from qwenvl_agent.worlds.safari.missions import find_targets, read_mission, resolve_target
 from qwenvl_agent.worlds.safari.notepad import tile_name
-from qwenvl_agent.worlds.safari.paths import Action
+from qwenvl_agent.worlds.safari.paths import Action, directions_of
 from qwenvl_agent.worlds.safari.world import DIRECTIONS, Tile
 
 MAX_WORDS_CHARS = 80
@@ -49,8 +49,8 @@ class ThoughtForm:
     plan: str
     tile: Callable[[Tile, Tile], str]
     looks: bool = False
-    """Whether every tile of the way is followed by what stands on it, so that a way that is blocked is seen to be, and a
-    declaration stands after a tile that was said to be the target's."""
+    """Whether every tile of the way is led to by its direction and followed by what stands on it, so that a way that is
+    blocked is seen to be; and the tile that is declared by `target`, which `found` then copies."""
 
 
 THOUGHT_FORMS = {
@@ -128,10 +128,16 @@ def write_thought(form: ThoughtForm, corner: Tile, reasons: Reasons, plan: Plan)
         else:
             parts.append(form.zone.format(reasons.zone, go) if reasons.zone else form.go.format(go))
     for way in (*reasons.false_starts, reasons.way):
-        looked = (f"{name(tile)} {reasons.contents[tile]}" if form.looks else name(tile) for tile in way)
-        parts += [form.way.format(" ".join(looked))] if way else []
+        mark = " target" if form.looks and way is reasons.way and plan.found else ""
+        parts += [form.way.format(" ".join(_steps(form, name, reasons, way)) + mark)] if way else []
     parts.append(form.plan.format(plan.text()))
     return " ".join(parts)
+
+
+def _steps(form: ThoughtForm, name: Callable[[Tile], str], reasons: Reasons, way: Sequence[Tile]) -> Iterator[str]:
+    """The tiles of a way as the form says them."""
+    for direction, tile in zip(directions_of(reasons.me, way), way, strict=True):
+        yield f"{direction} {name(tile)} {reasons.contents[tile]}" if form.looks else name(tile)
 
 
 def generate_thought(text: str, calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> str:
