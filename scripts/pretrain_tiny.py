@@ -10,8 +10,9 @@ Vision stage: the tower's output for a tile must name it through the language mo
 place, what stands on it, which neighbours are free), so that a vision token reads like a bag of words. Then the tower is
 frozen, and the language model learns short statements about pictures (perception), then exchanges in which a mission, a
 notepad and a plan become calls, in every format (calls), then ways among many trees (ways), what stands on a tile that
-is named (contents), and ways with what stands on them, so that one that is blocked is seen to be (looks). Only what a
-reader of the row could know is supervised, never the random choice of what to ask or to do.
+is named (contents), and ways with what stands on them, so that one that is blocked is seen to be (looks). Last the tower
+learns to see three emoji fonts alike (fonts). Only what a reader of the row could know is supervised, never the random
+choice of what to ask or to do.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -49,7 +51,14 @@ from qwenvl_agent.worlds import make_env
 from qwenvl_agent.worlds.safari.missions import KIND_WORDS, write_mission
 from qwenvl_agent.worlds.safari.notepad import Notes, tile_name, write_notes
 from qwenvl_agent.worlds.safari.oracle import SafariOracle
-from qwenvl_agent.worlds.safari.paths import actions_of, first_part, shortest_way, straight_ways, upto_first
+from qwenvl_agent.worlds.safari.paths import (
+    actions_of,
+    directions_of,
+    first_part,
+    shortest_way,
+    straight_ways,
+    upto_first,
+)
 from qwenvl_agent.worlds.safari.render import (
     FIRST_ANIMAL,
     GROUND,
@@ -60,6 +69,7 @@ from qwenvl_agent.worlds.safari.render import (
     symbol_animal,
     tile_pictures,
 )
+from qwenvl_agent.worlds.safari.sprites import SHEETS, USUAL_SHEET
 from qwenvl_agent.worlds.safari.thoughts import Plan
 from qwenvl_agent.worlds.safari.world import COLOURS, DIRECTIONS, KINDS, VIEW, Animal, Tile
 
@@ -68,7 +78,9 @@ TILE_PX = 16
 FEATURE_POWER = 0.05
 """Mean square of a vision feature's entries up to which it is not held back."""
 MAX_PATH = 6
-STAGES = ("vision", "perception", "calls", "ways", "contents", "looks")
+STAGES = ("vision", "perception", "calls", "ways", "contents", "looks", "fonts")
+FONTS = (USUAL_SHEET, "twemoji", "noto_mono")
+"""Sprite sheets that the tower sees; one, fluent, is kept for the suite of an unseen font."""
 FORMATS_WITH_THOUGHT = ("plain", "native", "hybrid")
 LANGUAGES = tuple(KIND_WORDS)
 RULES = ("reach", "catch")
@@ -257,11 +269,11 @@ def look_statement(scene: Scene, rng: random.Random, max_false_starts: int = 2) 
 
 
 def looked_pieces(scene: Scene, way: Sequence[Tile], is_learned: bool) -> list[Piece]:
-    """The tiles of a way, each with what stands on it; the tiles' names are learned or not."""
+    """The steps of a way, each with what stands where it leads; the steps are learned or not."""
     pieces = [Piece(" Path", is_learned)]
-    for i, tile in enumerate(way):
+    for i, (direction, tile) in enumerate(zip(directions_of(scene.me, way), way, strict=True)):
         pieces += [
-            Piece(f" {tile_name(tile)}", is_learned),
+            Piece(f" {direction} {tile_name(tile)}", is_learned),
             Piece(f" {scene.content(tile)}{'.' * (i == len(way) - 1)}", True),
         ]
     return pieces
@@ -361,9 +373,9 @@ def calls_of(plan: Plan, old: Notes, new: Notes, wording: str) -> Iterator[ToolC
         yield ToolCall("declare_done", {})
 
 
-def patches_of_symbols() -> torch.Tensor:
+def patches_of_symbols(sheet: str = USUAL_SHEET) -> torch.Tensor:
     """(symbols, 1536): the processor's patch of every tile picture (channel, time, y, x; scaled to -1..1)."""
-    tiles = torch.from_numpy(tile_pictures(TILE_PX).copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    tiles = torch.from_numpy(tile_pictures(TILE_PX, sheet).copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
     return torch.stack([tiles, tiles], dim=2).flatten(1)
 
 
@@ -431,6 +443,39 @@ def crowded_board(rng: random.Random, numpy_rng: np.random.Generator) -> np.ndar
     return board
 
 
+def train_fonts(model, num_steps: int, batch_size: int = 16) -> dict:
+    """Teach the tower to see in other fonts what it sees in the usual one, so that the language model need learn nothing;
+    returns by font how far off its features are, as a share of their variance."""
+    tower, teacher = model.model.visual, deepcopy(model.model.visual)
+    usual, fonts = patches_of_symbols(), torch.stack([patches_of_symbols(sheet) for sheet in FONTS])
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=num_steps, pct_start=0.05)
+    rng, numpy_rng = random.Random(1), np.random.default_rng(1)
+    for _ in track(range(num_steps), "fonts"):
+        symbols = torch.from_numpy(np.stack([crowded_board(rng, numpy_rng) for _ in range(batch_size)])).flatten(1)
+        font = torch.from_numpy(numpy_rng.integers(0, len(FONTS), batch_size))[:, None].expand_as(symbols)
+        pixels = fonts[font.flatten(), symbols.flatten()]
+        wanted = features_of(teacher, usual[symbols.flatten()]).detach()
+        errors = (features_of(tower, pixels + 0.05 * torch.randn_like(pixels)) - wanted).pow(2).mean(0) / wanted.var(0)
+        optimizer.zero_grad()
+        errors.mean().backward()
+        torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        wanted = features_of(teacher, usual[symbols.flatten()])
+        seen = {sheet: features_of(tower, patches_of_symbols(sheet)[symbols.flatten()]) for sheet in SHEETS}
+    return {
+        sheet: round(((got - wanted).pow(2).mean(0) / wanted.var(0)).mean().item(), 4) for sheet, got in seen.items()
+    }
+
+
+def features_of(tower, pixels: torch.Tensor) -> torch.Tensor:
+    """(tiles, 2 H): what the language model's first layer reads, and what its second is given beside."""
+    output = tower(pixels, torch.tensor([[1, VIEW, VIEW]] * (len(pixels) // VIEW**2)))
+    return torch.cat([output.pooler_output, output.deepstack_features[0]], dim=-1)
+
+
 def free_neighbours(boards: torch.Tensor) -> torch.Tensor:
     """(tiles, 4) float: for each direction of DIRECTIONS, whether the next tile is in the view and no tree."""
     blocked = functional.pad(boards == TREE, (1, 1, 1, 1), value=True)  # (B, 12, 12)
@@ -488,6 +533,7 @@ def main() -> int:
     parser.add_argument("--ways-steps", type=int, default=1200)
     parser.add_argument("--contents-steps", type=int, default=500)
     parser.add_argument("--looks-steps", type=int, default=700)
+    parser.add_argument("--fonts-steps", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--ramp-rows", type=int, default=20_000, help="rows until perception asks for everything")
     parser.add_argument("--seed", type=int, default=0)
@@ -508,6 +554,8 @@ def run_stage(stage: str, model, tokenizer, args) -> dict:
     """Train one stage; returns its last figures."""
     if stage == "vision":
         return train_vision(model, tokenizer, args.vision_steps)
+    if stage == "fonts":
+        return train_fonts(model, args.fonts_steps)
     if stage == "perception":
         init_attention(model.model.language_model)
     num_tokens, num_steps, learning_rate, pieces_of, board_of = {
@@ -515,7 +563,7 @@ def run_stage(stage: str, model, tokenizer, args) -> dict:
         "calls": (416, args.calls_steps, 1e-3, calls_row, random_board),
         "ways": (352, args.ways_steps, 1e-3, ways_row, partial(random_board, densities=(0.1, 0.2, 0.3, 0.35))),
         "contents": (248, args.contents_steps, 1e-3, contents_row, random_board),
-        "looks": (384, args.looks_steps, 1e-3, looks_row, partial(random_board, densities=(0.1, 0.12, 0.2, 0.3))),
+        "looks": (416, args.looks_steps, 1e-3, looks_row, partial(random_board, densities=(0.1, 0.12, 0.2, 0.3))),
     }[stage]
 
     def draw(rng: random.Random, row: int) -> tuple[np.ndarray, list[tuple[str, int]]]:
@@ -568,7 +616,7 @@ def looks_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
     """What stands where, ways with what stands on them, and now and then what happened before and calls."""
     target = partial(target_statement, absent=0.5)
     has_calls = row % 2 == 0
-    kinds = [content_statement] * 7 + [target] * 2 + [look_statement] * (1 if has_calls else 7)
+    kinds = [content_statement] * 7 + [target] * 2 + [look_statement] * (1 if has_calls else 5)
     rng.shuffle(kinds)
     pieces = [Piece("Me", False), me_piece(scene), *(piece for kind in kinds for piece in kind(scene, rng))]
     return pieces + exchanges(scene, rng, 1, looks=True) if has_calls else pieces
