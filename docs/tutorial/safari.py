@@ -60,8 +60,8 @@ env.close()
 
 # %%
 RECORD = """--noise 0.2 --resets 0.5 --near 0.35 --state at_zone=0.5 --vary 'num_animals={"10": 65, "120": 35}'
-    --oracle=max_path=4 --oracle=max_final_path=4 --oracle=waypoints=borders --oracle=thought_form=looking
-    --oracle=false_starts=0.4 --workers 2"""
+    --oracle=max_path=6 --oracle=max_final_path=6 --oracle=waypoints=regions --oracle=thought_form=looking
+    --oracle=false_starts=0.15 --workers 2"""
 assert not record.main(
     ["--config", CONFIG, "--out", str(OUT / "data"), "--episodes", str(EPISODES), "--overwrite", *shlex.split(RECORD)]
 )
@@ -91,8 +91,8 @@ assert not train.main(["--config", CONFIG, *settings, "--overwrite", *(w for one
 # Parks that nobody has seen: the agent, and a player who draws its calls. Every rate comes with its interval.
 
 # %%
-oracle_too = ["--oracle", "max_path=4", "--oracle", "max_final_path=4"]
-oracle_too += ["--oracle", "waypoints=borders", "--oracle", "thought_form=looking"]
+oracle_too = ["--oracle", "max_path=6", "--oracle", "max_final_path=6"]
+oracle_too += ["--oracle", "waypoints=regions", "--oracle", "thought_form=looking"]
 played = ["--episodes", str(TEST_EPISODES), "--out"]
 assert not evaluate.main(["--run", str(run), *oracle_too, *played, str(OUT / "eval" / "trained")])
 assert not evaluate.main(["--policy", "random", "--config", CONFIG, *played, str(OUT / "eval" / "random")])
