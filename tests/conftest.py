@@ -38,7 +38,7 @@ def pytest_runtest_setup(item):
     """Before any fixture, and with the mark `loopback` for those of this test too."""
     ATTEMPTS.write_text("")
     os.environ.pop(connections.LOOPBACK, None)
-    if item.get_closest_marker("loopback") or item.get_closest_marker("browser"):
+    if any(item.get_closest_marker(mark) for mark in ("loopback", "browser", "slow")):  # slow ones start ranks
         os.environ[connections.LOOPBACK] = "1"
     return (yield)
 

@@ -244,6 +244,7 @@ def test_the_command_runs_a_real_model_and_says_when_nothing_was_read(models, sc
     assert printed["action"] is None and printed["error"] and printed["image_size"] == [WIDTH, HEIGHT]
 
 
+@pytest.mark.loopback
 def test_the_command_asks_a_server(models, screenshot, capsys):
     run, base, settings = models
     call = '<tool_call>\n{"name": "computer_use", "arguments": {"action": "left_click", "coordinate": [250, 250]}}\n</tool_call>'

@@ -175,6 +175,9 @@ def test_no_text_of_an_answer_holds_what_its_parser_refuses(text):
 
 # what is written under it
 
+LOOSE = {"hybrid": {"other_action_line"}}
+"""No context-free grammar makes one list of names repeat in another: an Action line may name other calls than follow."""
+
 
 @pytest.mark.parametrize("tools", TOOL_SETS)
 @pytest.mark.parametrize("name", FORMATS)
@@ -189,7 +192,7 @@ def test_what_ends_is_read_strictly_and_fits_the_schemas(name, tools):
             continue
         ended += 1
         answer = FORMATS[name].parse(text, known)
-        assert not answer.error and not answer.repairs and answer.turn.tool_calls, text
+        assert not answer.error and not set(answer.repairs) - LOOSE.get(name, set()) and answer.turn.tool_calls, text
         for call in answer.turn.tool_calls:
             assert not list(
                 Draft202012Validator(tool_named(known, call.name).parameters).iter_errors(call.arguments)
@@ -264,7 +267,7 @@ def test_an_untrained_model_writes_nothing_but_strict_answers(base, untrained, n
     ended = [answer for answer in answers if answer.error != "endless"]
     # A thought of random tokens hardly ever ends, and native answers, and thoughts in a block, nearly all begin with one.
     assert len(ended) >= (0 if name in ("native", "think") else 3)
-    assert all(not a.error and not a.repairs and a.turn.tool_calls for a in ended)
+    assert all(not a.error and not set(a.repairs) - LOOSE.get(name, set()) and a.turn.tool_calls for a in ended)
     free = build_policy(base, untrained, name, **settings).act(requests)
     assert not any(answer.turn.tool_calls for answer in free)
     cut = build_policy(base, untrained, name, constrained=True, **settings | {"max_new_tokens": 2}).act(requests)

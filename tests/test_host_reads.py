@@ -24,7 +24,7 @@ RUNS = {
         "train": {"pack_tokens": 300},
     },
 }
-READ_AT_A_LOG_LINE = {"qwenvl_agent/training/finite.py read": 1, "qwenvl_agent/training/metrics.py read": 1}
+READ_AT_A_LOG_LINE = {"qwenvl_agent/training/finite.py _on_host": 1, "qwenvl_agent/training/metrics.py read": 1}
 
 
 @pytest.fixture(scope="module")

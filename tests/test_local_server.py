@@ -9,6 +9,8 @@ import pytest
 from qwenvl_agent import local_server
 from qwenvl_agent.local_server import LocalHandler, LocalServer
 
+pytestmark = pytest.mark.loopback
+
 
 class Echo(LocalHandler):
     def do_GET(self):  # noqa: N802

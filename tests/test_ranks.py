@@ -61,6 +61,7 @@ def test_accumulation_changes_nothing(run, expected):
     torch.testing.assert_close(ours["loss"], wanted["loss"])
 
 
+@pytest.mark.loopback
 def test_two_ranks_with_unequal_token_counts_change_nothing(run, expected):
     config, out = run("2ranks", batch_size=1, accumulation=2)
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from qwenvl_agent.evaluation.step_metrics import (
     RowRecord,
     consistency,
@@ -156,4 +158,7 @@ def test_row_records_survive_their_file(tmp_path):
     assert records[0].episode == "a" and records[0].step.picture == "a/0.png"
     assert records[0].step.expected_thought == "Me a0."
     write_records(tmp_path / "records.jsonl", records)
-    assert read_records(tmp_path / "records.jsonl", RowRecord) == records
+    (read,) = read_records(tmp_path / "records.jsonl", RowRecord)
+    assert read.step.picture == str(tmp_path / "a" / "0.png")  # from the results' folder on
+    assert replace(read, step=records[0].step) == records[0]
+    assert replace(read.step, picture="a/0.png") == records[0].step

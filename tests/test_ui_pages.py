@@ -321,9 +321,9 @@ def test_targets_are_named_as_in_the_published_form():
         ("http://127.0.0.1:8000/page", True),
         ("http://localhost/", True),
         ("http://[::1]:99/", True),
-        ("ws://127.0.0.1/live", True),
-        ("data:text/html,x", True),
-        ("about:blank", True),
+        ("ws://127.0.0.1/live", False),
+        ("data:text/html,x", False),
+        ("about:blank", False),
         ("http://127.0.0.1.example.org/", False),
         ("http://localhost@example.org/", False),
         ("http://192.168.1.1/", False),
@@ -333,7 +333,7 @@ def test_targets_are_named_as_in_the_published_form():
         ("http://[broken/", False),
     ],
 )
-def test_only_loopback_is_local(url, is_local):
+def test_only_pages_of_this_machine_are_local(url, is_local):
     assert chromium.is_local(url) is is_local
 
 

@@ -100,8 +100,9 @@ class FiniteCheck:
         """Whether a bad step was skipped; where none is to be, a ValueError of it, the same on all ranks, which must all
         call this."""
         seen, self.seen = self.seen, []
-        values, limits = (self._on_host([getattr(one, name) for one in seen]) for name in ("value", "limit"))
-        read = [one._replace(value=v, limit=m) for one, v, m in zip(seen, values, limits, strict=True)]
+        numbers = self._on_host([*(one.value for one in seen), *(one.limit for one in seen)])
+        pairs = zip(seen, numbers[: len(seen)], numbers[len(seen) :], strict=True)
+        read = [one._replace(value=value, limit=limit) for one, value, limit in pairs]
         failures = gather_object([one for one in read if one.is_bad][:1])
         if not failures:
             self.in_a_row = 0
@@ -114,7 +115,7 @@ class FiniteCheck:
         return True
 
     def _on_host(self, values: Sequence[torch.Tensor | float]) -> list[float]:
-        # Of one dtype and on one device, which most are already.
+        # Of one dtype and on one device, which most are already; one wait for all.
         alike = [torch.as_tensor(value, dtype=torch.float32, device=self.failed.device) for value in values]
         return torch.stack(alike).tolist() if alike else []
 
