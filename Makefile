@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(shell cat constraints.txt setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help install system demo demo-browser smoke-2b smoke-8b gpu-check bench-peers bench bench-quick test test-system test-avx2 torture torture-quick lint format
+.PHONY: help install system demo demo-full demo-browser smoke-2b smoke-8b gpu-check bench-peers bench bench-quick test test-system test-avx2 torture torture-quick lint format
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,9 @@ $(INSTALLED):
 
 demo: $(INSTALLED)  ## a tiny Qwen3-VL learns the safari: data, training, evaluation, report (CPU, minutes)
 	. $(BIN)/activate && bash scripts/demo.sh
+
+demo-full: $(INSTALLED)  ## the whole recipe: varied worlds, longer; then the full game and held-out suites, too (CPU, hours)
+	. $(BIN)/activate && bash scripts/demo_full.sh
 
 demo-browser: $(INSTALLED) system  ## a tiny Qwen3-VL learns to click: pages, training, 500 unseen screenshots, live Chromium, report
 	. $(BIN)/activate && bash scripts/demo_browser.sh
