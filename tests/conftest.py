@@ -19,6 +19,7 @@ sys.path.append(str(GUARD))
 import connections  # noqa: E402
 
 ATTEMPTS = Path(tempfile.gettempdir()) / f"connections-{os.getpid()}"
+LOOPBACK = Path(f"{ATTEMPTS}{connections.LOOPBACK}")
 
 
 def pytest_configure(config):
@@ -31,15 +32,16 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
     ATTEMPTS.unlink(missing_ok=True)
+    LOOPBACK.unlink(missing_ok=True)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
     """Before any fixture, and with the mark `loopback` for those of this test too."""
     ATTEMPTS.write_text("")
-    os.environ.pop(connections.LOOPBACK, None)
+    LOOPBACK.unlink(missing_ok=True)
     if any(item.get_closest_marker(mark) for mark in ("loopback", "browser", "slow")):  # slow ones start ranks
-        os.environ[connections.LOOPBACK] = "1"
+        LOOPBACK.touch()
     return (yield)
 
 

@@ -77,7 +77,7 @@ def page(browser, server):
 
 def choose(page, label: str, option: str) -> None:
     page.get_by_label(label, exact=True).click()
-    page.get_by_role("option", name=option, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).last.click()  # the list of another may still be closing
 
 
 def button(page, name: str):
