@@ -20,5 +20,5 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert 'src="images/safari.webp"' in home and 'href="TRAINING.html#configs"' in home
     pages = {path.relative_to(tmp_path / "site").as_posix() for path in (tmp_path / "site").rglob("*.html")}
-    assert {"METRICS.html", "README.ko.html", "examples/worlds/cards/README.html"} <= pages
+    assert {"METRICS.html", "README.ko.html", "examples/worlds/cards/index.html"} <= pages
     assert "<table>" in home and not re.search(r"<p>\| ", home)  # a table that was not read as one
