@@ -7,6 +7,7 @@ import functools
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,47 @@ def told(function: Callable) -> Callable:
 # playing one mission
 
 
+@dataclass(frozen=True)
+class PlayParts:
+    """What stands on the tab of one mission."""
+
+    world: Any
+    rules: Any
+    seed: Any
+    start: Any
+    shown: tuple[Any, ...]
+    """Picture, state, answer, best call and turns, as `show` gives them."""
+    player: Any
+    ask: Any
+    play: Any
+    best_turn: Any
+    to_the_end: Any
+    begin_with: Any
+    thought: Any
+    calls: Any
+    hand: Any
+    context: Any
+    picture: Any
+    again: Any
+    other: Any
+    look: Any
+    tokens: Any
+
+    @property
+    def renewed(self) -> list[Any]:
+        """What another state changes, as `renewed` gives it: what was asked before a turn is not of the state behind it."""
+        return [*self.shown, self.context, self.picture, self.other, self.tokens]
+
+
 def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
+    parts = lay_out_play(playground)
+    bind_mission(page, playground, parts)
+    bind_turns(playground, parts)
+    bind_hand(playground, parts)
+    bind_questions(playground, parts)
+
+
+def lay_out_play(playground: Playground) -> PlayParts:
     import gradio as gr
 
     world, rules, seed, start = mission_row(playground)
@@ -106,27 +147,29 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
             player = player_choice(playground, "agent", 0)
             with gr.Row():
                 ask, play = gr.Button("Ask"), gr.Button("Play its turn", variant="primary")
-                best_turn, on = gr.Button("Play the oracle's"), gr.Button("To the end")
+                best_turn, to_the_end = gr.Button("Play the oracle's"), gr.Button("To the end")
             answer, best = gr.HTML(elem_id="answer"), gr.HTML(elem_id="best")
             with gr.Accordion("By hand", open=False):
-                fill = gr.Dropdown([AGENTS_TURN, BEST_TURN], label="begin with", value=None)
+                begin_with = gr.Dropdown([AGENTS_TURN, BEST_TURN], label="begin with", value=None)
                 thought = gr.Textbox(label="thought", lines=2)
                 calls = gr.Code(label="calls, as JSON", language="json", value="[]", lines=4)
                 hand = gr.Button("Play by hand")
             with gr.Accordion("Change what is seen, and ask again", open=False):
                 context = gr.Textbox(label="context", lines=8)
                 picture = gr.ImageEditor(label="picture", type="pil", format="png", layers=False, image_mode="RGB")
-                again = gr.Button("Ask about this")
-                other = gr.HTML(elem_id="other")
+                again, other = gr.Button("Ask about this"), gr.HTML(elem_id="other")
             with gr.Accordion("The prompt, token by token", open=False):
-                look = gr.Button("Show the tokens and their weights")
-                tokens = gr.HTML(elem_id="tokens")
+                look, tokens = gr.Button("Show the tokens and their weights"), gr.HTML(elem_id="tokens")
     gr.Markdown("### Turns")
-    turns = gr.HTML(elem_id="turns")
-    shown = [seen, state, answer, best, turns]
+    shown = (seen, state, answer, best, gr.HTML(elem_id="turns"))
+    return PlayParts(
+        *(world, rules, seed, start, shown, player, ask, play, best_turn, to_the_end),
+        *(begin_with, thought, calls, hand, context, picture, again, other, look, tokens),
+    )
 
-    def session_of(request: gr.Request) -> Session:
-        return playground.session(request.session_hash, PLAY)
+
+def bind_mission(page: "gradio.Blocks", playground: Playground, parts: PlayParts) -> None:
+    import gradio as gr
 
     @told
     def on_start(world: str, rules: str, seed: float, request: gr.Request) -> tuple:
@@ -137,16 +180,25 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
 
         return playground.run(act)
 
+    outputs = [*parts.renewed, parts.begin_with, parts.thought, parts.calls]
+    for event in (parts.start.click, page.load):
+        event(on_start, [parts.world, parts.rules, parts.seed], outputs)
+    parts.world.change(lambda name: other_players(playground, name, 1)[0], parts.world, parts.player)
+
+
+def bind_turns(playground: Playground, parts: PlayParts) -> None:
+    import gradio as gr
+
     @told
     def on_ask(name: str, request: gr.Request) -> Shown:
         def act() -> Shown:
-            session = session_of(request)
+            session = mission_of(playground, request)
             return show(session, name, session.ask(playground.player(name, session)))
 
         return playground.run(act)
 
     def play_turn(name: str, request: gr.Request) -> tuple[tuple, bool]:
-        session = session_of(request)
+        session = mission_of(playground, request)
         session.play(session.ask(playground.player(name, session)), name)
         return renewed(session), session.is_over
 
@@ -165,34 +217,49 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
     @told
     def on_best(request: gr.Request) -> tuple:
         def act() -> tuple:
-            session = session_of(request)
+            session = mission_of(playground, request)
             session.play_best()
             return renewed(session)
 
         return playground.run(act)
 
+    parts.ask.click(on_ask, parts.player, list(parts.shown))
+    parts.play.click(on_play, parts.player, parts.renewed)
+    parts.to_the_end.click(on_play_on, parts.player, parts.renewed)
+    parts.best_turn.click(on_best, None, parts.renewed)
+
+
+def bind_hand(playground: Playground, parts: PlayParts) -> None:
+    import gradio as gr
+
     @told
     def on_hand(thought: str, calls: str, request: gr.Request) -> tuple:
         def act() -> tuple:
-            session = session_of(request)
+            session = mission_of(playground, request)
             session.play(by_hand(thought, calls, session.tools()), "by hand")
             return renewed(session)
 
         return playground.run(act)
 
     @told
-    def on_fill(what: str | None, name: str, request: gr.Request) -> tuple[str, str]:
+    def on_begin(what: str | None, name: str, request: gr.Request) -> tuple[str, str]:
         def act() -> tuple[str, str]:
-            session = session_of(request)
-            turn = turn_to_begin_with(session, what, playground, name)
+            turn = turn_to_begin_with(mission_of(playground, request), what, playground, name)
             return turn.thought, json.dumps(calls_json(turn), ensure_ascii=False, indent=1)
 
         return playground.run(act)
 
+    parts.hand.click(on_hand, [parts.thought, parts.calls], parts.renewed)
+    parts.begin_with.input(on_begin, [parts.begin_with, parts.player], [parts.thought, parts.calls])
+
+
+def bind_questions(playground: Playground, parts: PlayParts) -> None:
+    import gradio as gr
+
     @told
     def on_again(name: str, text: str, edited: dict | None, request: gr.Request) -> str:
         def act() -> str:
-            session = session_of(request)
+            session = mission_of(playground, request)
             image = (edited or {}).get("composite")
             found = session.ask_about(playground.player(name, session), text, image)
             size = f"a picture of {image.width}x{image.height} px" if image else "no picture"
@@ -205,24 +272,17 @@ def play_tab(page: "gradio.Blocks", playground: Playground) -> None:
         from qwenvl_agent.playground.tokens import prompt_html  # here, because it imports torch
 
         def act() -> str:
-            session = session_of(request)
+            session = mission_of(playground, request)
             return prompt_html(session, playground.player(name, session))
 
         return playground.run(act)
 
-    after = [*shown, context, picture, other, tokens]  # what was asked before a turn is not of the state behind it
-    begun = {"inputs": [world, rules, seed], "outputs": [*after, fill, thought, calls]}
-    for event in (start.click, page.load):
-        event(on_start, **begun)
-    world.change(lambda name: other_players(playground, name, 1)[0], world, player)
-    ask.click(on_ask, player, shown)
-    play.click(on_play, player, after)
-    on.click(on_play_on, player, after)
-    best_turn.click(on_best, None, after)
-    hand.click(on_hand, [thought, calls], after)
-    fill.input(on_fill, [fill, player], [thought, calls])
-    again.click(on_again, [player, context, picture], other)
-    look.click(on_look, player, tokens)
+    parts.again.click(on_again, [parts.player, parts.context, parts.picture], parts.other)
+    parts.look.click(on_look, parts.player, parts.tokens)
+
+
+def mission_of(playground: Playground, request: "gradio.Request") -> Session:
+    return playground.session(request.session_hash, PLAY)
 
 
 def renewed(session: Session) -> tuple:
