@@ -222,3 +222,16 @@ def request_of(num_steps: int = 0, num_pictures: int = 1, size: int = 160, tools
         steps.append(Step(Observation(f"Step: {i}\nNotepad:\n(empty)", pictures), turn, results))
     pictures = tuple(picture(size, size, 7 + j) for j in range(num_pictures))
     return Request(system, tools, tuple(steps), Observation("Mission: 호랑이\nassistant\n", pictures))
+
+
+@pytest.fixture(scope="module")
+def browser(request):
+    """A Chromium, whose pages reach what the test file's REACH says, by default their own server alone."""
+    from qwenvl_agent.worlds.browser import chromium
+
+    try:
+        chromium.find_chromium()
+    except ValueError as error:
+        pytest.skip(str(error))
+    with chromium.open_browser(reach=getattr(request.module, "REACH", "own")) as running:
+        yield running

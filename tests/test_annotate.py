@@ -321,16 +321,6 @@ def expect(locator):
     return expect_of(locator)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        chromium.find_chromium()
-    except ValueError as error:
-        pytest.skip(str(error))
-    with chromium.open_browser(reach="own") as found:
-        yield found
-
-
 @pytest.fixture
 def page(browser, server):
     context = chromium.open_context(browser, width=1100, height=600, origin=server.address.rsplit("/", 2)[0])

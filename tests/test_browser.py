@@ -53,16 +53,6 @@ REACHED = """places => places.map(([x, y]) => {
 
 
 @pytest.fixture(scope="module")
-def browser():
-    try:
-        chromium.find_chromium()
-    except ValueError as error:
-        pytest.skip(str(error))
-    with chromium.open_browser(reach="own") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def camera(browser):
     return Camera(browser)
 

@@ -17,9 +17,10 @@ from qwenvl_agent.data.collator import Collator
 from qwenvl_agent.formats import FORMATS
 from qwenvl_agent.schema import Picture, Row, ToolCall, Turn
 from qwenvl_agent.studies.ablation_report import Command, Figure, Heading, Rows, Text, as_html
-from qwenvl_agent.worlds.browser import chromium
 
 pytestmark = pytest.mark.browser
+REACH = "machine"
+"""Of this file's browser: its pages are our own servers'."""
 
 PAGES = ("report", "screens", "suites", "ablation", "samples", "annotate")
 WIDTHS = (400, 1280)
@@ -70,16 +71,6 @@ FAINT = """least => {
   }
   return [...found];
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        chromium.find_chromium()
-    except ValueError as error:
-        pytest.skip(str(error))
-    with chromium.open_browser() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

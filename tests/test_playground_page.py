@@ -8,9 +8,10 @@ from PIL import Image
 from test_looks import FAINT, LEAST_CONTRAST, OUTSIDE
 
 from qwenvl_agent.playground.playground import Playground, WorldChoice
-from qwenvl_agent.worlds.browser import chromium
 
 pytestmark = pytest.mark.browser
+REACH = "machine"
+"""Of this file's browser: its pages are our own servers'."""
 pytest.importorskip("gradio", reason="pip install '.[play]'")
 
 CORRIDOR = "tests/corridor_world.py:make_world"
@@ -41,16 +42,6 @@ def server(tmp_path_factory):
     started.stop()
     thread.join()
     playground.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        chromium.find_chromium()
-    except ValueError as error:
-        pytest.skip(str(error))
-    with chromium.open_browser() as found:
-        yield found
 
 
 def open_page(browser, server, width=1280, scheme="light"):
