@@ -18,7 +18,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
+import psutil
 from attack import Attack, Outcome
 from trainings import ROOT, is_gone, kill_group
 
@@ -146,12 +148,12 @@ def watch(process: subprocess.Popen, folder: Path, seconds: float) -> tuple[list
 def look(trainer: int, evaluations: int) -> Sample | None:
     """None if a process ended while it was looked at."""
     with suppress(OSError, ValueError, IndexError):
-        own = [trainer, *(pid for pid in children_of(trainer) if not name_of(pid).startswith(("node", "chrom")))]
+        own = [trainer, *(pid for pid in below(trainer, deep=False) if not name_of(pid).startswith(("node", "chrom")))]
         statuses = [Path(f"/proc/{pid}/status").read_text() for pid in own]
         resident = sum(int(text.split("VmRSS:")[1].split()[0]) for text in statuses) / 1024
         threads = sum(int(text.split("Threads:")[1].split()[0]) for text in statuses)
         files = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in own)
-        browsers = sum("chrom" in name_of(pid) for pid in descendants_of(trainer))
+        browsers = sum("chrom" in name_of(pid) for pid in below(trainer, deep=True))
         return Sample(evaluations, resident, files, threads, browsers)
     return None
 
@@ -162,24 +164,16 @@ def name_of(pid: int) -> str:
     return ""
 
 
-def children_of(pid: int) -> list[int]:
-    found = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += [int(child) for child in children.read_text().split()]
-    return found
-
-
-def descendants_of(pid: int) -> set[int]:
-    found, new = set(), [pid]
-    while new:
-        new = [child for parent in new for child in children_of(parent)]
-        found |= set(new)
-    return found
+def below(pid: int, *, deep: bool) -> list[int]:
+    """The processes that it has started; `deep`: and theirs."""
+    with suppress(psutil.NoSuchProcess):
+        return [process.pid for process in psutil.Process(pid).children(recursive=deep)]
+    return []
 
 
 def growth(samples: Sequence[Sample]) -> tuple[str, str]:
-    """What has grown, "" if nothing has; and the least and the most of both halves of the rounds."""
+    """What has grown, "" if nothing has; and of both halves of the rounds the highest least and the highest median: of
+    thousands of looks the most is one moment's, and the later half has as many chances to beat the earlier."""
     numbers = sorted({sample.evaluations for sample in samples})[START_UP:-1]
     halves = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
     grown, figures = [], []
@@ -187,7 +181,7 @@ def growth(samples: Sequence[Sample]) -> tuple[str, str]:
         spans = []
         for half in halves:
             rounds = [[getattr(s, name) for s in samples if s.evaluations == number] for number in half]
-            spans.append((max(map(min, rounds)), max(map(max, rounds))))
+            spans.append((max(map(min, rounds)), max(map(median, rounds))))
         figures.append(f"{name} {spans[0][0]:.0f} to {spans[0][1]:.0f}, then {spans[1][0]:.0f} to {spans[1][1]:.0f}")
         if any(after > before + room + share * before for before, after in zip(*spans, strict=True)):
             grown.append(figures[-1])
