@@ -421,7 +421,8 @@ class EvalConfig:
     temperature: Annotated[float, Range(0, 100, "answers could not be drawn")] = 0.0
     """Of drawn answers; 0: greedy."""
     constrained: bool = False
-    """Choose only among tokens that keep an answer to tools strictly readable, with calls that fit the tools' schemas."""
+    """Choose only among tokens that keep an answer to tools readable without repairs, with calls that fit the tools' schemas;
+    of hybrid, the Action line may still name other calls than follow (`other_action_line`)."""
     time_limit_s: Annotated[float, Range(TINY, 1e9, "no step would be started in that time")] = 600.0
     """An evaluation inside training stops starting new steps after this; unfinished episodes count as failures."""
 

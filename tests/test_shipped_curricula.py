@@ -22,18 +22,22 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
 DOCUMENT = ROOT / "docs" / "CURRICULUM.md"
-TINY = ROOT / "configs" / "safari_tiny_curriculum.json"
-TINY_SETTINGS = {
+SMALL = {
     "stages.*.set.train.max_steps": 2,
     "train.batch_size": 1,
     "eval.world.max_turns": 2,
     "eval.episodes": 1,
     "eval.step_rows": 1,
     "eval.max_new_tokens": 16,
-    "stages.perception.record.0.episodes": 4,
-    "stages.agent.record.0.episodes": 4,
-    "stages.agent.gate.more_steps": 1,
-    "stages.own.own_states.episodes": 2,
+}
+TINY_SETTINGS = {
+    "safari_tiny_curriculum": {
+        "stages.perception.record.0.episodes": 4,
+        "stages.agent.record.0.episodes": 4,
+        "stages.agent.gate.more_steps": 1,
+        "stages.own.own_states.episodes": 2,
+    },
+    "safari_tiny_full": {f"stages.agent.record.{index}.episodes": 4 for index in range(3)},
 }
 
 
@@ -94,14 +98,21 @@ def try_to_go_on(folder: Path, arguments: list[str]) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_tiny_curriculum_records_trains_and_is_planned(tmp_path, capsys, monkeypatch):
+def test_all_curricula_are_tried():
+    paths = [path for path in (ROOT / "configs").glob("*.json") if path.stem != "schema" and load_config(path).stages]
+    assert {path.stem for path in paths} == {"safari_2b_curriculum", *TINY_SETTINGS}
+
+
+@pytest.mark.parametrize("name", TINY_SETTINGS)
+def test_a_tiny_curriculum_records_trains_and_is_planned(tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    overrides = [word for key, value in TINY_SETTINGS.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    arguments = ["--config", str(TINY), *overrides]
+    path, small = ROOT / "configs" / f"{name}.json", SMALL | TINY_SETTINGS[name]
+    overrides = [word for key, value in small.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    arguments = ["--config", str(path), *overrides]
     assert plan([*arguments, "--json"]) == 0
     before = json.loads(capsys.readouterr().out)
     launch(tmp_path, *arguments)
-    config = load_config(TINY, overrides[1::2])
+    config = load_config(path, overrides[1::2])
     runs = plan_runs(config)
     assert all(is_over(run, 0) for run in runs) and (config.run_dir / "done.json").exists()
     assert [stage["name"] for stage in before["stages"]] == [run.config.name for run in runs]
