@@ -37,7 +37,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "train": [["train", "--config", "config.json"]],
     "resume": [["train", "--config", "config.json", "--resume", "--set", "train.max_steps=4"]],
     "check-data": [["check-data", "data/dataset.jsonl", "--config", "config.json", "--write", "written.json"]],
-    "show": [["show", "--config", "config.json", "--html", "samples.html"]],
+    "show": [["show", "--config", "config.json", "--out", "samples.html"]],
     "evaluate steps": [["evaluate", "--run", "runs/run", "--suite", "steps", "--rows", "2"]],
     "report, rescore": [["report", "runs/run/eval/steps", "--out", "page.html"], ["rescore", "runs/run/eval/steps"]],
     "export": [["export", "runs/run", "--out", "exported"]],
