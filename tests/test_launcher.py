@@ -11,7 +11,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
 from qwenvl_agent.config import TrainConfig
-from qwenvl_agent.training.launcher import check_launcher
+from qwenvl_agent.training.launcher import DEEPSPEED_FILE, check_launcher
 
 pytestmark = pytest.mark.loopback  # Accelerate looks whether a port is free
 ROOT = Path(__file__).parent.parent
@@ -89,9 +89,14 @@ def test_a_file_of_deepspeeds_is_answered_with_the_settings_that_mean_it(tmp_pat
         "and --set train.zero_stage=2 --set train.cpu_offload=true --set train.accumulation=4 --set train.batch_size=1; "
         "without a counterpart here: optimizer"
     )
-    path.write_text("{")
-    with pytest.raises(ValueError, match="DeepSpeed's settings cannot be read"):
-        check_launcher(ZERO3, environment("--deepspeed_config_file", str(path)))
+    # accelerate looks into it first, so the variable is given as it would give it
+    for text in ("{", "[1]", '{"zero_optimization": 2}', '{"zero_optimization": {"offload_param": "cpu"}}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="DeepSpeed's settings cannot be read"):
+            check_launcher(ZERO3, {DEEPSPEED_FILE: str(path)})
+    path.write_text('{"zero_optimization": {"stage": 1, "offload_param": null}}')
+    with pytest.raises(ValueError, match="--set train.zero_stage=1$"):
+        check_launcher(ZERO3, {DEEPSPEED_FILE: str(path)})
 
 
 @pytest.mark.slow

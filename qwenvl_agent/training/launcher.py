@@ -94,17 +94,17 @@ def is_same(said: str, ours: object) -> bool:
 def refuse_file(path: Path) -> None:
     """ValueError with the settings that mean what a DeepSpeed JSON says, and with what has none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = as_object(json.loads(path.read_text(encoding="utf-8")))
+        sets = dict.fromkeys(settings_of(values))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path}: DeepSpeed's settings cannot be read ({error}); launch with --use_deepspeed alone"
         ) from None
-    sets = dict.fromkeys(settings_of(values))
     others = [key for key in values if key not in KNOWN]
     rest = f"; without a counterpart here: {', '.join(others)}" if others else ""
     raise ValueError(
         f"{path} would not be used: DeepSpeed's settings are made of this project's config; launch with --use_deepspeed alone "
-        f"and {' '.join(f'--set {setting}' for setting in sets) or '--set train.zero_stage=2'}{rest}"
+        f"and {' '.join(f'--set {setting}' for setting in sets)}{rest}"
     )
 
 
@@ -120,11 +120,18 @@ KNOWN = (
 )
 
 
+def as_object(value: object) -> dict:
+    """ValueError for what is none; null is an empty one."""
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{str(value)[:40]!r} stands where an object belongs")
+    return value or {}
+
+
 def settings_of(values: dict) -> Iterator[str]:
     """Overrides that mean what a DeepSpeed JSON says; "auto" is what the config says anyhow."""
-    zero = values.get("zero_optimization", {})
+    zero = as_object(values.get("zero_optimization"))
     yield f"train.zero_stage={zero.get('stage', 0)}"
-    devices = [zero.get(part, {}).get("device", "none") for part in ("offload_optimizer", "offload_param")]
+    devices = [as_object(zero.get(part)).get("device", "none") for part in ("offload_optimizer", "offload_param")]
     if "cpu" in devices:
         yield "train.cpu_offload=true"
     names = {

@@ -56,7 +56,16 @@ def run(seed: int, cases: Sequence[int], scratch: Path) -> Iterator[Outcome]:
 
 def record_data(scratch: Path) -> None:
     words = [sys.executable, "-m", "qwenvl_agent", "record", "--world", "browser", "--rule", 'tasks=["boards"]']
-    words += ["--rule", 'actions=["left_click"]', "--rule", "past_steps=0", "--episodes", "24", "--out", scratch / "data"]
+    words += [
+        "--rule",
+        'actions=["left_click"]',
+        "--rule",
+        "past_steps=0",
+        "--episodes",
+        "24",
+        "--out",
+        scratch / "data",
+    ]
     with open(scratch / "log_record", "w") as log:
         subprocess.run(words, check=True, cwd=ROOT, env=environment(), stdout=log, stderr=log)
 
