@@ -273,9 +273,9 @@ def test_a_run_that_skips_goes_on_without_the_row_and_counts_it(configure, capsy
     config = configure(on_bad_step="skip", log_every=1)
     train(config)
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
-    logged = [line for line in lines if "train/skipped_steps" in line]
+    logged = [line for line in lines if "train/skipped_step_rate" in line]
     bad = step_with_row3(config)
-    num_skipped = sum(line["train/skipped_steps"] for line in logged)
+    num_skipped = sum(line["train/skipped_step_rate"] for line in logged)
     warnings = [line for line in capsys.readouterr().err.splitlines() if "the step is skipped" in line]
     assert len(warnings) == num_skipped >= 1 and f"loss is nan at step {bad}: " in warnings[0]
     assert "row3#" in warnings[0] and all(math.isfinite(value) for line in lines for value in line.values())

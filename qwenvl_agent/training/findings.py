@@ -29,12 +29,12 @@ class Findings:
     def read(self) -> None:
         """Wait for the device; an error, if a step since the last call was not as it has to be. All ranks must call this.
 
-        A step that is skipped leaves nothing in the means but its number.
+        A step that is skipped leaves nothing in the means but that it was (`train/skipped_step_rate`, a share of steps).
         """
         is_skipped = self.finite.read()
         if is_skipped:
             self.means, self.gradients.num_steps = self._before
             self.gradients.unread = []
         if self.finite.skips:
-            self.means.add("train/skipped_steps", float(is_skipped), 1.0)
+            self.means.add("train/skipped_step_rate", float(is_skipped), 1.0)
         self.gradients.read()

@@ -107,7 +107,7 @@ def wrong_of_bad_step(
 def wrong_of_skipped(training: Training, statuses: list, step: int) -> str:
     if statuses != [0] * len(statuses):
         return f"status {statuses}"
-    counted = [line["step"] for line in lines_of(training) if line.get("train/skipped_steps")]
+    counted = [line["step"] for line in lines_of(training) if line.get("train/skipped_step_rate")]
     if counted != [step]:
         return f"metrics.jsonl counts the steps {counted} as skipped, it was {step}"
     folders = [training.run_dir / "checkpoints" / f"step_{number:06d}" / "model" for number in (step - 1, step)]
@@ -121,7 +121,7 @@ def wrong_of_nothing(training: Training, statuses: list, skips: bool) -> str:
     """Every step is one in which no token weighs anything."""
     said = training.said(4000)
     if skips:
-        counted = [line["step"] for line in lines_of(training) if line.get("train/skipped_steps")]
+        counted = [line["step"] for line in lines_of(training) if line.get("train/skipped_step_rate")]
         is_right = counted == list(range(1, STEPS + 1)) and statuses == [0] * len(statuses)
         return "" if is_right and "weight is 0" in said else f"status {statuses}, skipped {counted}"
     is_right = all(status not in (0, None) for status in statuses) and "nothing to learn" in said
