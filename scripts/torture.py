@@ -104,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=bounded(float, 1), help=f"for all together; default {FULL_S}, quick {QUICK_S}"
     )
-    parser.add_argument("--jobs", type=bounded(int, 1), default=2, help="attacks at a time")
+    parser.add_argument(
+        "--jobs", type=bounded(int, 1), default=3, help="attacks at a time; most of an attack is waiting"
+    )
     parser.add_argument("--out", type=Path, default=Path("generated/torture"), help="outcomes and the summary")
     parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout, in place of the table")
     parser.add_argument("--list", action="store_true", help="the attacks, and how often each is tried")

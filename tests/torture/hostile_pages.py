@@ -713,7 +713,7 @@ ATTACKS = (
         "a page sends by every way that Chromium has to other ports and addresses of this machine",
         full=len(plan()),
         quick=24,
-        seconds=2400,
+        seconds=3600,
         run=attack_walls,
     ),
     Attack(
@@ -721,7 +721,7 @@ ATTACKS = (
         "a page hangs, eats memory, goes away while it loads, opens 100 windows",
         full=len(walls()) * len(TRAPS),
         quick=3,
-        seconds=2400,
+        seconds=3600,
         run=attack_limits,
     ),
 )

@@ -408,6 +408,6 @@ ATTACK = Attack(
     "mutated requests to the servers that listen on this machine, over raw sockets",
     full=240,
     quick=8,
-    seconds=1200,
+    seconds=2400,
     run=attack,
 )
