@@ -14,7 +14,7 @@ from torch import nn
 
 from qwenvl_agent.checksums import find_damage
 from qwenvl_agent.config import Config, ModelConfig, PromptConfig, TrainConfig, VisionConfig
-from qwenvl_agent.files import read_json, write_json
+from qwenvl_agent.files import read_json, replacing, write_json
 from qwenvl_agent.training.checkpoint import (
     last_whole,
     point_links,
@@ -223,6 +223,21 @@ def test_a_torn_checkpoint_is_skipped_for_the_last_whole_one_and_said(config, ac
     assert prepare_run_dir(config, accelerator, resume=True, overwrite=False) == checkpoints / "step_000001"
     said = capsys.readouterr().out
     assert f"{name} is missing or cut off: step_000002 is skipped" in said and ".step_000003.tmp was never" in said
+
+
+def test_what_a_kill_left_of_a_file_that_was_written_is_deleted(config, accelerator):
+    prepare_run_dir(config, accelerator, resume=False, overwrite=False)
+    saved, checkpoints = read_json(config.run_dir / "config.json"), config.run_dir / "checkpoints"
+    save(checkpoints, accelerator, 1, write=lambda folder: write_whole(folder, saved))
+    files = {path.relative_to(config.run_dir) for path in config.run_dir.rglob("*")}
+    for path in (config.run_dir / "config.json", checkpoints / "step_000001" / "evaluation.json"):
+        with pytest.raises(KeyboardInterrupt), replacing(path) as part:
+            part.write_text("{")
+            part.with_name(part.name.replace(".tmp", "2.tmp")).write_text("{")  # as a SIGKILL leaves it
+            raise KeyboardInterrupt
+    (checkpoints / ".best.tmp").symlink_to("step_000001")
+    prepare_run_dir(config, accelerator, resume=True, overwrite=False)
+    assert {path.relative_to(config.run_dir) for path in config.run_dir.rglob("*")} == files
 
 
 def test_resume_goes_by_the_link_not_by_the_highest_number(config, accelerator):

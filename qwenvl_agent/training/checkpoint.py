@@ -82,8 +82,17 @@ def open_run(
         shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "STOP").unlink(missing_ok=True)
+    remove_leftovers(run_dir)
     write_json(run_dir / "config.json", to_json(config))
     return checkpoint
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Delete what a kill has left of files that were being replaced; whoever holds the run's lock alone writes there."""
+    for folder in (run_dir, run_dir / "checkpoints", *run_dir.glob("checkpoints/step_*")):
+        for path in folder.glob(".*"):
+            if is_leftover(path) and (path.is_symlink() or path.is_file()):
+                path.unlink()
 
 
 def check_folder(run_dir: Path, overwrite: bool, resume: bool) -> None:

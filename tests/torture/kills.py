@@ -106,6 +106,8 @@ class Training:
         self.run_dir, self.data = folder / "runs" / "run", field.scratch / "data"
         self.groups: list[int] = []
         """Process groups of all that was started."""
+        self.statuses: list[int | None] = []
+        """Of the last start, by rank; none for one whose ranks were not waited for one by one."""
 
     def operations(self, rank: int) -> Path:
         return self.folder.with_name(f"{self.folder.name}_operations_{rank}")
@@ -150,7 +152,8 @@ class Training:
     def start_and_wait(
         self, num_workers: int, harms: Sequence[Strike | Poison | None], *options: str
     ) -> list[int | None]:
-        return [self.field.warm.wait(pid) for pid in self.start(num_workers, harms, *options)]
+        self.statuses = [self.field.warm.wait(pid) for pid in self.start(num_workers, harms, *options)]
+        return self.statuses
 
     def said(self, num_characters: int = 400) -> str:
         """The end of what the ranks have said."""
@@ -263,7 +266,9 @@ def hit_launcher(training: Training, random: random.Random, number: int, nth: in
 
 
 def is_finished(training: Training, whole: Training) -> bool:
-    """Whether the last step is there and evaluated, as it is in the whole run."""
+    """Whether it ended by itself, with the last step there and evaluated, as it is in the whole run."""
+    if not training.statuses or any(training.statuses):
+        return False
     ours, theirs = training.run_dir / "checkpoints" / "last", whole.run_dir / "checkpoints" / "last"
     return (ours / "evaluation.json").exists() and ours.resolve().name == theirs.resolve().name
 
