@@ -120,9 +120,9 @@ def draw_frame(
     draw.text((BOARD[0], 12), record.mission, INK, fonts.title)
     draw.text((RIGHT, 14), head, OK if head.startswith("won") else SOFT, fonts.text, anchor="ra")
     draw_board(frame, draw, directory / step.picture, fonts, tiles)
-    y = draw_block(draw, 46, "THINKS", step.thought, fonts.text, fonts, 3)
+    y = draw_block(draw, 46, "THINKS", step.thought, fonts.text, fonts, 4)
     calls = "\n".join(spell(call.name, call.arguments) for call in step.calls) if called else ""
-    y = draw_block(draw, y, "CALLS", calls, fonts.code, fonts, 4)
+    y = draw_block(draw, y, "CALLS", calls, fonts.code, fonts, 3)
     y = draw_block(draw, y, "NOTEPAD", notes(step, called), fonts.code, fonts, 2)
     answers = " · ".join(map(answer, step.results)) if called else ""
     draw_block(draw, y, "THE WORLD ANSWERS", answers, fonts.small, fonts, 1)
