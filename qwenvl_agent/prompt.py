@@ -59,21 +59,45 @@ def _render(request: Request, fmt: Format, supervise_history: bool) -> Rendered:
     end = Span("end", template.turn_end)
     spans = [Span("prompt", _system(request, fmt))]
     pictures: list[Picture] = []
-    num_turns = 2 + bool(spans[0].text)
-    for step in request.history:
-        results = fmt.render_results(step.results)
-        num_turns += 2 + _num_turns(results)
-        spans.append(Span("prompt", _user(step.observation, template) + template.assistant))
-        spans += [*fmt.render_past(step.turn), end] if supervise_history else _as_prompt(step.turn, fmt)
-        spans.append(Span("prompt", template.after_turn + _results(results, template)))
+    results = [fmt.render_results(step.results) for step in request.history]
+    is_said = _is_said(request, results)
+    num_past = _num_past(results, is_said)
+    for i, step in enumerate(request.history):
+        spans.append(Span("prompt", _user(step.observation, template) * is_said[i] + template.assistant))
+        turn = fmt.render_past(step.turn) if i < num_past else fmt.render_midway(step.turn)
+        spans += [*turn, end] if supervise_history else _as_prompt(turn, template)
+        spans.append(Span("prompt", template.after_turn + _results(results[i], template)))
         pictures += step.observation.pictures
-    spans.append(Span("prompt", _user(request.observation, template) + template.assistant + fmt.opening))
+    user = _user(request.observation, template) * is_said[-1]
+    spans.append(Span("prompt", user + template.assistant + fmt.opening))
     pictures += request.observation.pictures
+    num_turns = bool(spans[0].text) + sum(is_said) + len(is_said) + sum(map(_num_turns, results))
     return Rendered(tuple(spans), tuple(pictures), len(spans), num_turns)
 
 
-def _as_prompt(turn: Turn, fmt: Format) -> list[Span]:
-    return [Span("prompt", "".join(span.text for span in fmt.render_past(turn)) + fmt.family.template.turn_end)]
+def _is_said(request: Request, results: Sequence[Sequence[dict]]) -> list[bool]:
+    """Of each observation, the present one last, whether it is a user's message: an empty one behind results is none.
+
+    The model goes on with what its tools answered, as in a chat file in which an assistant follows a tool.
+    """
+    observations = [*(step.observation for step in request.history), request.observation]
+    follows_results = [False, *map(bool, results)]
+    return [
+        bool(seen.text or seen.pictures) or not follows
+        for seen, follows in zip(observations, follows_results, strict=True)
+    ]
+
+
+def _num_past(results: Sequence[Sequence[dict]], is_said: Sequence[bool]) -> int:
+    """How many turns of the history a user's message follows; only tools have answered those after them."""
+    for i in range(len(results), 0, -1):
+        if is_said[i] or any(message["role"] == "user" for message in results[i - 1]):
+            return i
+    return 0
+
+
+def _as_prompt(turn: Sequence[Span], template: Template) -> list[Span]:
+    return [Span("prompt", "".join(span.text for span in turn) + template.turn_end)]
 
 
 def system_text(request: Request, fmt: Format) -> str:
@@ -113,9 +137,12 @@ def to_messages(request: Request, turn: Turn | None, fmt: Format) -> tuple[list[
     """
     system = system_text(request, fmt)
     messages = [{"role": "system", "content": system}] if fmt.family.template.system(system) else []
-    for step in request.history:
-        messages += [_user_message(step.observation), fmt.to_message(step.turn), *fmt.render_results(step.results)]
-    messages.append(_user_message(request.observation))
+    results = [fmt.render_results(step.results) for step in request.history]
+    is_said = _is_said(request, results)
+    for i, step in enumerate(request.history):
+        messages += [_user_message(step.observation)] * is_said[i]
+        messages += [fmt.to_message(step.turn), *results[i]]
+    messages += [_user_message(request.observation)] * is_said[-1]
     if turn is not None:
         messages.append(fmt.to_message(turn))
     tools = [tool.to_json() for tool in request.tools] if fmt.uses_template_tools and request.tools else None

@@ -122,6 +122,25 @@ def test_every_prompt_is_the_beginning_of_its_row_and_every_mask_is_right(name):
     assert [message["role"] for message in messages][:3] == ["system", "user", "assistant"]
 
 
+@pytest.mark.parametrize("name", [name for name in OURS if name != "plain"])
+def test_a_turn_that_only_tools_have_answered_keeps_its_block_which_is_not_learned(name):
+    """Two such turns behind one that a user has answered."""
+    fmt, learns_history = OURS[name], name != "think"
+    went = Step(Observation(""), Turn("Go.", (move(),)), (ToolResult("move", {"status": "ok"}),))
+    history = (*request_of(1, 1).history, replace(went, observation=Observation("On.")), went)
+    request = replace(request_of(0, 0), history=history, observation=Observation(""))
+    processor = replace(tiny_processor(1), family=FAMILY)
+    prompt = PromptConfig(format=name, history_steps=9, supervise_history=learns_history)
+    collator = Collator(processor, fmt, prompt, VisionConfig(tiles=10), TrainConfig())
+    sample = collator.sample(Row("r", request, Turn("Done.", (move(),))))
+    text = "".join(span.text for span in sample.encoded.spans)
+    assert text.count("user\n<|im_end|>") == 0 and text.count("<|im_start|>user\n") == 2 + 3
+    assert text.count(FAMILY.template.assistant + fmt.opening) == 3 and text.count("<think>") == 3
+    audit = MaskAudit(processor.tokenizer, learns_history, FAMILY, fmt.opening)
+    encoded = sample.encoded
+    audit.check(encoded.input_ids, sample.labels, sample.parts, encoded.spans, encoded.num_turns)
+
+
 # calls as elements
 
 ANYTHING = Tool("anything", "Do.", {"type": "object", "properties": {}})

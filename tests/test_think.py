@@ -27,6 +27,7 @@ from qwenvl_agent.schema import Observation, Picture, Request, Row, Step, Tool, 
 
 THINK = FORMATS["think"]
 GO = Turn("Go.", (move(),))
+OPENED = "<|im_start|>assistant\n<think>\n"
 CALL = '<tool_call>\n{"name": "move", "arguments": {"actions": [{"direction": "RIGHT", "steps": 2}]}}\n</tool_call>'
 
 
@@ -78,6 +79,18 @@ def test_a_later_prompt_shows_an_earlier_turn_without_its_thought():
     for step in request.history:
         assert not step.turn.thought or step.turn.thought not in text
         assert "".join(span.text for span in THINK.render_past(step.turn)) in text
+
+
+def test_a_thought_stays_while_only_tools_have_answered():
+    """As the published template has it: the model goes on thinking where it was."""
+    went = Step(Observation(""), GO, (ToolResult("move", {"status": "ok"}),))
+    silent = replace(went, turn=Turn(tool_calls=(move(),)))
+    request = Request("", TOOLS, (replace(went, observation=Observation("Go.")), went, silent), Observation(""))
+    text = render_prompt(request, THINK).text
+    assert text.count("<think>\nGo.\n</think>\n\n<tool_call>") == 2 and text.count("<think>") == 3
+    assert text.count("<|im_start|>user\n") == 1 + 3 and text.endswith("</tool_response><|im_end|>\n" + OPENED)
+    asked = replace(request, observation=Observation("And now?"))
+    assert render_prompt(asked, THINK).text.count("<think>") == 1
 
 
 def test_each_prompt_is_the_beginning_of_its_row_to_the_token():

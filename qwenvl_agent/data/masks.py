@@ -74,7 +74,7 @@ class MaskAudit:
 
     @cached_property
     def _opening(self) -> list[int]:
-        """Ids that the last turn has behind its head, before what is to be written."""
+        """Ids that the last turn has behind its head, before what is to be written; an earlier one has them or not."""
         opening = self.family.template.opening if self.opening is None else self.opening
         return self.tokenizer.encode(opening, add_special_tokens=False)
 
@@ -122,7 +122,9 @@ class MaskAudit:
         expected = np.zeros(len(ids), dtype=bool)
         starts = [i for i in np.flatnonzero(ids == self._head[0]) if list(ids[i : i + len(self._head)]) == self._head]
         for start in starts if self.supervise_history else starts[-1:]:
-            begin = start + len(self._head) + (len(self._opening) if start == starts[-1] else 0)
+            begin = start + len(self._head)
+            is_opened = list(ids[begin : begin + len(self._opening)]) == self._opening
+            begin += len(self._opening) if start == starts[-1] or is_opened else 0
             end = begin + int(np.argmax(ids[begin:] == self._end))
             expected[begin : end + 1] = True
         return expected

@@ -114,6 +114,8 @@ class Template:
     tools_tail: str
     tools_before_text: bool = False
     """Whether the tools stand before the system prompt's text, or behind it."""
+    shows_empty_thoughts: bool = False
+    """Whether a turn that only tools have answered since is shown with its think block even without a thought."""
     strips_text: bool = False
     """Whether white space around a user's and the system's text goes."""
 

@@ -150,6 +150,7 @@ QWEN3_5 = replace(
         tools_head="# Tools\n\nYou have access to the following functions:\n\n<tools>",
         tools_tail=TOOLS_TAIL,
         tools_before_text=True,
+        shows_empty_thoughts=True,
         strips_text=True,
     ),
     calls=ElementCalls(),

@@ -57,6 +57,9 @@ class Format(Protocol):
     def render_past(self, turn: Turn) -> list[Span]:
         """An earlier turn, as later prompts show it."""
 
+    def render_midway(self, turn: Turn) -> list[Span]:
+        """An earlier turn that only tools have answered since: it is shown with its think block, which is prompt."""
+
     def to_message(self, turn: Turn) -> dict:
         """The chat message of which the model's own template makes the text of `render`."""
 
@@ -92,3 +95,7 @@ class OfFamily:
 
     def render_past(self, turn: Turn) -> list[Span]:
         return self.render(turn)
+
+    def render_midway(self, turn: Turn) -> list[Span]:
+        opening = [Span("prompt", self.opening)] if self.opening else []
+        return opening + self.render(turn)

@@ -9,7 +9,8 @@ The tiger is two tiles to the right.
 </tool_call>
 
 The block's beginning is the end of the prompt, so that the model writes the rest. A later prompt shows an earlier turn
-without its thought, as the checkpoints' own template does: what was thought is gone unless a tool has kept it.
+without its thought, as the checkpoints' own template does: what was thought is gone unless a tool has kept it. Only while
+nobody but tools has answered since, the thought stays.
 """
 
 from collections.abc import Sequence
@@ -49,6 +50,11 @@ class Think(Native):
 
     def render_past(self, turn: Turn) -> list[Span]:
         return super().render(replace(turn, thought=""))
+
+    def render_midway(self, turn: Turn) -> list[Span]:
+        """Not every template shows a block without a thought."""
+        is_shown = turn.thought or self.family.template.shows_empty_thoughts
+        return super().render_midway(turn) if is_shown else self.render_past(turn)
 
     def to_message(self, turn: Turn) -> dict:
         return super().to_message(replace(turn, thought="")) | {"reasoning_content": turn.thought}
