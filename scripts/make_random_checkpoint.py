@@ -7,6 +7,11 @@
 --processor names a folder with the tokenizer and the image processor, which all sizes share, and the config of that size,
 as config.json or as configs/SIZE.json; where it is another size's, and with --layers, a config is made from the table. Weights are drawn layer by layer into one shard at a time, in bfloat16, as transformers initialises
 them; the same seed gives the same bytes, however they are split into shards. In memory is never more than one shard.
+
+    python scripts/make_random_checkpoint.py --size qwen3.5-9b --layers 4 --processor processors/8b --stand-in --out generated/random_qwen3.5
+
+--stand-in: the processor is another family's, because the size's own is not at hand. The checkpoint has the processor's
+vocabulary and special tokens, and all other widths as published.
 """
 
 import argparse
@@ -17,7 +22,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -28,10 +33,11 @@ from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.planning.vram import ARCHITECTURES, Architecture, find_architecture
 
 SIZES: dict[str, Architecture] = {
-    path.removeprefix("Qwen/Qwen3-VL-").removesuffix("-Instruct").lower(): arch
+    path.removeprefix("Qwen/").removeprefix("Qwen3-VL-").removesuffix("-Instruct").lower(): arch
     for path, arch in ARCHITECTURES.items()
-    if path.endswith("-Instruct")
+    if not path.endswith("-Thinking")
 }
+TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 NEEDED_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 OPTIONAL_FILES = (
     "chat_template.jinja",
@@ -67,12 +73,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=bounded(int, 1), help="so many of the language model's layers (default: all)")
     parser.add_argument(
+        "--stand-in", action="store_true", help="the processor is another family's: take its vocabulary too"
+    )
+    parser.add_argument(
         "--shard-gb", type=bounded(float, 0.001, 1e6), default=1.0, help="most in one file, and in memory (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON, and nothing else")
     args = parser.parse_args(argv)
     written = make_checkpoint(
-        args.size, args.processor, args.out, args.seed, args.shard_gb, layers=args.layers, quiet=args.json
+        args.size,
+        args.processor,
+        args.out,
+        args.seed,
+        args.shard_gb,
+        layers=args.layers,
+        stand_in=args.stand_in,
+        quiet=args.json,
     )
     if args.json:
         print(json.dumps(asdict(written)))
@@ -94,20 +110,21 @@ def make_checkpoint(
     shard_gb: float = 1.0,
     *,
     layers: int | None = None,
+    stand_in: bool = False,
     quiet: bool = True,
 ) -> Written:
     """Weights, index, config and processor files in `out`, which appears when all of it is there."""
     started = time.perf_counter()
     arch = SIZES[size] if layers is None else SIZES[size].first_layers(layers)
-    config_path = find_config(processor, size, arch)
+    config = stand_in_config(processor, arch) if stand_in else find_config(processor, size, arch)
     check_folders(processor, out, arch)
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    if config_path:
-        shutil.copyfile(config_path, temporary / "config.json")
+    if isinstance(config, Path):
+        shutil.copyfile(config, temporary / "config.json")
     else:
-        make_config(arch).to_json_file(temporary / "config.json", use_diff=False)
+        (config or make_config(arch)).to_json_file(temporary / "config.json", use_diff=False)
     for name in (*NEEDED_FILES, *OPTIONAL_FILES):
         if (processor / name).exists():
             shutil.copyfile(processor / name, temporary / name)
@@ -127,13 +144,27 @@ def find_config(processor: Path, size: str, arch: Architecture) -> Path | None:
             if found.vocab != arch.vocab or (path.stem == size and found != SIZES[size]):
                 raise ValueError(
                     f"{path} is not the published config of Qwen3-VL {size.upper()}: the checkpoint would be of "
-                    f"another size; give the folder of the {size.upper()} Instruct model's processor and config"
+                    f"another size; give the folder of the {size.upper()} Instruct model's processor and config, or "
+                    "--stand-in if another family's processor is all there is"
                 )
             return path if found == arch else None
     raise ValueError(
         f"{processor} holds neither configs/{size}.json nor config.json: the architecture is unknown; give the folder "
         "of a Qwen3-VL Instruct model's processor and config"
     )
+
+
+def stand_in_config(processor: Path, arch: Architecture):
+    """Of `arch` but for the vocabulary and the special tokens, which are the processor's."""
+    path = processor / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the ids of its special tokens are unknown; add it")
+    values = json.loads(path.read_text(encoding="utf-8"))
+    config = make_config(replace(arch, vocab=values["text_config"]["vocab_size"]))
+    for name in TOKEN_IDS:
+        setattr(config, name, values[name])
+    config.text_config.eos_token_id = values["text_config"]["eos_token_id"]
+    return config
 
 
 def make_config(arch: Architecture):

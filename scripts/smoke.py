@@ -69,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--processor", type=Path, metavar="DIR", help="folder with processor and config; not with --model"
     )
+    parser.add_argument(
+        "--stand-in", action="store_true", help="the processor is another family's: make_random_checkpoint.py says more"
+    )
     parser.add_argument("--model", type=Path, help="a checkpoint to train on instead")
     parser.add_argument("--out", type=Path, required=True, help="folder of base, data, runs and smoke.json")
     parser.add_argument("--threads", type=bounded(int, 1), default=os.cpu_count(), help="default: all cores")
@@ -170,6 +173,7 @@ def make_base(args: argparse.Namespace, run: Callable) -> Path:
     if not base.exists():
         options = ["--size", args.size, "--processor", str(args.processor.resolve()), "--out", str(base.resolve())]
         options += ["--layers", str(args.layers)] if args.layers else []
+        options += ["--stand-in"] if args.stand_in else []
         run("base", [sys.executable, "scripts/make_random_checkpoint.py", *options])
     return base
 

@@ -23,6 +23,7 @@ from qwenvl_agent.config import DataConfig, PromptConfig, SourceConfig
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.formats import Format, formats_of
+from qwenvl_agent.inference.endpoint import to_chat
 from qwenvl_agent.prompt import render_prompt, render_row, to_messages
 from qwenvl_agent.schema import Request, Turn
 
@@ -80,7 +81,10 @@ def written(published) -> Written:
 
 
 def compare(published: Published, written: Written, num: int) -> Counter:
-    """How many texts were equal, and of how many conversations the family cannot write a call; fails at a difference."""
+    """How many texts were equal, and of how many conversations the family cannot write a call; fails at a difference.
+
+    Prompts also as a server gets them: as messages of plain text, with all that the template would add written out.
+    """
     counts: Counter = Counter()
     for name in published.formats:
         fmt = formats_of(FAMILIES[published.family])[name]
@@ -91,6 +95,8 @@ def compare(published: Published, written: Written, num: int) -> Counter:
                 assert UNWRITABLE in str(error) and published.family == "qwen3_5" and holds_unwritable(request, turn)
                 counts["refused"] += 1
                 continue
+            served = to_chat(texts[0], ["data:,"] * texts[0].count(fmt.family.template.image), fmt.family, fmt.opening)
+            assert written(served, None, True, fmt) == texts[0], f"conversation {i} of seed 0, format {name}, served"
             for text, answer in zip(texts, (None, turn), strict=True):
                 wanted = written(*to_messages(request, answer, fmt), answer is None, fmt)
                 assert text == wanted, f"conversation {i} of seed 0, format {name}"

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from tiny_run import save_tiny_checkpoint
-from transformers import AutoConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from qwenvl_agent.config import ModelConfig
 from qwenvl_agent.families import FAMILIES
@@ -21,8 +21,8 @@ from qwenvl_agent.planning.vram import ARCHITECTURES, find_architecture, read_ar
 ROOT = Path(__file__).parents[1]
 SHARD_GB = 0.0001
 PUBLISHED = {"2b": 2_127_532_032, "4b": 4_437_815_808, "8b": 8_767_123_696}
-PUBLISHED |= {"32b": 33_357_390_064, "30b-a3b": 31_070_754_032}
-"""Parameters of the published checkpoints."""
+PUBLISHED |= {"32b": 33_357_390_064, "30b-a3b": 31_070_754_032, "qwen3.5-9b": 9_409_813_744}
+"""Parameters of the published checkpoints; of Qwen3.5, whose files are not at hand, those of its published config."""
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +163,22 @@ def first_layers_of(processor: Path, arch):
     if kinds := values["text_config"].get("layer_types"):
         values["text_config"]["layer_types"] = kinds[: arch.layers]
     return AutoConfig.for_model(**values)
+
+
+def test_another_familys_processor_stands_in_with_its_vocabulary(small, processor_dir, tmp_path, monkeypatch):
+    family = FAMILIES["qwen3_5"]
+    theirs = save_tiny_checkpoint(tmp_path / "theirs", family=family)
+    arch = replace(find_architecture(str(theirs)), vocab=1024)  # none that the processor's tokens fill
+    monkeypatch.setitem(small.SIZES, "other", arch)
+    with pytest.raises(ValueError, match="config.json is not the published config.*--stand-in if another"):
+        small.make_checkpoint("other", processor_dir, tmp_path / "refused")
+    small.make_checkpoint("other", processor_dir, tmp_path / "out", stand_in=True)
+    ours = find_architecture(str(processor_dir))
+    assert find_architecture(str(tmp_path / "out")) == replace(arch, vocab=ours.vocab)
+    config, tokenizer = AutoConfig.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert config.image_token_id == tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert config.text_config.eos_token_id == tokenizer.eos_token_id
+    assert build_model(ModelConfig(path=str(tmp_path / "out"), method="lora"), "cpu").config.model_type == "qwen3_5"
 
 
 @pytest.mark.parametrize("path", ARCHITECTURES)

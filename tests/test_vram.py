@@ -319,6 +319,7 @@ def both(config: Config, arch, row: RowShape, num_layers: int = 0, vision_depth:
     [
         ("Qwen/Qwen3-VL-2B-Instruct", "qlora"),
         ("Qwen/Qwen3-VL-8B-Instruct", "lora"),
+        ("Qwen/Qwen3-VL-32B-Instruct", "qlora"),
         ("Qwen/Qwen3-VL-30B-A3B-Instruct", "qlora"),
     ],
 )

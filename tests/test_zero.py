@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def launch(config_path: Path, *options: str, expect: int = 0) -> str:
     return start("train.py", "--config", str(config_path), *options, expect=expect)
 
 
+def launch_alone(config_path: Path, *options: str) -> None:
+    """Without a launcher: one rank."""
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config_path), *options]
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def start(script: str, *arguments: str, expect: int = 0) -> str:
     command = [*LAUNCH, "--use_deepspeed", str(ROOT / script), *arguments]
     done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=900)
@@ -76,6 +84,14 @@ def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
+def forget_last(run_dir: Path) -> None:
+    """As if the run had been stopped after step 2."""
+    checkpoints = run_dir / "checkpoints"
+    shutil.rmtree(checkpoints / f"step_{STEPS:06d}")
+    (checkpoints / "last").unlink()
+    (checkpoints / "last").symlink_to("step_000002")
+
+
 def assert_two_ranks(run_dir: Path, stage: int) -> None:
     ranks = [json.loads((run_dir / f"checkpoints/last/rank_{rank}.json").read_text())["ranks"] for rank in range(2)]
     assert ranks == [{"zero_stage": stage, "rank": r, "world_size": 2, "backend": "gloo"} for r in range(2)]
@@ -93,6 +109,17 @@ def assert_same_run(run_dir: Path, expected: Path) -> None:
     assert_same_losses(run_dir, expected)
     for name, tensor in weights(expected, STEPS).items():
         torch.testing.assert_close(weights(run_dir, STEPS)[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def assert_goes_on_to_the_bit(run_dir: Path, resume: Callable[[], object]) -> str:
+    """Losses and weights of a run that was stopped after step 2 are those of the run that was not; what `resume` says."""
+    losses, whole = {step: line["train/loss"] for step, line in logged(run_dir).items()}, weights(run_dir, STEPS)
+    forget_last(run_dir)
+    output = resume()
+    assert {step: line["train/loss"] for step, line in logged(run_dir).items()} == losses
+    again = weights(run_dir, STEPS)
+    assert whole and all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    return str(output)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +161,40 @@ def test_ranks_that_route_to_other_experts_learn_what_one_process_learns(runs, m
     _, alone = runs(f"mixture_one_{method}", method=method, more=more, batch_size=2)
     train(alone)
     assert_same_run(config.run_dir, alone.run_dir)
+    if method == "lora":
+        assert_goes_on_to_the_bit(config.run_dir, lambda: launch(path, "--resume"))
+
+
+@pytest.fixture(scope="module")
+def linear_attention(runs):
+    """Function from a method to settings of a Qwen3.5, and the folder of its run of one process without DeepSpeed."""
+    base = save_tiny_checkpoint(runs.directory / "linear", family=FAMILIES["qwen3_5"])
+    done = {}
+
+    def alone(method):
+        settings = {"method": method, "more": {"path": str(base)}}
+        if method not in done:
+            _, config = runs(f"linear_one_{method}", batch_size=2, **settings)
+            train(config)
+            done[method] = config.run_dir
+        return settings, done[method]
+
+    return alone
+
+
+@pytest.mark.parametrize(("stage", "ranks", "method"), [(2, 1, "full"), (2, 2, "lora"), (3, 1, "lora"), (3, 2, "full")])
+def test_linear_attention_learns_what_one_process_learns_and_goes_on_to_the_bit(
+    runs, linear_attention, stage, ranks, method
+):
+    """Its layers read the weight of their convolution without calling it: ZeRO-3 has to gather that all the same."""
+    settings, expected = linear_attention(method)
+    path, config = runs(f"linear_{stage}_{ranks}", zero_stage=stage, batch_size=2 // ranks, **settings)
+    begin = launch if ranks == 2 else launch_alone
+    begin(path)
+    assert_same_run(config.run_dir, expected)
+    assert_goes_on_to_the_bit(config.run_dir, lambda: begin(path, "--resume"))
+    saved = [json.loads((config.run_dir / f"checkpoints/last/rank_{r}.json").read_text()) for r in range(ranks)]
+    assert [(one["ranks"]["zero_stage"], one["ranks"]["world_size"]) for one in saved] == [(stage, ranks)] * ranks
 
 
 @pytest.fixture(scope="module")
@@ -197,17 +258,8 @@ def test_each_rank_holds_the_bytes_that_were_planned_and_decays_the_same_matrice
 def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(runs):
     path, config = runs("resumed", zero_stage=3)
     launch(path)
-    uninterrupted = logged(config.run_dir), weights(config.run_dir, STEPS)
-    checkpoints = config.run_dir / "checkpoints"
-    shutil.rmtree(checkpoints / "step_000004")
-    (checkpoints / "last").unlink()
-    (checkpoints / "last").symlink_to("step_000002")
-    output = launch(path, "--resume")
+    output = assert_goes_on_to_the_bit(config.run_dir, lambda: launch(path, "--resume"))
     assert "resuming" in output and "start afresh" not in output
-    for step in (3, 4):
-        assert logged(config.run_dir)[step]["train/loss"] == uninterrupted[0][step]["train/loss"]
-    again = weights(config.run_dir, STEPS)
-    assert uninterrupted[1] and all(torch.equal(again[name], tensor) for name, tensor in uninterrupted[1].items())
 
 
 def test_on_another_number_of_ranks_the_weights_go_on_and_what_starts_afresh_is_said(runs, one_process, capsys):
@@ -288,15 +340,7 @@ def test_a_rank_without_a_picture_does_not_change_the_loss(runs, half_text_datas
 
 def test_a_process_that_no_launcher_started_is_the_one_rank_of_zero(runs):
     path, config = runs("lone", zero_stage=3, batch_size=2, max_steps=1)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--config", str(path)],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch_alone(path)
     ranks = json.loads((config.run_dir / "checkpoints/last/rank_0.json").read_text())["ranks"]
     assert ranks == {"zero_stage": 3, "rank": 0, "world_size": 1, "backend": "gloo"}
 
