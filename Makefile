@@ -1,21 +1,34 @@
 # make demo and make test set up everything themselves: python3, make and pip are all they need.
 PYTHON ?= python3
+comma := ,
 BIN := .venv/bin
+EXTRAS := dev,browser,serving,examples,play,docs,trackio
 INSTALLED := .venv/installed-$(shell cat constraints.txt setup.cfg pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help install system demo demo-full demo-browser smoke-2b smoke-8b gpu-check bench-peers bench bench-quick test test-system test-avx2 torture torture-quick lint format
+.PHONY: help install lock system demo demo-full demo-browser smoke-2b smoke-8b gpu-check bench-peers bench bench-quick test test-system test-avx2 torture torture-quick lint format
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
-install: $(INSTALLED)  ## .venv with the pinned packages (TORCH_INDEX=URL: torch from there first, docs/INSTALL.md)
+install: $(INSTALLED)  ## .venv with the pinned packages (HASHES=1: each file by its hash; TORCH_INDEX=URL: torch from there first; docs/INSTALL.md)
 
 $(INSTALLED):
 	$(PYTHON) -m venv .venv
+ifdef HASHES
+	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock > .venv/build.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .venv/build.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-build-isolation --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+else
 	@if [ -n "$(TORCH_INDEX)" ]; then \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --index-url $(TORCH_INDEX) torch torchvision; fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,browser,serving,examples,play,docs,trackio]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+endif
 	@rm -f .venv/installed-* && touch $@
+
+lock:  ## requirements.lock anew: every pin with the hashes of all its published files, for every machine (needs uv and a network)
+	uv pip compile setup.cfg --universal --python-version 3.11.5 --generate-hashes --constraint constraints.txt \
+		$(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) --no-annotate --no-header --quiet --output-file requirements.lock
 
 demo: $(INSTALLED)  ## a tiny Qwen3-VL learns the safari: data, training, evaluation, report (CPU, minutes)
 	. $(BIN)/activate && bash scripts/demo.sh

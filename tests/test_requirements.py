@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,18 +19,49 @@ from qwenvl_agent.requirements import check_versions
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def requirements() -> list[str]:
+EXTRAS = ("dev", "browser", "serving", "examples", "play", "docs", "trackio")
+
+
+def asked_for(section: str, key: str) -> list[str]:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    return setup["options"]["install_requires"].strip().splitlines()
+    return setup[section][key].strip().splitlines()
+
+
+def pinned() -> list[tuple[str, str, str]]:
+    return [line.partition("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split()]
+
+
+@pytest.fixture(scope="module")
+def requirements() -> list[str]:
+    return asked_for("options", "install_requires")
 
 
 def test_the_tested_versions_meet_the_bounds(requirements):
-    tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().lower().split())
+    tested = {name.lower(): version for name, _, version in pinned()}
     for requirement in map(Requirement, requirements):
         assert requirement.specifier.contains(tested[requirement.name.lower()]), requirement
     check_versions(requirements)
+
+
+def locked() -> list[tuple[Requirement, list[str]]]:
+    """Of requirements.lock: each requirement with its hashes."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", " ")
+    words = [line.split(" --hash=") for line in text.splitlines()]
+    return [(Requirement(first.strip()), [each.strip() for each in hashes]) for first, *hashes in words]
+
+
+def test_the_lock_has_the_pins_each_with_its_hashes():
+    """What has no pin there is of other machines, or builds what is published as source alone."""
+    pins = {canonicalize_name(name): version for name, _, version in pinned()}
+    here = {}
+    for requirement, hashes in locked():
+        assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes), requirement
+        if requirement.marker is None or requirement.marker.evaluate():
+            here[canonicalize_name(requirement.name)] = str(requirement.specifier).removeprefix("==")
+    assert {name: version for name, version in here.items() if name != "setuptools"}.items() <= pins.items()
+    extras = [Requirement(line) for extra in EXTRAS for line in asked_for("options.extras_require", extra)]
+    assert here.keys() >= {canonicalize_name(requirement.name) for requirement in extras}
 
 
 PEERS = {"llamafactory", "swift", "trl"}
