@@ -9,6 +9,7 @@ from tiny_run import save_dataset, save_tiny_checkpoint, tiny_config
 
 from qwenvl_agent.evaluation import suite_sets
 from qwenvl_agent.evaluation.suites.registry import find_suite
+from qwenvl_agent.training.metrics import board_tag
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "METRICS.md").read_text(encoding="utf-8")
@@ -59,7 +60,19 @@ def test_a_figure_of_episodes_or_screens_is_its_group_and_name():
         rows = [line.split(" | ") for line in SECTIONS[section].splitlines() if line.startswith("| `")]
         for first, second, *_ in rows:
             names, tags = (re.findall(r"`([^`]+)`", cell) for cell in (first, second))
-            assert not tags or tags == [f"{group}/{name}" for name in names], first
+            assert not tags or tags == [board_tag(f"{group}/{name}") for name in names], first
+
+
+def test_figures_of_one_tool_or_sentence_stand_apart_in_tensorboard():
+    names = (
+        "eval/move.recall",
+        "eval/move.actions[0].steps",
+        "eval/thought.Plan.rare",
+        "eval/thought_coverage",
+        "train/loss",
+    )
+    tags = ["eval_tools/move.recall", "eval_tools/move.actions[0].steps", "eval_thoughts/thought.Plan.rare", *names[3:]]
+    assert [board_tag(name) for name in names] == tags
 
 
 def test_no_name_of_the_page_is_unknown_to_the_code():
@@ -89,5 +102,5 @@ def test_what_a_run_logs_is_on_the_page(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()]
     logged = {name for line in lines for name in line} - {"step"}
     assert {name.partition("/")[0] for name in logged} == {"train", "eval", "rollout"}
-    unknown = [name for name in logged if not any(known.fullmatch(name) for known in patterns().values())]
+    unknown = [name for name in logged if not any(known.fullmatch(board_tag(name)) for known in patterns().values())]
     assert not unknown

@@ -342,7 +342,7 @@ def test_reports(configure):
     assert {*CLOCKED, "train/learning_rate", "eval/token_loss/all"} <= set(board.Tags()["scalars"])
     assert "answers/0" in board.Tags()["images"]
     texts = [tag for tag in board.Tags()["tensors"] if tag.startswith("answers/0")]
-    assert texts and b"truth:" in board.Tensors(texts[0])[0].tensor_proto.string_val[0]
+    assert texts and b"--- truth" in board.Tensors(texts[0])[0].tensor_proto.string_val[0]
     assert (config.run_dir / "manifest.json").exists() and (config.run_dir / "data.json").exists()
 
 

@@ -62,7 +62,7 @@ def show_answers(reporter: Reporter, step: int, policy: ModelPolicy, rows: Seque
     """Held-out pictures with what the model wrote and what it should have written."""
     for i, (row, answer) in enumerate(zip(rows, policy.act([row.request for row in rows]), strict=True)):
         truth = "".join(span.text for span in fmt.render(row.turn))
-        reporter.text(step, f"answers/{i}", f"{row.id}\n{answer.text}\n\ntruth:\n{truth}")
+        reporter.text(step, f"answers/{i}", f"row {row.id}\n--- written\n{answer.text}\n--- truth\n{truth}")
         for picture in row.request.observation.pictures[-1:]:
             reporter.image(step, f"answers/{i}", picture.open())
 

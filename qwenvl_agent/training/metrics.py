@@ -160,7 +160,7 @@ class Reporter:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self.board:
             for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+                self.board.add_scalar(board_tag(name), value, step)
         for tracker in self.trackers:
             tracker.log(values, step=step)
         self.show(step, values)
@@ -206,6 +206,15 @@ class Reporter:
         minutes, seconds = divmod(int(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"left {hours}:{minutes:02d}:{seconds:02d}" if hours else f"left {minutes}:{seconds:02d}"
+
+
+def board_tag(name: str) -> str:
+    """A figure's name in TensorBoard. Those of one tool and of one sentence of thoughts (with a dot) have groups of their own:
+    among dozens of them the few of all turns would not be found."""
+    group, _, figure = name.partition("/")
+    if group == "eval" and "." in figure:
+        group = "eval_thoughts" if figure.startswith("thought.") else "eval_tools"
+    return f"{group}/{figure}"
 
 
 def verbatim(text: str) -> str:
