@@ -334,9 +334,11 @@ def test_other_families_are_refused_before_weights_are_read(base, tmp_path, conf
         build_model(replace(config, path=str(tmp_path)))
 
 
-def test_a_path_that_is_no_checkpoint_is_refused(tmp_path, config):
-    with pytest.raises(ValueError, match="cannot be read"):
-        build_model(replace(config, path=str(tmp_path)))
+def test_a_path_that_is_no_checkpoint_is_refused_in_one_line(tmp_path, config):
+    for path in (str(tmp_path), "nobody/no-such-model"):
+        with pytest.raises(ValueError, match="cannot be read") as refused:
+            build_model(replace(config, path=path))
+        assert "\n" not in str(refused.value)
 
 
 def test_the_tiny_tokenizer_has_the_published_added_tokens_in_order():

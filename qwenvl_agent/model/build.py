@@ -93,6 +93,11 @@ def checkpoint_path(path: str) -> str:
     return str(ASSETS_DIR / path) if path in SHIPPED_BASES else path
 
 
+def one_line(error: Exception) -> str:
+    """transformers explains a missing network in several."""
+    return " ".join(str(error).split())
+
+
 def load_model_config(path: str):
     """The checkpoint's config; ValueError, before any weight is read, for what no family here is for."""
     from transformers import AutoConfig
@@ -101,7 +106,9 @@ def load_model_config(path: str):
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path {path!r} cannot be read ({error}); give a hub id or a local folder") from None
+        raise ValueError(
+            f"model.path {path!r} cannot be read ({one_line(error)}); give a hub id or a local folder"
+        ) from None
     find_family(config.model_type, f"model.path {path!r}")
     return config
 
@@ -169,8 +176,8 @@ def naming_the_weights(load: Callable) -> Callable:
             return load(model_cfg, device, weights_dir)
         except (OSError, SafetensorError) as error:
             raise ValueError(
-                f"the weights of model.path {model_cfg.path!r} cannot be read ({error}): there is no model; copy or "
-                "download them again"
+                f"the weights of model.path {model_cfg.path!r} cannot be read ({one_line(error)}): there is no model; "
+                "copy or download them again"
             ) from None
 
     return named
