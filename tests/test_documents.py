@@ -1,13 +1,16 @@
 """README and docs against the code: every command is parsed by the program that it names, and its config with the
-overrides is loaded; those of RUN_PAGES are run in a small form; what cannot run here is marked with what it needs. Links and
-anchors lead somewhere, translations have the README's commands.
+overrides is loaded; all that can run here are run in a small form, and leave the files that they name; the others are marked
+with what they need. Options, settings and files that sentences name are there. Links and anchors lead somewhere, translations
+have the README's commands.
 
-The small form (`small`): one episode or two rows in place of hundreds, one step, the tiny base in a published checkpoint's
-place, in a folder of its own; `accelerate launch train.py` is train.py's main. What is not ours is looked up, not run.
+The small form (`small`): one episode or two rows in place of hundreds, one step, in a folder of its own; for a GPU's commands
+the tiny base under LoRA in the published checkpoint's place, in one process; `accelerate launch train.py` is train.py's main.
+What is not ours is looked up, not run.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -15,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import typing
 from collections import Counter
 from pathlib import Path
 
@@ -25,7 +29,7 @@ from PIL import Image, ImageDraw
 from tiny_run import save_dataset
 
 from qwenvl_agent.cli.main import COMMANDS
-from qwenvl_agent.config import load_config
+from qwenvl_agent.config import Config, load_config
 
 PAGES = documents.pages()
 COMMANDS_OF = {page: documents.commands(page) for page in PAGES}
@@ -47,17 +51,17 @@ RUN_ELSEWHERE = {
     "qwenvl-agent predict --run runs/own": "test_own_screenshots.py",
     "qwenvl-agent evaluate --run runs/own --suite clicks": "test_own_screenshots.py",
     "accelerate launch --num_processes 1 REPO/train.py": "test_shipped_curricula.py",
+    "accelerate launch train.py --config configs/safari_2b_curriculum.json": "test_shipped_curricula.py",
     "python docs/tutorial/": "test_tutorial.py",
     "qwenvl-agent completion": "test_completion.py",
     "qwenvl-agent push": "test_push.py",
     "qwenvl-agent export runs/safari_2b --out exports/safari_2b_adapter --adapter": "test_export.py",
 }
 """Beginnings of commands, and the test that runs them."""
-ONLY_PARSED = ("README.md", "README.ko.md", "README.zh.md")
-ONLY_PARSED += tuple(f"docs/{name}.md" for name in ("ANNOTATE", "EVALUATION", "SERVING", "TRAINING"))
-"""Pages whose commands need more than `workplace` has: published models, results of runs that differ."""
-RUN_PAGES = tuple(page for page in PAGES if page not in ONLY_PARSED)
-"""Pages whose commands are run as well."""
+TRANSLATIONS = ("README.ko.md", "README.zh.md")
+"""Their commands are README.md's, by a test below."""
+ON_A_GPU = ("train", "evaluate", "record", "show", "plan", "export")
+"""Commands that need a GPU for nothing but the published checkpoint's size."""
 PLACEHOLDERS = {"GB": "24", "N": "2"}
 NAMED_FILES = re.compile(r"(configs|scripts|examples|benchmarks|tests)/[\w./-]+")
 
@@ -126,6 +130,8 @@ def main_of(program: str):
 def parse(program: str, argv: list[str]) -> argparse.Namespace | None:
     """What the program's own parser makes of it; None if it only shows help."""
     main = main_of(program)
+    former = set(getattr(sys.modules[main.__module__], "FORMER", {})) & set(argv)
+    assert not former, f"{former} have other names now"
     with only_parsing():
         try:
             getattr(main, "__wrapped__", main)(argv)
@@ -198,6 +204,8 @@ def test_blocks_are_bash_and_say_what_they_need_in_known_words(page):
 def test_a_command_that_its_program_does_not_take_is_found():
     with pytest.raises(AssertionError, match="refuses"):
         look_at(Command("x", 1, ("qwenvl-agent", "evaluate", "--runs", "runs/a")))
+    with pytest.raises(AssertionError, match="other names"):
+        look_at(Command("x", 1, ("qwenvl-agent", "plan", "--config", "configs/safari_2b.json", "--gpu", "24")))
     with pytest.raises(AssertionError, match="not there"):
         look_at(Command("x", 1, ("python", "scripts/sweep.py", "configs/none.json")))
     with pytest.raises(ValueError, match="learning_rate"):
@@ -226,7 +234,10 @@ OVERRIDES = {
     "eval.batch_size": 2,
     "eval.max_new_tokens": 4,
 }
-SMALLER = {"--episodes": "2", "--workers": "1", "--copies": "1", "--rows": "1"}
+SMALLER = {"--episodes": "2", "--workers": "1", "--copies": "1", "--rows": "1", "--pages": "2"}
+WRITTEN = ("--out", "--write", "--draw")
+"""Options that name a file or folder which is there afterwards."""
+TINY = {"model.path": "tiny", "model.method": "lora", "train.zero_stage": 0, "train.cpu_offload": False}
 PUBLISHED = re.compile(r"Qwen/Qwen3[\w.-]*")
 
 
@@ -236,29 +247,49 @@ def small(program: str, argv: list[str]) -> list[str]:
     argv = [SMALLER.get(before, word) for before, word in zip(["", *argv[:-1]], argv, strict=True)]
     if program == "train":
         settings = OVERRIDES | ({"train.max_steps": 8} if any("profile" in word for word in argv) else {})
+        settings |= TINY if is_of_published(argv) else {}
         argv += [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
         argv = [word.replace("model.compile=true", "model.compile=false") for word in argv]
         argv += [] if {"--resume", "--overwrite"} & set(argv) else ["--overwrite"]
     if program == "evaluate" and "--compare" not in argv:
-        screens = {"clicks", "elements", "screenspot"} & set(argv)
-        argv += ["--rows", "2"] if screens else [] if "--episodes" in argv else ["--episodes", "1"]
+        has_rows = {"clicks", "elements", "screenspot", "steps"} & set(argv)
+        argv += ["--rows", "2"] if has_rows else [] if "--episodes" in argv else ["--episodes", "1"]
         argv += ["--set", "eval.max_new_tokens=4"] if {"--run", "--model"} & set(argv) else []
+    if program == "show" and is_of_published(argv):
+        argv += ["--set", 'model.path="tiny"']
     if program == "record":
         argv += ["--overwrite"]
     return argv
 
 
+def is_of_published(argv: list[str]) -> bool:
+    """Whether the config that they name trains a published checkpoint."""
+    configs = [after for before, after in zip(argv, argv[1:], strict=False) if before == "--config"]
+    return any(PUBLISHED.search(Path(config).read_text(encoding="utf-8")) for config in configs)
+
+
 def is_run(command: Command) -> bool:
-    return command.page in RUN_PAGES and can_run(command)
+    """In `workplace`, or for Chromium's in a folder of their own."""
+    return command.page not in TRANSLATIONS and is_ours(command) and (not command.needs or is_for_a_gpu(command))
 
 
-def can_run(command: Command) -> bool:
+def is_run_in_chromium(command: Command) -> bool:
+    return command.needs == {"chromium"} and is_ours(command)
+
+
+def is_ours(command: Command) -> bool:
     program = program_of(command)[0]
-    return (
-        (program in COMMANDS or has_main(program))
-        and not command.needs
-        and not any(str(command).startswith(start) for start in RUN_ELSEWHERE)
-    )
+    return (program in COMMANDS or has_main(program)) and not run_elsewhere(command)
+
+
+def is_for_a_gpu(command: Command) -> bool:
+    """And can run without one, in small; one that asks a server cannot."""
+    program, argv = program_of(command)
+    return "gpu" in command.needs <= {"gpu", "slurm"} and program in ON_A_GPU and "--endpoint" not in argv
+
+
+def run_elsewhere(command: Command) -> str:
+    return next((where for start, where in RUN_ELSEWHERE.items() if str(command).startswith(start)), "")
 
 
 def draw_screens(directory: Path, num_rows: int = 6) -> None:
@@ -288,26 +319,23 @@ def workplace(tmp_path_factory) -> Path:
             picture.rename(place / picture.name)
         for name in ("data/computer_use", "data/clicks", "generated/ui_test", "generated/computer_use_tiny"):
             draw_screens(place / name)
-        Image.new("RGB", (320, 192), "white").save(place / "browser.png")
-        for config, data in (("safari_tiny", "generated/safari_tiny"), ("computer_use_tiny", "")):
-            if data:
-                run("record", ["--config", f"configs/{config}.json", "--out", data, "--episodes", "4"])
+        Image.new("RGB", (256, 256), "white").save(place / "browser.png")
+        run("record", ["--config", "configs/safari_tiny.json", "--out", "generated/safari_tiny", "--episodes", "4"])
+        run("record", ["--out", "data/safari", "--episodes", "2"])
+        run("record", ["--task", "perception", "--out", "data/perception", "--episodes", "2"])
+        for config in ("safari_tiny", "computer_use_tiny", "perception_2b"):
             run("train", small("train", ["--config", f"configs/{config}.json"]))
-        for name, of in (
-            ("trained", ["--run", "runs/safari_tiny"]),
-            ("base", ["--model", "tiny"]),
-            ("oracle", ["--policy", "oracle"]),
+        for name, of, episodes in (
+            ("trained", ["--policy", "noisy_oracle"], "40"),  # one step teaches nothing, and a won mission is drawn
+            ("base", ["--model", "tiny"], "6"),
+            ("oracle", ["--policy", "oracle"], "6"),
         ):
-            config = [] if name == "trained" else ["--config", "configs/safari_tiny.json"]
-            out = ["--out", f"runs/safari_tiny/eval/{name}"]
-            run("evaluate", small("evaluate", [*of, *config, *out, "--episodes", "8"]))
-        for name, of in (
-            ("safari_2b", "safari_tiny"),
-            ("a", "safari_tiny"),
-            ("b", "safari_tiny"),
-            ("computer_use_2b", "computer_use_tiny"),
-        ):
-            shutil.copytree(place / "runs" / of, place / "runs" / name, symlinks=True)
+            config = ["--config", "configs/safari_tiny.json", "--set", "eval.max_new_tokens=4"]
+            run("evaluate", [*of, *config, "--out", f"runs/safari_tiny/eval/{name}", "--episodes", episodes])
+        run("evaluate", small("evaluate", ["--run", "runs/safari_tiny", "--suites", "difficulty/far"]))
+        for name in ("safari_2b", "a", "b", "safari_2b_curriculum"):
+            shutil.copytree(place / "runs" / "safari_tiny", place / "runs" / name, symlinks=True)
+        shutil.copytree(place / "runs" / "computer_use_tiny", place / "runs" / "computer_use_2b", symlinks=True)
         shutil.copytree(place / "runs" / "safari_tiny", place / "kept" / "safari_tiny", symlinks=True)
     return place
 
@@ -325,43 +353,81 @@ def run(program: str, argv: list[str]) -> None:
     assert status in (0, None), f"{program} {argv}: status {status}"
 
 
+def run_in_small(command: Command, capfd) -> None:
+    """Raise unless it ends well and has left what it names."""
+    program, argv = program_of(command)
+    argv = small(program, argv)
+    status = main_of(program)(argv)
+    captured = capfd.readouterr()
+    said = captured.err[-800:]
+    well = (0, 1, None) if program == "predict" else (0, None)  # one step teaches no call
+    assert status in well, f"{command.place}: {command}\nin small: {argv}\nstatus {status}: {said}"
+    for before, after in zip(argv, argv[1:], strict=False):
+        if before in WRITTEN and status != 1:
+            assert Path(after).exists(), f"{command.place}: {command}: {after} was not written"
+    if "--json" in argv:
+        json.loads(captured.out)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, COMMANDS_OF[page]))])
 def test_commands_run_in_a_small_form(page, workplace, monkeypatch, capfd):
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     for command in filter(is_run, COMMANDS_OF[page]):
-        program, argv = program_of(command)
-        status = main_of(program)(small(program, argv))
+        run_in_small(command, capfd)
         put_back(workplace)
-        said = capfd.readouterr().err[-800:]
-        assert status in (0, None), (
-            f"{command.place}: {command}\nin small: {small(program, argv)}\nstatus {status}: {said}"
-        )
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run_in_chromium, COMMANDS_OF[page]))])
+def test_commands_run_in_chromium_in_a_small_form(page, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs", "scripts", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for command in filter(is_run_in_chromium, COMMANDS_OF[page]):
+        run_in_small(command, capfd)
 
 
 def test_every_command_is_run_or_says_why_not(capsys):
     """Nothing is left over; `make test-docs` shows the counts."""
-    counts = Counter()
-    for command in [command for page in PAGES for command in COMMANDS_OF[page]]:
-        elsewhere = next((where for start, where in RUN_ELSEWHERE.items() if str(command).startswith(start)), "")
-        if is_run(command):
-            counts["run in a small form"] += 1
-        elif elsewhere and not command.needs:
-            counts[f"run by {elsewhere}"] += 1
-        elif command.needs:
-            counts[f"parsed; needs {', '.join(sorted(command.needs))}"] += 1
-        elif can_run(command):
-            counts["parsed, with their configs; not run by a test of this file"] += 1
-        else:
-            assert program_of(command)[0] in LOOKED_UP, command
-            counts["looked up: make, sbatch and programs that are not ours"] += 1
+    counts = Counter(kind_of(command) for page in PAGES for command in COMMANDS_OF[page])
     inline = sum(len(documents.inline_commands(page)) for page in PAGES)
     with capsys.disabled():
         print(f"\n{sum(counts.values())} commands in blocks of {len(PAGES)} pages:")
         for what, number in counts.most_common():
             print(f"  {number:4} {what}")
         print(f"  and {inline} within sentences: parsed")
+
+
+def kind_of(command: Command) -> str:
+    """What is done with it."""
+    needs = f"needs {', '.join(sorted(command.needs))}" if command.needs else ""
+    if command.page in TRANSLATIONS:
+        return "README.md's, in a translation"
+    if is_run(command):
+        return f"run in a small form{f', with the tiny base ({needs})' if needs else ''}"
+    if is_run_in_chromium(command):
+        return "run in a small form in Chromium"
+    if program_of(command)[0] in LOOKED_UP:
+        return "looked up: make, sbatch and programs that are not ours"
+    if where := run_elsewhere(command):
+        return f"run by {where}"
+    assert needs, f"{command.place}: {command}: not run, and nothing says what it needs"
+    return f"parsed; {needs}"
+
+
+def test_a_run_leaves_what_the_pages_say(workplace):
+    """The drawing of a run's folder, and whatever sentences name in `runs/NAME/`."""
+    run_dir = workplace / "runs" / "safari_tiny"
+    text = (ROOT / "docs/TRAINING.md").read_text(encoding="utf-8")
+    drawn = re.search(r"## What a run leaves\n```\nruns/NAME/\n(.*?)```", text, re.S)[1]
+    named = {line.split()[0] for line in drawn.splitlines()}
+    for page in ("README.md", "docs/TRAINING.md", "docs/EVALUATION.md", "docs/METRICS.md"):
+        named |= set(re.findall(r"`runs/NAME/([^\s`]+)`", (ROOT / page).read_text(encoding="utf-8"))) - {"STOP"}
+    assert {"config.json", "checkpoints/best", "eval/SUITE/report.html"} <= named
+    missing = [name for name in named if not (run_dir / name.replace("SUITE", "trained")).exists()]
+    assert not missing
 
 
 # links
@@ -402,6 +468,65 @@ def test_anchors_are_githubs():
     assert anchors_of("# A `b.c` of d\n\n## 32B, and (so) on\n```bash\n# no\n```\n## A\n## A\n") == {
         *("a-bc-of-d", "32b-and-so-on", "a", "a-1"),
     }
+
+
+# what sentences name
+
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]+")
+FOREIGN = {
+    *("--logdir", "--project", "--deepspeed_config_file"),
+    *("--enable-lora", "--mm-processor-kwargs"),
+    *("--partition", "--account", "--time", "--mem", "--batch", "--signal"),
+    "--no-install-recommends",
+}
+"""Options of TensorBoard, trackio, Accelerate, vLLM, Slurm and apt."""
+SETTING = re.compile(r"(?<![\w./])(model|data|prompt|vision|train|eval|profile)\.([a-z_]+)(?![\w(])")
+NO_SETTINGS = {"train.py", "eval.py", "prompt.py", "data.json", "train.train", "train.train_stages"}
+NO_SETTINGS |= {"train.sbatch", "eval.sbatch", "model.bind_precision", "model.language_model"}
+"""Files, functions and modules."""
+FOLDERS = "docs|tests|scripts|configs|examples|benchmarks|worlds|data|training|evaluation|model|formats|inference|curation|studies|playground|cli"
+FILE = re.compile(rf"(?<![\w/.-])(?:qwenvl_agent/)?(?:{FOLDERS})/[\w./-]+\.(?:py|md|html|sh|png|webp|sbatch)\b")
+SOURCES = ("qwenvl_agent", "scripts", "benchmarks", "examples", "docs/tutorial")
+
+
+def said_inline(page: str) -> list[str]:
+    """What stands in `code` within sentences."""
+    text = documents.FENCED.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    return [found[1] for found in documents.INLINE.finditer(text)]
+
+
+def own_options() -> set[str]:
+    """All that the sources name, without those that have another name now."""
+    literals, former = set(), set()
+    for path in [path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        literals |= set(re.findall(r'"(--[a-z][\w-]+)', text))
+        former |= set(re.findall(r'"(--[\w-]+)": "--', text))
+    return literals - (former - {"--set", "--draw", "--rows", "--world", "--size"})  # which others have
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/COMMANDS.md"])
+def test_options_in_sentences_are_there(page):
+    named = {option for code in said_inline(page) for option in OPTION.findall(code)}
+    assert named <= own_options() | FOREIGN
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_in_sentences_are_there(page):
+    groups = typing.get_type_hints(Config)
+    named = {found for code in said_inline(page) for found in SETTING.findall(code)}
+    known = {
+        (group, field.name) for group in {group for group, _ in named} for field in dataclasses.fields(groups[group])
+    }
+    assert {f"{group}.{name}" for group, name in named - known} <= NO_SETTINGS
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/COMPARISON.md"])
+def test_files_in_sentences_are_there(page):
+    named = {found[0] for code in said_inline(page) for found in FILE.finditer(code)}
+    named = {name for name in named if not re.search(r"\b[A-Z]{2,}\b", Path(name).stem) or name.startswith("docs/")}
+    assert not [name for name in named if not any((base / name).exists() for base in (ROOT, ROOT / "qwenvl_agent"))]
 
 
 # what the pages say of the package
