@@ -26,7 +26,7 @@ PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper); color: var(--ink); overflow-wrap: anywhere; }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: var(--well); padding: 1rem; border-radius: 6px; color: var(--soft); }}
 pre span[title] {{ color: #111; border-radius: 3px; box-shadow: inset -1px 0 0 var(--well); }}
-img {{ image-rendering: pixelated; border: 1px solid var(--line); margin: 0 .5rem .5rem 0; max-width: 100%; }}
+img {{ image-rendering: pixelated; border: 1px solid var(--line); margin: 0 .5rem .5rem 0; max-width: 100%; min-width: min(320px, 100%); }}
 .marks {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1rem; margin: 1rem 0 2rem; }}
 .marks figure {{ margin: 0; font-size: 13px; overflow-wrap: anywhere; min-width: 0; }}
 .marks figure div {{ position: relative; border: 1px solid var(--line); }}
