@@ -90,6 +90,27 @@ def test_outputs_and_gradients_are_those_of_the_mask(num_tokens, backward_on_a_c
         torch.testing.assert_close(blocks, whole, rtol=1e-4, atol=1e-5)
 
 
+def test_under_autocast_the_kernel_gets_one_type_as_sdpa_does(backward_on_a_cpu, monkeypatch):
+    """Of a model that trains in full: its norms make float32 of queries and keys."""
+    seen = []
+
+    def flex(query, key, value, **options):
+        seen.append({query.dtype, key.dtype, value.dtype})
+        return flex_attention.flex_attention(query, key, value, **options)
+
+    monkeypatch.setattr(attention, "flex_attention", flex)
+    segments, (query, key, value) = segments_of([60, 20, 20], [0, 100], num_tokens=100), states(100)
+    found = []
+    for mask in (pack_blocks(segments), pack_mask(segments)):
+        with torch.autocast("cpu", torch.bfloat16):
+            output, _ = attend(grouped(), query, key, value.bfloat16(), mask, scaling=0.25)
+        found.append((output, *torch.autograd.grad(output.float().square().sum(), (query, key, value))))
+    assert seen == [{torch.bfloat16}]
+    for blocks, whole in zip(*found, strict=True):
+        assert blocks.dtype == whole.dtype
+        torch.testing.assert_close(blocks, whole, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("parts", ["sdpa"], indirect=True)
 @pytest.mark.parametrize("pack_tokens", [400, 100_000])
 def test_a_models_losses_and_gradient_are_those_of_padded_rows(

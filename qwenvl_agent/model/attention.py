@@ -73,8 +73,13 @@ def compiled_flex_attention():
 
 def attend_blocks(module: nn.Module, query, key, value, blocks: BlockMask, scaling: float | None) -> torch.Tensor:
     """(B, heads, T, head size) to (B, T, heads, head size)."""
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        # As autocast does it for sdpa. Where norms train in float32 queries and keys are float32, and values are not, of
+        # which FlexAttention makes no kernel.
+        query, key, value = (states.to(torch.get_autocast_dtype(device)) for states in (query, key, value))
     # A block that is compiled whole (model.compile) compiles it too; on a CPU it is for tests alone.
-    compiles = query.device.type == "cuda" and not torch.compiler.is_compiling()
+    compiles = device == "cuda" and not torch.compiler.is_compiling()
     flex = compiled_flex_attention() if compiles else flex_attention
     output = flex(query, key, value, block_mask=blocks, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
     return output.transpose(1, 2).contiguous()
