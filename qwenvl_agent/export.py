@@ -238,7 +238,7 @@ def load_plain(directory: Path, model_cfg: ModelConfig, device) -> nn.Module:
         use_safetensors=True,
         trust_remote_code=False,
         dtype=torch.bfloat16 if bfloat16_is_fast(device)[0] else torch.float32,
-        attn_implementation=choose_attention(model_cfg.attention, device),
+        attn_implementation=choose_attention(model_cfg, device),
         device_map=None if device is None else {"": torch.device(device)},
     )
     return model.eval()

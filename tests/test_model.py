@@ -22,6 +22,7 @@ from qwenvl_agent.model.build import (
     build_processor,
     check_manifest,
     check_probe_pictures,
+    choose_attention,
     device_type,
     linear_4bit,
     manifest,
@@ -424,3 +425,12 @@ def test_an_adapters_names_are_those_that_vllm_maps(base, tmp_path):
         None,
         "none",
     )
+
+
+def test_attention_goes_by_the_device_and_half_precision_kernels_are_not_asked_for_float32():
+    settings = ModelConfig(path="x", method="lora", dtype="bfloat16", autocast=True)
+    assert choose_attention(settings, "cuda") == "sdpa" and choose_attention(settings, "cpu") == "eager"
+    flash = replace(settings, attention="flash_attention_2")
+    assert choose_attention(flash, "cuda") == "flash_attention_2"
+    with pytest.raises(ValueError, match="model.attention is flash_attention_2 in float32: .*set model.autocast=true"):
+        choose_attention(replace(flash, autocast=False, dtype="float32"), "cuda")

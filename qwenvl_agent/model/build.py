@@ -6,7 +6,6 @@ differ by a context that somebody forgot.
 """
 
 import functools
-import importlib.util
 import math
 import os
 import shutil
@@ -201,7 +200,7 @@ def load_base(model_cfg: ModelConfig, device, weights_dir: Path | None) -> nn.Mo
             weights_dir if is_full and weights_dir else path,
             dtype=dtype,
             use_safetensors=True,
-            attn_implementation=choose_attention(model_cfg.attention, device),
+            attn_implementation=choose_attention(model_cfg, device),
             **options,
         )
     model.get_submodule(family.paths.patch_projection).__class__ = PatchProjection
@@ -244,13 +243,18 @@ def nf4_config(model_cfg: ModelConfig, paths: ModulePaths):
     )
 
 
-def choose_attention(name: str, device) -> str:
-    """`auto` by device: on a CPU, eager is faster than sdpa, whose backward dominates at our lengths."""
-    if name != "auto":
-        return name
-    if device_type(device) != "cuda":
-        return "eager"
-    return "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
+def choose_attention(model_cfg: ModelConfig, device) -> str:
+    """`auto` by device: on a CPU, eager is faster than sdpa, whose backward dominates at our lengths; ValueError for what
+    could not take its first step."""
+    is_cuda = device_type(device) == "cuda"
+    if model_cfg.attention == "flash_attention_2" and is_cuda and model_cfg.precision.startswith("float32"):
+        raise ValueError(
+            "model.attention is flash_attention_2 in float32: its kernels are of half precision, and the first step would "
+            "fail; set model.autocast=true, or model.attention=sdpa"
+        )
+    if model_cfg.attention != "auto":
+        return model_cfg.attention
+    return "sdpa" if is_cuda else "eager"
 
 
 def device_type(device) -> str:
