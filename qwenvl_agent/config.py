@@ -81,7 +81,8 @@ class ModelConfig:
     """bfloat16 autocast in forward and backward; auto: where the device multiplies bfloat16 fast
     (precision.py). A run's config.json has what was chosen."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """auto: flash_attention_2 if installed on CUDA, else sdpa on CUDA, eager on a CPU."""
+    """auto: sdpa on CUDA (its flash kernel, for no row has a mask), eager on a CPU. flash_attention_2 needs the package
+    flash-attn."""
     gradient_checkpointing: bool | Literal["auto"] | int = "auto"
     """Compute activations again in backward instead of keeping them: less memory for up to one more forward. true: in all
     layers; a number: in so many of the language model's first layers (and in the tower's, if they train); auto: in as few
@@ -333,6 +334,10 @@ class TrainConfig:
     pack_tokens: Annotated[int, Range(0, 2**24, "no pack has that length")] = 0
     """Lay a micro-batch's rows in packs of about so many tokens, what they begin with once; 0: a padded row each. Needs
     model.attention sdpa or eager."""
+    optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
+    """paged_adamw_8bit: bitsandbytes' AdamW, which keeps the averages of matrices in 8 bits and, on a GPU, moves them to the
+    host's memory where the GPU's is full: a quarter of the state's memory, for steps that wait for the GPU. Needs
+    train.zero_stage 0."""
     learning_rate: Annotated[float, Range(0, 1, "the loss would climb")] = 2e-4
     """AdamW's, after the warm-up."""
     weight_decay: Annotated[float, Range(0, 1, "weights would grow or vanish")] = 0.0
@@ -391,6 +396,12 @@ class TrainConfig:
         if 0 < self.spike_factor <= 1:
             raise ValueError(
                 f"train.spike_factor is {self.spike_factor}: losses as usual would be spikes; use more than 1, such as 5, or 0"
+            )
+        if self.optimizer != "adamw" and self.zero_stage:
+            raise ValueError(
+                f"train.optimizer is {self.optimizer!r} with train.zero_stage {self.zero_stage}: DeepSpeed cuts the averages "
+                "into slices of its own, which have no blocks of 8 bits; set train.optimizer=adamw (train.cpu_offload=true "
+                "keeps them in the host's memory), or train.zero_stage=0"
             )
         if self.cpu_offload and not self.zero_stage:
             raise ValueError("train.cpu_offload is true without ZeRO: it would have no effect; set train.zero_stage")
@@ -601,7 +612,7 @@ def settle_prompt(config: Config) -> Config:
     return dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, ask_for_thought=asked.pop()))
 
 
-SAVED_BEFORE = {"prompt": {"ask_for_thought": True}}
+SAVED_BEFORE = {"prompt": {"ask_for_thought": True}, "train": {"optimizer": "adamw"}}
 """Of a run that was saved before there was such a setting: what it did."""
 
 

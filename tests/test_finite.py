@@ -21,6 +21,7 @@ from qwenvl_agent.config import TrainConfig
 from qwenvl_agent.data.dataset import build_rows
 from qwenvl_agent.training.finite import GRADIENT_NORM, LOSS, MOST_IN_A_ROW, SCALE, FiniteCheck, spoiled
 from qwenvl_agent.training.loader import build_sampler
+from qwenvl_agent.training.optim import build_optimizer
 from train import train
 
 ROOT = Path(__file__).parent.parent
@@ -31,13 +32,13 @@ def batch(name: str) -> dict:
     return {"row_ids": [name], "sources": [f"data.jsonl:{name[-1]}"]}
 
 
-@pytest.fixture
-def parts():
-    """(a linear layer, its AdamW as build_optimizer makes it, the check of both)"""
-    torch.manual_seed(0)
-    model = nn.Linear(3, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
-    return model, optimizer, FiniteCheck(Accelerator(cpu=True), optimizer)
+OPTIMIZERS = ("adamw", "paged_adamw_8bit")
+
+
+@pytest.fixture(params=OPTIMIZERS)
+def parts(request):
+    """(a linear layer, its AdamW, the check of both)"""
+    return watched(optimizer=request.param, learning_rate=0.1)
 
 
 def step(model, optimizer, finite, number: int, factor: float) -> None:
@@ -50,7 +51,7 @@ def step(model, optimizer, finite, number: int, factor: float) -> None:
 
 
 def state(model, optimizer) -> list[torch.Tensor]:
-    averages = [value.clone() for entry in optimizer.state.values() for value in entry.values()]
+    averages = [torch.as_tensor(value).clone() for entry in optimizer.state.values() for value in entry.values()]
     return [p.detach().clone() for p in model.parameters()] + averages
 
 
@@ -67,12 +68,12 @@ def test_neither_that_step_nor_a_later_one_changes_weights_or_averages(parts, fa
         finite.read()
 
 
-def test_a_finite_step_is_the_same_to_the_bit_with_and_without_the_check(parts):
+def test_a_finite_step_is_the_same_to_the_bit_with_and_without_the_check(parts, request):
     model, optimizer, finite = parts
     step(model, optimizer, finite, 0, 1.0)
     torch.manual_seed(0)
     alone = nn.Linear(3, 1)
-    plain = torch.optim.AdamW(alone.parameters(), lr=0.1, fused=True)
+    plain = build_optimizer(alone, TrainConfig(optimizer=request.node.callspec.params["parts"], learning_rate=0.1))
     alone(torch.ones(2, 3)).sum().backward()
     nn.utils.clip_grad_norm_(alone.parameters(), 1.0)
     plain.step()
@@ -126,9 +127,9 @@ def test_what_was_read_is_not_read_again(parts):
 def watched(**settings):
     """(a linear layer, its AdamW, the check of both as the settings say)"""
     torch.manual_seed(0)
-    model = nn.Linear(3, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
-    return model, optimizer, FiniteCheck(Accelerator(cpu=True), optimizer, TrainConfig(**settings))
+    model, cfg = nn.Linear(3, 1), TrainConfig(**{"learning_rate": 0.1} | settings)
+    optimizer = build_optimizer(model, cfg)
+    return model, optimizer, FiniteCheck(Accelerator(cpu=True), optimizer, cfg)
 
 
 def whole_step(model, optimizer, finite, number: int, factor: float = 1.0) -> bool:
@@ -143,9 +144,10 @@ def whole_step(model, optimizer, finite, number: int, factor: float = 1.0) -> bo
     return finite.read()
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("factor", [NAN, INF, -INF])
-def test_a_skipped_step_changes_nothing_and_the_next_one_is_taken(factor, capsys):
-    model, optimizer, finite = watched(on_bad_step="skip")
+def test_a_skipped_step_changes_nothing_and_the_next_one_is_taken(factor, optimizer, capsys):
+    model, optimizer, finite = watched(on_bad_step="skip", optimizer=optimizer)
     assert not whole_step(model, optimizer, finite, 0)
     before = state(model, optimizer)
     assert whole_step(model, optimizer, finite, 1, factor)
@@ -269,8 +271,9 @@ def test_a_run_ends_at_its_next_look_with_the_row_and_the_checkpoint_before(conf
     assert_names_the_row_and_saved_before(str(error.value), config.run_dir)
 
 
-def test_a_run_that_skips_goes_on_without_the_row_and_counts_it(configure, capsys):
-    config = configure(on_bad_step="skip", log_every=1)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_that_skips_goes_on_without_the_row_and_counts_it(configure, optimizer, capsys):
+    config = configure(on_bad_step="skip", log_every=1, optimizer=optimizer)
     train(config)
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "train/skipped_step_rate" in line]

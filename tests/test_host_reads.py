@@ -51,6 +51,13 @@ def test_a_step_that_does_not_log_reads_nothing(base, tmp_path, run):
     assert reads.by_step[1] == READ_AT_A_LOG_LINE  # the first step of a process shows a line
 
 
+def test_an_8_bit_optimizer_is_asked_once_a_step_whether_to_take_it(base, tmp_path):
+    """bitsandbytes itself waits for a GPU after each parameter."""
+    with HostReads() as reads:
+        train(config_of(base, tmp_path, {"model": {"method": "full"}, "train": {"optimizer": "paged_adamw_8bit"}}))
+    assert reads.by_step[2] == reads.by_step[3] == {"qwenvl_agent/training/paged_adamw.py step": 2}
+
+
 LOOKS = {
     "a number": lambda x: x.sum().item(),
     "float": lambda x: float(x[0]),

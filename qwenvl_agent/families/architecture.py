@@ -165,8 +165,12 @@ class Architecture:
         """Of a layer with linear attention outside its projections: convolution, decays, the norm of a head."""
         if not self.linear_layers:
             return 0
-        channels = 2 * self.linear_keys + self.linear_values
-        return channels * self.linear_kernel + 2 * self.linear_heads + self.linear_values // self.linear_heads
+        return self.convolution + 2 * self.linear_heads + self.linear_values // self.linear_heads
+
+    @property
+    def convolution(self) -> int:
+        """Parameters of the one before linear attention."""
+        return (2 * self.linear_keys + self.linear_values) * self.linear_kernel
 
     @property
     def language(self) -> int:

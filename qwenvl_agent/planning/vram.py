@@ -80,6 +80,9 @@ SUB_GROUP = 1_000_000_000
 # float32 each, and two code books with an offset.
 NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, (16 + 256 + 1) * 4
 
+# bitsandbytes' 8-bit AdamW: blocks of 256 numbers with one float32 each; smaller parameters stay in 32 bits.
+AVERAGES_BLOCK, AVERAGES_SMALLEST = 256, 4096
+
 CHARS_PER_TOKEN = 3.0
 """Of text when no tokenizer is at hand, as data/cache_files.py estimates."""
 TYPICAL_TEXT = {"prompt": 600, "history_step": 250, "turn": 150}
@@ -317,15 +320,22 @@ def adapter_parameters(cfg: ModelConfig, arch: Architecture) -> int:
 
 def adapters_by_place(cfg: ModelConfig, arch: Architecture) -> dict[str, int]:
     """Parameters of the adapters of each of LORA_PLACES; 0 where there are none."""
+    adapted = adapted_matrices(cfg, arch)
+    return {place: cfg.lora_rank * sum(map(sum, adapted[place])) for place in LORA_PLACES}
+
+
+def adapted_matrices(cfg: ModelConfig, arch: Architecture) -> dict[str, list[tuple[int, int]]]:
+    """(inputs, outputs) of the matrices that have an adapter, in each of LORA_PLACES."""
     places = () if cfg.method == "full" else cfg.lora_places
     cfg.check_places(bool(arch.experts))
+    adapted = adapted_projections(cfg, arch)
     matrices = {
-        "language": [shape for name, *shape in arch.all_projections if name in adapted_projections(cfg, arch)],
+        "language": [(inputs, outputs) for name, inputs, outputs in arch.all_projections if name in adapted],
         "experts": [*arch.fused.values()] * arch.experts * arch.layers,
-        "merger": arch.merger_matrices * arch.num_mergers,
-        "vision": arch.vision_matrices * arch.vision_depth,
+        "merger": [*arch.merger_matrices] * arch.num_mergers,
+        "vision": [*arch.vision_matrices] * arch.vision_depth,
     }
-    return {place: cfg.lora_rank * sum(map(sum, matrices[place])) * (place in places) for place in LORA_PLACES}
+    return {place: matrices[place] * (place in places) for place in LORA_PLACES}
 
 
 def adapted_projections(cfg: ModelConfig, arch: Architecture) -> tuple[str, ...]:
@@ -337,6 +347,29 @@ def trainable_parameters(cfg: ModelConfig, arch: Architecture) -> int:
     if cfg.method != "full":
         return adapter_parameters(cfg, arch)
     return arch.language - arch.layers * arch.router + (arch.vision if cfg.train_vision else 0)
+
+
+def optimizer_bytes(config: Config, arch: Architecture) -> int:
+    """AdamW's two averages of all that trains: float32; or, of matrices, a byte each and a float32 for every block."""
+    whole = 8 * trainable_parameters(config.model, arch)
+    if config.train.optimizer == "adamw":
+        return whole
+    sizes = [size for size in trained_matrices(config.model, arch) if size >= AVERAGES_SMALLEST]
+    return whole - sum(6 * size - 8 * math.ceil(size / AVERAGES_BLOCK) for size in sizes)
+
+
+def trained_matrices(cfg: ModelConfig, arch: Architecture) -> list[int]:
+    """Numbers in each trained parameter that is no norm, bias or embedding."""
+    if cfg.method != "full":
+        pairs = [pair for place in adapted_matrices(cfg, arch).values() for pair in place]
+        return [cfg.lora_rank * width for pair in pairs for width in pair]
+    sizes = [inputs * outputs for _, inputs, outputs in arch.all_projections]
+    sizes += [arch.experts * inputs * outputs for inputs, outputs in arch.fused.values()] * arch.layers
+    sizes += [arch.convolution] * arch.linear_layers + [arch.embedding] * (not arch.tied)
+    if cfg.train_vision:
+        tower = [*arch.vision_matrices] * arch.vision_depth + [*arch.merger_matrices] * arch.num_mergers
+        sizes += [inputs * outputs for inputs, outputs in tower] + [arch.patch_values * arch.vision_hidden]
+    return sizes
 
 
 def quantisation_bytes(arch: Architecture) -> int:
@@ -370,7 +403,7 @@ def _persistent(config: Config, arch: Architecture, num_gpus: int) -> tuple[dict
     held = weight_bytes(cfg, arch)
     trainable = 4 * trainable_parameters(cfg, arch)
     share = trainable / num_gpus
-    held["optimizer"] = int(2 * (share if stage else trainable))
+    held["optimizer"] = int(2 * share) if stage else optimizer_bytes(config, arch)
     held["gradients"] = int(share if stage >= 2 else trainable)
     zero = dict.fromkeys(MOMENTS, 0)
     backward = ("loss", "head backward", "layer backward", "embedding backward")
@@ -758,6 +791,9 @@ class Change:
 def changes(config: Config, num_gpus: int) -> Iterator[Change]:
     """What can be made smaller, the cheapest first: first what changes nothing but time, then what the model sees."""
     train, model, vision = config.train, config.model, config.vision
+    eight_bits = num_gpus == 1 and model.method == "full" and not train.zero_stage and train.optimizer == "adamw"
+    # ZeRO shards, and moves, float32 alone.
+    float32 = ("train.optimizer=adamw",) if eight_bits or train.optimizer != "adamw" else ()
     batch = train.batch_size
     while batch > 1 and batch % 2 == 0:
         batch //= 2
@@ -770,11 +806,13 @@ def changes(config: Config, num_gpus: int) -> Iterator[Change]:
     most = 2 if model.method == "qlora" else 3
     if num_gpus > 1:
         for stage in range(max(2, train.zero_stage + 1), most + 1):
-            yield Change((f"train.zero_stage={stage}",), "more traffic between the GPUs")
+            yield Change((f"train.zero_stage={stage}", *float32), "more traffic between the GPUs")
+    if eight_bits:
+        yield Change(("train.optimizer=paged_adamw_8bit",), "averages in 8 bits, and each step waits for the GPU")
     if not train.cpu_offload:
         stage = most if num_gpus > 1 or model.method == "full" else max(1, train.zero_stage)
         stages = () if stage == train.zero_stage else (f"train.zero_stage={stage}",)
-        yield Change((*stages, "train.cpu_offload=true"), "each step waits for the host's memory")
+        yield Change((*stages, "train.cpu_offload=true", *float32), "each step waits for the host's memory")
     tokens = vision.max_tokens_per_image
     while not vision.tiles and tokens // 2 >= vision.min_tokens_per_image:
         tokens //= 2

@@ -218,6 +218,11 @@ def describe_changes(saved: dict, config: Config, accept_changes: bool = False) 
                 f"{key} is {now.get(key)!r}, {before.get(key)!r} in the checkpoint: its weights are of that model; "
                 "set it back, or start another run"
             )
+        if key == "train.optimizer":
+            raise ValueError(
+                f"{key} is {now[key]!r}, {before[key]!r} in the checkpoint: the averages that it holds are of the other form; "
+                "set it back, or begin another run with its weights (model.init_from)"
+            )
         if key.startswith(ROW_KEYS) and key not in FREE_ROW_KEYS and not accept_changes:
             raise ValueError(
                 f"{key} is {now.get(key)!r}, {before.get(key)!r} in the checkpoint: the rest would be learned from other "

@@ -7,6 +7,9 @@ or of one after it. What is lost is the time of the steps until then, at most tr
 
 With train.on_bad_step=skip the flag is of one step, and every step is read: it waits for the device.
 
+The 8-bit AdamW (train.optimizer) waits for the device after each parameter and so looks at the flag on the host, before
+every step.
+
 DeepSpeed steps inside `backward` and looks at the gradient norm itself, on the host: it skips such a step, and its norm is
 a float here, so that the run ends at once.
 
@@ -60,7 +63,8 @@ class FiniteCheck:
         """Steps skipped since the last one that was taken."""
         self.usual = torch.zeros(2, device=accelerator.device, dtype=torch.float64) if self.spike_factor else None
         """The running mean of the loss, and the micro-batches that it is of."""
-        # The fused AdamW takes no step where this is 1; it is what torch's GradScaler sets. Not of Accelerate's wrapper.
+        # AdamW, fused or in 8 bits, takes no step where this is 1; it is what torch's GradScaler sets. Not of Accelerate's
+        # wrapper.
         getattr(optimizer, "optimizer", optimizer).found_inf = self.failed
 
     def begin(self, scale: torch.Tensor, step: int, micro_batches: Sequence[dict]) -> None:

@@ -79,19 +79,21 @@ def check_data(state: dict, report: dict, accept_changes: bool) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's state as one flat dict, `parameter name : state name`."""
+    """The optimizer's state as one flat dict, `parameter name : state name`."""
+    names = parameter_names(model, optimizer)
+    state = optimizer.state_dict()["state"]
+    return {f"{names[number]}:{key}": value for number, kept in state.items() for key, value in kept.items()}
+
+
+def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """In the optimizer's order, by which its state is numbered."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[id(parameter)]}:{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict) -> None:
     """The inverse of `optimizer_tensors`; the groups' settings stay those of the config."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    order = parameter_names(model, optimizer)
     state: dict[int, dict] = {index: {} for index in range(len(order))}
     index_of = {name: index for index, name in enumerate(order)}
     for key, value in tensors.items():
