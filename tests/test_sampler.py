@@ -38,10 +38,11 @@ def test_order_is_fixed_by_seed_and_epoch():
 
 
 @pytest.mark.parametrize("lengths", [None, [5, 3, 9, 1, 7, 2, 8, 0, 6, 4]])
+@pytest.mark.parametrize("deals", [False, True])
 @pytest.mark.parametrize(("batch_size", "accumulation", "world_size"), [(1, 4, 1), (1, 1, 4), (1, 2, 2), (2, 1, 2)])
-def test_step_holds_the_same_rows_in_every_layout(batch_size, accumulation, world_size, lengths):
+def test_step_holds_the_same_rows_in_every_layout(batch_size, accumulation, world_size, lengths, deals):
     one = take_steps(9, batch_size=4, seed=1)
-    layout = {"batch_size": batch_size, "accumulation": accumulation, "world_size": world_size}
+    layout = {"batch_size": batch_size, "accumulation": accumulation, "world_size": world_size, "deals": deals}
     assert take_steps(9, seed=1, lengths=lengths, **layout) == one
 
 
@@ -117,6 +118,31 @@ def test_lengths_sort_inside_a_step_and_balance_ranks():
         [[80, 70], [40, 30]],
         [[60, 50], [20, 10]],
     ]
+
+
+def of_ranks(world_size: int, num: int, lengths: list, **settings) -> list[list[list]]:
+    """The lengths of each rank's first `num` micro-batches."""
+    samplers = [
+        RowSampler(len(lengths), rank=rank, world_size=world_size, lengths=lengths, deals=True, **settings)
+        for rank in range(world_size)
+    ]
+    return [[[lengths[i] for i in batch] for batch in islice(sampler, num)] for sampler in samplers]
+
+
+def test_rows_that_are_packed_are_dealt_back_and_forth():
+    lengths = [10, 80, 20, 70, 30, 60, 40, 50]
+    assert of_ranks(2, 2, lengths, batch_size=2, accumulation=2) == [[[80, 50], [40, 10]], [[70, 60], [30, 20]]]
+    assert of_ranks(2, 1, lengths[:6], batch_size=3) == [[[80, 30, 20]], [[70, 60, 10]]]
+    alone = list(islice(RowSampler(8, batch_size=2, accumulation=2, lengths=lengths, deals=True), 2))
+    assert alone == list(islice(RowSampler(8, batch_size=2, accumulation=2, lengths=lengths), 2))
+
+
+def test_dealt_rows_leave_no_rank_waiting_for_long():
+    """A step ends with its slowest rank, whose rows would be the longest of all."""
+    lengths = np.random.default_rng(0).normal(1000, 200, 400).tolist()
+    steps = np.array(of_ranks(2, 50, lengths, batch_size=4)).sum(-1)  # (rank, step)
+    share = (steps.mean(0) / steps.max(0)).mean()
+    assert share > 0.97, "of the slowest rank's tokens, that the ranks have on average"
 
 
 def test_number_of_steps():

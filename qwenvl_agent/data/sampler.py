@@ -25,10 +25,13 @@ class RowSampler(Sampler[list[int]]):
     sort the rows inside an optimizer step, longest first, so that a micro-batch holds rows of like length and so do
     the ranks' micro-batches at the same moment; which rows a step learns from does not change.
 
+    `deals` is for rows that are packed, which nothing fills up: rows of like length are dealt to the ranks, back and
+    forth, so that ranks have as many tokens to compute at the same moment, and none waits for another.
+
     Ranks are shared out here: the DataLoader must not be sharded again.
 
     Example, 2 ranks, batch_size 1, accumulation 2: of the step's rows a b c d (sorted by length) rank 0 takes [a], [c]
-    and rank 1 takes [b], [d].
+    and rank 1 takes [b], [d]. With batch_size 2, accumulation 1: [a, b] and [c, d]; dealt: [a, d] and [b, c].
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class RowSampler(Sampler[list[int]]):
         world_size: int = 1,
         weights: Sequence[float] | np.ndarray | None = None,
         lengths: Sequence[float] | np.ndarray | None = None,
+        deals: bool = False,
         start_step: int = 0,
     ):
         if num_rows < 1:
@@ -52,6 +56,7 @@ class RowSampler(Sampler[list[int]]):
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.copies = _Copies(num_rows, weights, seed)
         self.lengths = None if lengths is None else np.asarray(lengths)
+        self.deals = deals
         self.start_step = start_step
 
     @property
@@ -68,10 +73,17 @@ class RowSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for rows in self._steps():
-            # Neighbours in length meet in one micro-batch, then across ranks.
-            shared = rearrange(rows, "(step rank row) -> rank step row", rank=self.world_size, row=self.batch_size)
-            for micro_batch in shared[self.rank]:
+            for micro_batch in self._shared_out(rows)[self.rank]:
                 yield micro_batch.tolist()
+
+    def _shared_out(self, rows: np.ndarray) -> np.ndarray:
+        """(rank, micro-batch, row) of a step's rows."""
+        if not self.deals:
+            # Neighbours in length meet in one micro-batch, then across ranks.
+            return rearrange(rows, "(step rank row) -> rank step row", rank=self.world_size, row=self.batch_size)
+        rounds = rows.reshape(-1, self.world_size).copy()
+        rounds[1::2] = rounds[1::2, ::-1].copy()
+        return rearrange(rounds, "(step row) rank -> rank step row", row=self.batch_size)
 
     def _steps(self) -> Iterator[np.ndarray]:
         """The rows of each optimizer step from start_step on."""

@@ -25,6 +25,7 @@ def build_sampler(config: Config, rows: RowDataset, accelerator: Accelerator) ->
         world_size=accelerator.num_processes,
         weights=rows.sampling_weights,
         lengths=rows.lengths,
+        deals=config.train.pack_tokens > 0,
     )
 
 
