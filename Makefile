@@ -45,7 +45,8 @@ smoke-2b: $(INSTALLED)  ## the true 2B with random weights on a CPU (PROCESSOR=f
 smoke-8b: $(INSTALLED)  ## the true 8B in 4 bit on a CPU (PROCESSOR=folder with tokenizer and configs)
 	$(BIN)/python scripts/smoke.py --config configs/computer_use_8b.json --size 8b --processor $(PROCESSOR) --out generated/smoke_8b --set train.accumulation=1
 
-gpu-check: $(INSTALLED)  ## measured beside planned on this GPU (MODEL=folder for random weights)
+gpu-check: $(INSTALLED)  ## right on this GPU? then measured beside planned (MODEL=folder for random weights)
+	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
 	$(BIN)/python scripts/check_gpu.py --config configs/safari_2b.json $(if $(MODEL),--set model.path=$(MODEL))
 
 PEERS := $(patsubst %,generated/peers/%/installed,trl llamafactory swift)

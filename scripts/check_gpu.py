@@ -6,7 +6,8 @@
 Twenty optimizer steps of train.py's own `train_step` on the config's data; if a safari config's data are not there, some
 episodes are recorded first. Printed and written: planned and measured peak memory, tokens a second, model FLOP
 utilisation, milliseconds of the vision tower with its patch embedding as a Conv3d and as the equal matrix product that
-models here are built with, the attention backend and the NF4 kernels that really ran.
+models here are built with, the attention backend and the NF4 kernels that really ran; of one step how often the host
+waits for the GPU and from which lines, how many kernels it starts, and the share of its time in which one runs.
 
 Status: 0 measured; 2 it could not be, also for want of a GPU: what has checked nothing has not passed.
 
@@ -23,6 +24,8 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -33,6 +36,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
+from torch.autograd import DeviceType
 
 from qwenvl_agent.command import bounded, command
 from qwenvl_agent.config import Config, load_config, to_json
@@ -59,7 +63,7 @@ from qwenvl_agent.training.loader import build_loader, build_sampler, to_device
 from qwenvl_agent.training.memory import fit_memory
 from qwenvl_agent.training.metrics import Means
 from qwenvl_agent.training.optim import build_optimizer
-from qwenvl_agent.training.profile import matmul_flops
+from qwenvl_agent.training.profile import kernel_seconds, matmul_flops
 from qwenvl_agent.training.zero import build_accelerator
 
 ROOT = Path(__file__).parents[1]
@@ -190,6 +194,7 @@ def measure(config: Config, num_steps: int, device: torch.device) -> dict:
         "losses": [step.loss for step in steps],
         "step_seconds": [step.seconds for step in steps],
         "vision": check_vision(base_of(bare_model), on_device[0], watch),
+        "host": follow_host(one_step, device),
         "kernels": find_kernels(one_step, bare_model, device),
     }
     accelerator.end_training()
@@ -387,6 +392,48 @@ def compare_projections(projection: nn.Conv3d, pixels: torch.Tensor) -> dict:
 # kernels
 
 
+def follow_host(run: Callable[[], None], device: torch.device) -> dict:
+    """Of one step: waits of the host and their lines, kernels, and the share of its time in which one ran; None on a CPU.
+
+    Not counted are waits that a library asks for outright, as bitsandbytes' optimizer does.
+    """
+    if device.type != "cuda":
+        return {"waits": None, "waits_from": {}, "kernels": None, "busy": None}
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize(device)
+    # Of kernels alone: to follow the operators too would make the step longer.
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        started = time.perf_counter()
+        run()
+        torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+    events = profile.events()
+    kernels = [e for e in events if e.device_type != DeviceType.CPU and not e.is_user_annotation]
+    places = waits_from(caught)
+    return {
+        "waits": sum(places.values()),
+        "waits_from": places,
+        "kernels": len(kernels),
+        "busy": kernel_seconds(events) / seconds,
+    }
+
+
+def waits_from(caught: Sequence[warnings.WarningMessage]) -> dict[str, int]:
+    """`training/finite.py:151` and how often, of torch's warnings that an operation makes the host wait; the most first."""
+    places = Counter(
+        f"{Path(one.filename).parent.name}/{Path(one.filename).name}:{one.lineno}"
+        for one in caught
+        if "synchronizing CUDA operation" in str(one.message)
+    )
+    return dict(places.most_common())
+
+
 def find_kernels(run: Callable[[], None], model: nn.Module, device: torch.device) -> dict:
     """What attention and the 4-bit layers really run, by the profiler's names of one optimizer step."""
     activity = torch.profiler.ProfilerActivity
@@ -448,6 +495,11 @@ def show(report: dict, console: Console) -> None:
         table.add_row(
             "patch embedding", f"Conv3d {vision['conv3d_slowdown']:.1f} x the matrix product's time; {difference}"
         )
+    host = report["host"]
+    if host["waits"] is not None:
+        where = ", ".join(f"{place} {count}" for place, count in list(host["waits_from"].items())[:4])
+        table.add_row("the host waits, a step", f"{host['waits']}{f' ({where})' if where else ''}")
+        table.add_row("kernels a step", f"{host['kernels']:,}; one runs in {host['busy']:.0%} of the time")
     table.add_row(
         "attention", f"{kernels['attention']}: {', '.join(kernels['attention_kernels']) or 'no kernel known by name'}"
     )

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,10 +182,30 @@ def test_a_measurement_has_every_figure(report, check_gpu):
     assert report["memory"]["planned_tensors"] > 0 and report["memory"]["allocated"] is None
     assert report["vision"]["equal"] and report["vision"]["used"] == "PatchProjection"
     assert report["vision"]["tower_ms_conv3d"] > 0 and report["vision"]["pictures"] == 2
+    assert report["host"] == {"waits": None, "waits_from": {}, "kernels": None, "busy": None}
     kernels = report["kernels"]
     assert kernels["attention"] == "eager" and kernels["attention_kernels"] == []
     assert kernels["layers_in_4_bit"] == 2 * 7 and kernels["quantisation"] == ["nf4"]
     assert json.loads(json.dumps(report)) == report
+
+
+def test_waits_are_counted_by_the_lines_that_ask(check_gpu, report, capsys):
+    """By torch's own words (c10/cuda/CUDAFunctions.cpp)."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for name, line in (("a/metrics.py", 7), ("a/finite.py", 3), ("a/finite.py", 3)):
+            warnings.warn_explicit(
+                "called a synchronizing CUDA operation (Triggered internally)", UserWarning, name, line
+            )
+        warnings.warn_explicit("something else", UserWarning, "a/finite.py", 3)
+    waits = check_gpu.waits_from(caught)
+    assert waits == {"a/finite.py:3": 2, "a/metrics.py:7": 1} and list(waits)[0] == "a/finite.py:3"
+    from rich.console import Console
+
+    host = {"waits": 3, "waits_from": waits, "kernels": 12000, "busy": 0.5}
+    check_gpu.show(report | {"host": host}, Console(width=150, highlight=False))
+    out = capsys.readouterr().out
+    assert "3 (a/finite.py:3 2, a/metrics.py:7 1)" in out and "12,000; one runs in 50% of the time" in out
 
 
 def test_the_table_says_what_is_unknown(report, check_gpu, capsys):
@@ -227,4 +248,5 @@ def test_missing_safari_data_are_recorded_and_others_are_the_users(check_gpu, co
 def test_on_a_gpu_memory_and_kernels_are_measured_too(check_gpu, config):
     report = check_gpu.measure(config, 5, torch.device("cuda"))
     assert report["memory"]["allocated"] > 0 and report["kernels"]["nf4_kernels"]
+    assert report["host"]["waits"] >= 0 and report["host"]["kernels"] > 100 and 0 < report["host"]["busy"] <= 1
     assert report["machine"]["card"]["name"] and report["vision"]["equal"]
