@@ -14,7 +14,7 @@ from torch import nn
 
 from qwenvl_agent.config import ModelConfig
 from qwenvl_agent.model.kernels import PatchProjection
-from qwenvl_agent.planning.flops import step_flops, tower_flops
+from qwenvl_agent.planning.flops import batch_flops, step_flops, tower_flops
 from qwenvl_agent.planning.vram import ARCHITECTURES, Architecture, RowShape
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +92,20 @@ def test_adapters_of_the_tower_by_hand(check_gpu):
 def test_attention_is_of_each_row_alone(check_gpu):
     together, apart = (step_flops(LORA, ARCH, lengths, 0, []) for lengths in ([20], [10, 10]))
     assert together - apart == 3 * 4 * 2 * 6 * (20**2 - 2 * 10**2)
+
+
+def test_a_pack_computes_its_beginning_once_and_no_row_sees_another(check_gpu):
+    """Rows of 10 and 12 tokens that begin with the same 6: of the pack's 16 tokens 6 see 6, 4 see 10 and 6 see 12."""
+    packed = {
+        "attention_mask": torch.ones(1, 16),
+        "pack_sizes": [[6, 4, 6]],
+        "supervised": torch.zeros(3),
+        "image_grid_thw": torch.zeros(0, 3),
+    }
+    padded = packed | {"attention_mask": torch.ones(1, 16)}
+    del padded["pack_sizes"]
+    apart = batch_flops(LORA, ARCH, padded) - batch_flops(LORA, ARCH, packed)
+    assert apart == 3 * 4 * 2 * 6 * (16**2 - (6 * 6 + 4 * 10 + 6 * 12))
 
 
 def test_the_2b_language_model_is_near_six_flops_a_parameter_and_token(check_gpu):

@@ -13,15 +13,30 @@ from qwenvl_agent.planning.vram import Architecture, adapters_by_place
 
 
 def batch_flops(cfg: ModelConfig, arch: Architecture, batch: dict) -> float:
-    """Of one micro-batch's forward and backward."""
+    """Of one micro-batch's forward and backward; of packs, what they have in common once."""
     lengths = batch["attention_mask"].sum(1).tolist()
-    return step_flops(cfg, arch, lengths, len(batch["supervised"]), picture_patches(batch))
+    pairs = sum(map(pack_pairs, batch["pack_sizes"])) if "pack_sizes" in batch else None
+    return step_flops(cfg, arch, lengths, len(batch["supervised"]), picture_patches(batch), pairs)
+
+
+def pack_pairs(sizes: Sequence[int]) -> int:
+    """Queries times the keys beside them, of a pack's common beginning and its rows: each row sees both."""
+    shared, *rows = sizes
+    return shared**2 + sum(row * (shared + row) for row in rows)
 
 
 def step_flops(
-    cfg: ModelConfig, arch: Architecture, lengths: Sequence[int], supervised: int, pictures: Sequence[int]
+    cfg: ModelConfig,
+    arch: Architecture,
+    lengths: Sequence[int],
+    supervised: int,
+    pictures: Sequence[int],
+    pairs: int | None = None,
 ) -> float:
-    """Forward and backward of rows of `lengths` tokens with `supervised` of them, and `pictures` of so many patches."""
+    """Forward and backward of rows of `lengths` tokens with `supervised` of them, and `pictures` of so many patches.
+
+    `pairs` of queries and keys, if they are not the squares of the lengths.
+    """
     matrix = 3 if cfg.method == "full" else 2  # forward and the input's gradient; the weight's own if it trains
     tokens = sum(lengths)
     layers = matrix * 2 * tokens * arch.active_matrices
@@ -32,7 +47,8 @@ def step_flops(
         adapters += 3 * 2 * tokens * by_place["experts"] * arch.experts_used // arch.experts
     adapters += 3 * 2 * (patches // arch.merge**2 * by_place["merger"] + patches * by_place["vision"])
     # Scores and their product with the values; backward differentiates both factors of each.
-    attention = 3 * 4 * arch.full_layers * arch.q * sum(length**2 for length in lengths)
+    pairs = sum(length**2 for length in lengths) if pairs is None else pairs
+    attention = 3 * 4 * arch.full_layers * arch.q * pairs
     if arch.linear_layers:  # what a token reads from the state, and what it writes there
         attention += 3 * 8 * arch.linear_layers * tokens * arch.linear_values**2 // arch.linear_heads
     head = matrix * 2 * supervised * arch.embedding
