@@ -612,7 +612,7 @@ def settle_prompt(config: Config) -> Config:
     return dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, ask_for_thought=asked.pop()))
 
 
-SAVED_BEFORE = {"prompt": {"ask_for_thought": True}, "train": {"optimizer": "adamw"}}
+SAVED_BEFORE: dict[str, dict[str, object]] = {"prompt": {"ask_for_thought": True}, "train": {"optimizer": "adamw"}}
 """Of a run that was saved before there was such a setting: what it did."""
 
 
