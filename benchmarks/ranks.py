@@ -28,7 +28,7 @@ PARTS = ("data", "token count of all ranks", "forward", "backward", "clip", "opt
 WARMUP_STEPS = 2
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a JSON file of configs/, or benchmarks/bench.json")
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one setting")
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help=f"after {WARMUP_STEPS} others (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("generated/ranks"), help="default: %(default)s")
     parser.add_argument("--rank-of", type=int, help=argparse.SUPPRESS)  # a process that this program has started
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.rank_of:
         measure(args)
         return
