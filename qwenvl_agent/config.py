@@ -88,7 +88,8 @@ class ModelConfig:
     layers; a number: in so many of the language model's first layers (and in the tower's, if they train); auto: in as few
     as the planned memory needs on this GPU, in all where there is none. The run says what was chosen and why."""
     compile: bool = False
-    """Compile the language model's blocks for training. Needs a C++ compiler on a CPU; evaluation runs uncompiled."""
+    """Compile the language model's blocks for training. Needs a C++ compiler on a CPU, a C compiler and Python's
+    headers on a GPU; evaluation runs uncompiled."""
 
     def __post_init__(self) -> None:
         check_values(self, "model")

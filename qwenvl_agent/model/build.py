@@ -7,8 +7,6 @@ differ by a context that somebody forgot.
 
 import functools
 import math
-import os
-import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from qwenvl_agent.families import FAMILIES, Family, find_family
 from qwenvl_agent.families.family import ModulePaths
 from qwenvl_agent.model.adapters import attach_adapters
 from qwenvl_agent.model.attention import pack_inputs
+from qwenvl_agent.model.compiler import check_compiler
 from qwenvl_agent.model.experts import pack_experts, widen_experts
 from qwenvl_agent.model.kernels import Head, PatchProjection, keep_compiled_code_apart
 from qwenvl_agent.model.precision import Precision, choose
@@ -156,11 +155,7 @@ def compile_blocks(model: nn.Module, device, backend: str | Callable = "inductor
 
     (A kind: computed again in backward or not; the first block, whose input has no gradient where embeddings are frozen.)
     """
-    if device_type(device) == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise ValueError(
-            "model.compile is true and there is no C++ compiler (g++, or what $CXX names): nothing can be compiled; "
-            "install one, or use model.compile=false"
-        )
+    check_compiler("model.compile is true", device_type(device), "model.compile=false")
     keep_compiled_code_apart()
     for block in base_of(model).get_submodule(family_of(model).paths.layers):
         block.compile(dynamic=True, backend=backend)

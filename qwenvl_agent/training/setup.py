@@ -24,6 +24,7 @@ from qwenvl_agent.data.unusable import drop_unusable
 from qwenvl_agent.evaluation.suites import check_held_out, check_suite, rule_differences
 from qwenvl_agent.files import write_json
 from qwenvl_agent.model.build import Processor, base_of, build_model, build_processor, describe_parameters, manifest
+from qwenvl_agent.model.compiler import check_compilers
 from qwenvl_agent.model.features import build_features
 from qwenvl_agent.model.precision import choose_together
 from qwenvl_agent.planning.vram import data_row, describe_plan, read_architecture
@@ -54,6 +55,7 @@ def set_up(config: Config, *, resume: bool = False, overwrite: bool = False, acc
     config = settle_prompt(config)
     accelerator = build_accelerator(config.train)
     config = choose_together(config, accelerator, resume=resume)
+    check_compilers(config, accelerator.device.type)
     start = find_start(config, resume=resume)
     config = started(config, start)
     checkpoint = prepare_run_dir(config, accelerator, resume, overwrite, accept_changes)
