@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -225,6 +226,50 @@ def test_new_windows_are_closed_and_told(play):
     _, _, _, _, info = env.step(CENTRE)
     assert info["events"] and all(event.startswith("new window closed") for event in info["events"])
     assert env.read(lambda page: len(page.context.pages)) == 1
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    "page",
+    [
+        f"<button {WHOLE} onclick=\"window.open('ADDRESS', '_blank', 'noopener')\">Open</button>",
+        f"<a {WHOLE} target=_blank href='ADDRESS'>Open</a>",
+        f"<button {WHOLE} onclick='f.submit()'>Open</button><form id=f action='ADDRESS' target=_blank></form>",
+    ],
+)
+def test_a_window_elsewhere_is_refused_before_it_has_a_frame(play, page):
+    env = play(page.replace("ADDRESS", "http://127.0.0.1:9/x"), rules={"step_seconds": 20})
+    _, _, _, _, info = env.step(CENTRE)
+    assert [event.removesuffix("?") for event in info["events"]] == [
+        "new window closed: http://127.0.0.1:9/x",
+        "blocked: http://127.0.0.1:9/x",
+    ]
+    assert info["end_reason"] == "" and env.read(lambda page: len(page.context.pages)) == 1
+
+
+@needs_browser
+def test_webrtc_sends_nothing_past_the_proxy(play):
+    """Without a namespace no other wall stands before its datagrams."""
+    ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    ear.bind(("127.0.0.1", 0))
+    ear.settimeout(3)
+    session.close_browsers()
+    session.return_browser(session.BrowserThread(has_namespace=False))
+    peer = "new RTCPeerConnection({iceServers: [{urls: 'stun:127.0.0.1:%d'}]})" % ear.getsockname()[1]
+    play(
+        f"<script>const c = {peer}; c.createDataChannel('x'); c.createOffer().then(o => c.setLocalDescription(o))</script>"
+    )
+    with pytest.raises(TimeoutError):
+        ear.recv(1)
+    ear.close()
+    session.close_browsers()
+
+
+@needs_browser
+def test_a_page_that_crashes_at_load_is_a_lost_browser(play):
+    deep = "let e = document.body; for (let i = 0; i < 1e5; i++) e = e.appendChild(document.createElement('div'))"
+    with pytest.raises(session.LostBrowserError, match="the page is gone"):
+        play(f"<script>document.addEventListener('DOMContentLoaded', () => {{ {deep} }})</script>")
 
 
 @needs_browser

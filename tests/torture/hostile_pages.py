@@ -184,11 +184,11 @@ WAYS = (
     Way("meta refresh", '<meta http-equiv="refresh" content="0; url=URL">'),
     Way("meta refresh by https", '<meta http-equiv="refresh" content="0; url=https://HOST:PORT/">'),
     Way("window at load", script("open('URL')")),
-    Way("window at a click", at_click("open('URL')")),
-    Way("window without opener", at_click("open('URL', '_blank', 'noopener')")),
+    Way("window at a click", at_click("window.open('URL')")),
+    Way("window without opener", at_click("window.open('URL', '_blank', 'noopener')")),
     Way("link into a new window", f'<a {WHOLE} target="_blank" href="URL">Go</a>'),
-    Way("window that goes on", at_click("const w = open('about:blank'); w.location = 'URL'")),
-    Way("window that sends", at_click("open('sender')"), {"sender": html(script(SENDS))}),
+    Way("window that goes on", at_click("const w = window.open('about:blank'); w.location = 'URL'")),
+    Way("window that sends", at_click("window.open('sender')"), {"sender": html(script(SENDS))}),
     Way("form into a new window", at_click("f.submit()") + '<form id="f" action="URL" target="_blank"></form>'),
     Way("download", f'<a {WHOLE} download href="URL">Go</a>'),
     Way(
@@ -197,7 +197,7 @@ WAYS = (
     ),
     Way("worker", script("new Worker('w.js')"), {"w.js": js(SENDS)}),
     Way("worker of a worker", script("new Worker('v.js')"), {"v.js": js("new Worker('w.js')"), "w.js": js(SENDS)}),
-    Way("worker of a blob", script("new Worker(window['U'+'RL'].createObjectURL(new Blob([`" + SENDS + "`])))")),
+    Way("worker of a blob", script("new Worker(window['U'+'RL']['createObjectU'+'RL'](new Blob([`" + SENDS + "`])))")),
     Way("module worker", script("new Worker('w.js', {type: 'module'})"), {"w.js": js("import 'URL'")}),
     Way("shared worker", script("new SharedWorker('w.js')"), {"w.js": js(SENDS)}),
     Way("shared worker elsewhere", script("new SharedWorker('URL')"), is_told=False),
@@ -224,9 +224,11 @@ WAYS = (
     Way("redirected frame", '<iframe src="redirect?URL"></iframe>'),
     Way("redirected worker", script("new Worker('redirect?URL')"), is_told=False),
     Way("redirected download", '<a id="a" download href="redirect?URL">a</a>' + script("a.click()")),
-    Way("redirected window", at_click("open('redirect?URL')")),
+    Way("redirected window", at_click("window.open('redirect?URL')")),
     Way("preload by a header", "<p>Link</p>", headers="Link"),
-    Way("reports by a header", '<img src="data:,"><p>CSP</p>' + script("eval('1')"), headers="Report"),
+    Way("report of a violation", '<img src="data:,"><p>CSP</p>' + script("eval('1')"), headers="Violation"),
+    # Kept and sent together, a minute later.
+    Way("reports by a header", "<p>CSP</p>" + script("eval('1')"), is_told=False, headers="Report"),
     Way("refresh by a header", "<p>Refresh</p>", headers="Refresh"),
     Way("attribution", '<img attributionsrc="URL" src="data:,">', is_told=False),
     Way(
@@ -246,6 +248,7 @@ WAYS = (
         "stylesheet of XML",
         '<iframe src="x.xml"></iframe>',
         {"x.xml": Response(b'<?xml-stylesheet href="URL" type="text/xsl"?><a/>', "text/xml")},
+        is_told=False,
     ),
     Way(
         "subresource of a frame's frame",
@@ -284,7 +287,8 @@ def site(way: Way, url: str, host: str, port: int) -> SiteProblem:
     more = {
         "": "",
         "Link": f"\r\nLink: <{url}>; rel=preload; as=image, <{url}>; rel=preconnect",
-        "Report": f"\r\nContent-Security-Policy: script-src 'nonce-a'; report-uri {url}; report-to a"
+        "Violation": f"\r\nContent-Security-Policy: script-src 'nonce-a'; report-uri {url}",
+        "Report": f"\r\nContent-Security-Policy: script-src 'nonce-a'; report-to a"
         f'\r\nReporting-Endpoints: a="{url}"\r\nReport-To: {{"group":"a","max_age":9,"endpoints":[{{"url":"{url}"}}]}}'
         '\r\nNEL: {"report_to":"a","max_age":9,"success_fraction":1.0}',
         "Refresh": f"\r\nRefresh: 0; url={url}",

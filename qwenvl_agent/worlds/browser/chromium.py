@@ -21,7 +21,7 @@ from qwenvl_agent.worlds.browser.gate import Gate
 from qwenvl_agent.worlds.browser.namespace import Namespace, open_namespace
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page, Route
+    from playwright.sync_api import Browser, BrowserContext, Page, Request, Route
 
 EXECUTABLE_VARIABLE = "QWENVL_CHROMIUM"
 EXECUTABLES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
@@ -49,7 +49,10 @@ CONFINED = (
     "--disable-quic",
 )
 LOCAL = ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1, EXCLUDE [::1]",)
-NO_UDP = "--force-webrtc-ip-handling-policy=disable_non_proxied_udp"
+NO_UDP = (
+    "--webrtc-ip-handling-policy=disable_non_proxied_udp",
+    "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",  # its name before
+)
 """Without a namespace; in one, what WebRTC sends is better seen than left out."""
 POPUPS = "--disable-popup-blocking"
 """Playwright's own; without it a page opens a window at a click, as with people, and none by itself."""
@@ -160,7 +163,7 @@ def open_browser(
             flags = [
                 *FLAGS,
                 *{"own": CONFINED, "machine": LOCAL, "network": ()}[reach],
-                *(() if namespace else (NO_UDP,)),
+                *(() if namespace else NO_UDP),
             ]
             browser = _launch(
                 playwright,
@@ -239,10 +242,22 @@ def open_context(
 def _refuse(route: "Route", on_blocked: Callable[[str], None]) -> None:
     request = route.request
     on_blocked(request.url)
-    if request.is_navigation_request() and request.frame.parent_frame is None:
+    if _is_of_a_shown_page(request):
         route.fulfill(status=204)  # "no content": the page stays where it is, instead of an error page
     else:
         route.abort("blockedbyclient")
+
+
+def _is_of_a_shown_page(request: "Request") -> bool:
+    """Whether a page asks to be another one. A window that is just opened asks before it has a frame."""
+    from playwright.sync_api import Error
+
+    if not request.is_navigation_request():
+        return False
+    try:
+        return request.frame.parent_frame is None
+    except Error:
+        return False
 
 
 def check_fonts(page: "Page", scripts: tuple[str, ...] = tuple(SAMPLES)) -> None:

@@ -99,6 +99,8 @@ class BrowserEnv:
         self.browser: BrowserThread = take_browser()
         self._open.callback(return_browser, self.browser)
 
+        from playwright.sync_api import Error
+
         def start(browser) -> tuple[Window, bytes, Verdict]:
             window = Window(
                 browser, problem.frame, page_server().origin, folder, lambda: problem.effects.num_files_sent
@@ -107,8 +109,11 @@ class BrowserEnv:
                 window.open(url + problem.start)
                 problem.prepare(window)
                 return window, window.look(), problem.judge(window.page)
-            except BaseException:  # else the next episode would share the browser with this page
+            except BaseException as error:  # else the next episode would share the browser with this page
+                is_gone = isinstance(error, Error) and window.is_gone
                 window.close()
+                if is_gone:
+                    raise gone(error) from error
                 raise
 
         self.window, self.png, self.verdict = self.browser.call(start, PREPARE_SECONDS)
@@ -246,11 +251,10 @@ class BrowserEnv:
             self.end_reason = error.name
             raise
         except Error as error:
-            if not (self.window.is_crashed or self.window.page.is_closed()):
+            if not self.window.is_gone:
                 raise
-            # The window is gone or its page crashed: the browser lives, but this episode has nothing left to act on.
             self.end_reason = "crashed"
-            raise LostBrowserError("crashed", f"the page is gone ({str(error).splitlines()[0]})") from error
+            raise gone(error) from error
         finally:
             self.seconds += time.monotonic() - start
 
@@ -260,6 +264,11 @@ class BrowserEnv:
 
 
 LOST = ("hung", "died", "crashed")
+
+
+def gone(error: Exception) -> LostBrowserError:
+    """The window is gone or its page crashed: the browser lives, but the episode has nothing left to act on."""
+    return LostBrowserError("crashed", f"the page is gone ({str(error).splitlines()[0]})")
 
 
 def close_window(browser: BrowserThread, window: Window) -> None:

@@ -33,6 +33,8 @@ SETTLE = """(async () => {
 POLL_MS = 20
 MAX_LOOKS = 8
 """Screenshots until two are the same; a page that goes on moving is taken as it is."""
+MAX_TRIES = 50
+"""To take one of them."""
 LOAD_MS = 20000
 OPEN_MS = 60000
 """For the first page to be whole; what is there then is taken as it is."""
@@ -119,6 +121,10 @@ class Window:
         metrics = {"width": frame.width, "height": frame.height, "deviceScaleFactor": frame.scale, "mobile": False}
         self._session.send("Emulation.setDeviceMetricsOverride", metrics)
 
+    @property
+    def is_gone(self) -> bool:
+        return self.is_crashed or self.page.is_closed()
+
     def close(self) -> None:
         self.context.close()
 
@@ -149,6 +155,8 @@ class Window:
         self._num_closed += 1
         if page.url in self._told_windows:
             self._told_windows.remove(page.url)
+        elif self._told_windows and not page.url.startswith(("http:", "https:")):  # refused, or not yet there
+            self._told_windows.pop(0)
         else:  # by a middle click, by a frame of another process
             self.tell(f"new window closed: {page.url}")
         page.close()
@@ -207,7 +215,7 @@ class Window:
         try:
             self.page.goto(url, timeout=OPEN_MS)
         except Error as error:  # it went on to another page meanwhile, or does not come to an end
-            if self.page.is_closed() or self.is_crashed:
+            if self.is_gone:
                 raise
             self.tell(f"not loaded: {str(error).splitlines()[0]}")
         self.page.mouse.move(self.frame.width / 2, self.frame.height / 2)
@@ -220,7 +228,7 @@ class Window:
         try:
             HANDS[action.kind](self, action)
         except Error as error:
-            if self.page.is_closed() or self.is_crashed:
+            if self.is_gone:
                 raise
             self.tell(f"not done: {str(error).splitlines()[0]}")  # such as a key that this browser does not know
         return self.look()
@@ -255,11 +263,24 @@ class Window:
         try:
             return self._session.send("Runtime.evaluate", options)["result"].get("value")
         except Error:
-            if self.page.is_closed() or self.is_crashed:
+            if self.is_gone:
                 raise
             return None
 
     def _shoot(self) -> bytes:
+        """A screenshot; of a page that goes from one to the next without rest some tries fail."""
+        from playwright.sync_api import Error
+
+        for _ in range(MAX_TRIES - 1):
+            try:
+                return self._capture()
+            except Error:
+                if self.is_gone:
+                    raise
+                self.page.wait_for_timeout(POLL_MS)
+        return self._capture()
+
+    def _capture(self) -> bytes:
         """Playwright's own screenshot compresses harder and takes twice as long."""
         width, height = self.frame.shown or (self.frame.width, self.frame.height)
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
