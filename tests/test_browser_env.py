@@ -255,9 +255,10 @@ def test_webrtc_sends_nothing_past_the_proxy(play):
     ear.settimeout(3)
     session.close_browsers()
     session.return_browser(session.BrowserThread(has_namespace=False))
-    peer = "new RTCPeerConnection({iceServers: [{urls: 'stun:127.0.0.1:%d'}]})" % ear.getsockname()[1]
+    server = f"stun:127.0.0.1:{ear.getsockname()[1]}"
     play(
-        f"<script>const c = {peer}; c.createDataChannel('x'); c.createOffer().then(o => c.setLocalDescription(o))</script>"
+        f"<script>const c = new RTCPeerConnection({{iceServers: [{{urls: '{server}'}}]}}); c.createDataChannel('x');"
+        "c.createOffer().then(o => c.setLocalDescription(o))</script>"
     )
     with pytest.raises(TimeoutError):
         ear.recv(1)
