@@ -357,6 +357,8 @@ def run_in_small(command: Command, capfd) -> None:
     """Raise unless it ends well and has left what it names."""
     program, argv = program_of(command)
     argv = small(program, argv)
+    if program == "export":  # several pages export to one folder, and none is overwritten
+        shutil.rmtree(argv[argv.index("--out") + 1], ignore_errors=True)
     status = main_of(program)(argv)
     captured = capfd.readouterr()
     said = captured.err[-800:]
