@@ -119,6 +119,11 @@ def test_names_of_files_cannot_leave_the_folder(tmp_path):
     assert free_path(tmp_path, "..") == tmp_path / "download"
     (tmp_path / "a.svg").touch()
     assert free_path(tmp_path, "a.svg") == tmp_path / "a_2.svg"
+    assert free_path(tmp_path, "a\0b\n\u202e\ud800.svg") == tmp_path / "ab.svg"
+    assert free_path(tmp_path, "a" * 300 + ".tar") == tmp_path / ("a" * 196 + ".tar")
+    free_path(tmp_path, "ä" * 300).touch()  # two bytes each
+    assert free_path(tmp_path, "ä" * 300) == tmp_path / ("ä" * 100 + "_2")
+    free_path(tmp_path, "." * 3 + "x" * 300 + "." + "y" * 300).touch()
 
 
 def test_an_answer_is_compared_as_a_number():

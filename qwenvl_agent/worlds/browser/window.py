@@ -35,6 +35,8 @@ MAX_LOOKS = 8
 """Screenshots until two are the same; a page that goes on moving is taken as it is."""
 MAX_TRIES = 50
 """To take one of them."""
+MAX_NAME_BYTES = 200
+"""Of a file that a page sends; 255 are a file system's most, and a number may follow."""
 LOAD_MS = 20000
 OPEN_MS = 60000
 """For the first page to be whole; what is there then is taken as it is."""
@@ -331,9 +333,17 @@ HANDS: dict[str, Callable[[Window, Action], None]] = {
 
 
 def free_path(folder: Path, name: str) -> Path:
-    """A path inside the folder that no file has yet. The name comes from a page: only its last part counts."""
-    name = name.replace("\\", "/").rsplit("/", 1)[-1].strip(". ") or "download"
-    path, number = folder / name, 2
+    """A path inside the folder that no file has yet. The name comes from a page: only its last part counts, cut to what a
+    file system takes."""
+    name = name.replace("\\", "/").rsplit("/", 1)[-1]
+    name = "".join(filter(str.isprintable, name)).strip(". ") or "download"
+    suffix = cut(Path(name).suffix, MAX_NAME_BYTES // 4)
+    stem = cut(Path(name).stem, MAX_NAME_BYTES - len(suffix.encode()))
+    path, number = folder / f"{stem}{suffix}", 2
     while path.exists():
-        path, number = folder / f"{Path(name).stem}_{number}{Path(name).suffix}", number + 1
+        path, number = folder / f"{stem}_{number}{suffix}", number + 1
     return path
+
+
+def cut(text: str, num_bytes: int) -> str:
+    return text.encode(errors="replace")[:num_bytes].decode(errors="ignore")
