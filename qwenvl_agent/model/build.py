@@ -124,7 +124,9 @@ def build_model(
     """
     device = torch.device(device_type(None) if device is None else device)
     model_cfg = choose(model_cfg, device).model
-    model = load_base(model_cfg, device, weights_dir)
+    # Under ZeRO-3 some classes draw numbers as they are built: adapters would begin otherwise than in one process.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        model = load_base(model_cfg, device, weights_dir)
     if model_cfg.method != "full":
         model = attach_adapters(model, model_cfg, family_of(model).paths, weights_dir)
     set_trainable(model, model_cfg)
