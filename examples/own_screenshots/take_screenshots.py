@@ -5,14 +5,26 @@
 It stands for what you do by hand: a folder of screenshots, and one JSON list that says what to do on each and where.
 """
 
+import argparse
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from qwenvl_agent.command import command, run_command
 from qwenvl_agent.worlds.browser.chromium import open_browser, open_context
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 1280, 720
+
+
+@command("no pictures were taken")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="FOLDER", help="where pictures and labels.json go")
+    out = parser.parse_args(argv).out
+    take_screenshots(out)
+    print(f"{out}: {len(list(out.glob('*.png')))} pictures, labels.json")
+    return 0
 
 
 def take_screenshots(out: Path) -> None:
@@ -34,4 +46,4 @@ def with_style(page: Path) -> str:
 
 
 if __name__ == "__main__":
-    take_screenshots(Path(sys.argv[1]))
+    run_command(main)
