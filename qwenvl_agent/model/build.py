@@ -122,21 +122,21 @@ def build_model(
 
     On `device`, None: a GPU if there is one; all that depends on a device (autocast, attention) is bound to that one.
     """
-    device = torch.device(device_type(None) if device is None else device)
-    model_cfg = choose(model_cfg, device).model
+    place = torch.device(device_type(None) if device is None else device)
+    model_cfg = choose(model_cfg, place).model
     # Under ZeRO-3 some classes draw numbers as they are built: adapters would begin otherwise than in one process.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        model = load_base(model_cfg, device, weights_dir)
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        model = load_base(model_cfg, place, weights_dir)
     if model_cfg.method != "full":
         model = attach_adapters(model, model_cfg, family_of(model).paths, weights_dir)
     set_trainable(model, model_cfg)
     bind_targets(base_of(model))
     family_of(model).bind_pictures(base_of(model))
-    bind_precision(model, model_cfg, device)
+    bind_precision(model, model_cfg, place)
     if model_cfg.gradient_checkpointing:
         checkpoint_layers(model, model_cfg)
     if model_cfg.compile:
-        compile_blocks(model, device)
+        compile_blocks(model, place)
     check_manifest(model, model_cfg)
     return model.eval()
 
