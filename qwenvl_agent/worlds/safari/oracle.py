@@ -52,8 +52,9 @@ class SafariOracle:
     must be one straight run, which is easier to imitate. waypoints: where zones are looked at from, `centres`, or
     `borders` or `regions`, which take no sums of coordinates (`sweep.py`). false_starts: share of the straight ways through something
     that blocks which a thought of a form that looks first goes, sees blocked, and leaves: who is taught good ways alone
-    says that a way is free without looking. half_ways: share of the straight ways through something that blocks which are
-    walked up to it, where that comes nearer: who finds no way around from here may find one from there, and ends the turn.
+    says that a way is free without looking. half_ways: where both straight ways
+    are blocked, the share of which one is walked up to what blocks it, if that comes nearer: who finds no way around from
+    here may find one from there, and ends the turn. Otherwise a thought may go on for ever.
     With such a form walks may end on animals that are no targets: else every
     walk that ends on an animal would be one that declares it, and what stands there need not be read.
     """
@@ -115,7 +116,8 @@ class SafariOracle:
         rng = rng_of(scene)
         ways = self.blocked_ways(scene, reasons.aim or scene.me)
         blocked = [way for way in ways if way not in ((), reasons.way) and way[-1] != reasons.aim]
-        starts = [rng.choice(blocked)] if blocked and rng.random() < self.false_starts else []
+        share = 1.0 if reasons.way in ways else self.false_starts  # a half way is the last resort
+        starts = [rng.choice(blocked)] if blocked and rng.random() < share else []
         tiles = {tile for way in (*starts, reasons.way) for tile in way}
         return replace(reasons, false_starts=starts, contents={tile: scene.content(tile) for tile in tiles})
 
@@ -124,11 +126,14 @@ class SafariOracle:
         return [upto_first(way[: self.max_path], scene.blocked) for way in straight_ways(scene.me, aim)]
 
     def half_way(self, scene: Scene, aim: Tile, is_nearer: Callable[[Tile], bool]) -> tuple[Tile, ...]:
-        """A blocked way towards `aim` whose free part is to be walked in this turn; mostly ()."""
+        """A blocked way towards `aim` whose free part is to be walked in this turn, where the other one is blocked too;
+        mostly ()."""
         if not self.half_ways or (rng := rng_of(scene, "half")).random() >= self.half_ways:
             return ()
-        ways = [way for way in self.blocked_ways(scene, aim) if len(way) > 1 and way[-1] != aim]
-        ways = [way for way in ways if len(actions_of(scene.me, way[:-1])) <= MAX_ACTIONS]
+        ways = self.blocked_ways(scene, aim)
+        if len({way for way in ways if way and way[-1] != aim}) < 2:
+            return ()
+        ways = [way for way in ways if len(way) > 1 and len(actions_of(scene.me, way[:-1])) <= MAX_ACTIONS]
         ways = [way for way in ways if way[-2] not in scene.no_ends and is_nearer(way[-2])]
         return rng.choice(ways) if ways else ()
 
