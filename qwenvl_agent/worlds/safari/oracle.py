@@ -8,6 +8,7 @@ would otherwise forget and walk into again (`heading.py`).
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class SafariOracle:
     max_path: tiles walked in a turn. max_final_path: tiles to the target in the turn that declares it; up to 3 they
     must be one straight run, which is easier to imitate. waypoints: where zones are looked at from, `centres`, or
     `borders` or `regions`, which take no sums of coordinates (`sweep.py`). false_starts: share of the straight ways through something
-    that blocks which a thought of a form that looks first goes, sees blocked, and leaves: who is taught good ways alone
+    that blocks which a thought of a form that looks first goes, sees blocked, and leaves, one after the other: who is taught good ways alone
     says that a way is free without looking. half_ways: where both straight ways
     are blocked, the share of which one is walked up to what blocks it, if that comes nearer: who finds no way around from
     here may find one from there, and ends the turn. Otherwise a thought may go on for ever.
@@ -114,10 +115,11 @@ class SafariOracle:
         if not self.form.looks:
             return reasons
         rng = rng_of(scene)
-        ways = self.blocked_ways(scene, reasons.aim or scene.me)
+        ways = dict.fromkeys(self.blocked_ways(scene, reasons.aim or scene.me))
         blocked = [way for way in ways if way not in ((), reasons.way) and way[-1] != reasons.aim]
+        rng.shuffle(blocked)
         share = 1.0 if reasons.way in ways else self.false_starts  # a half way is the last resort
-        starts = [rng.choice(blocked)] if blocked and rng.random() < share else []
+        starts = list(takewhile(lambda way: rng.random() < share, blocked))
         tiles = {tile for way in (*starts, reasons.way) for tile in way}
         return replace(reasons, false_starts=starts, contents={tile: scene.content(tile) for tile in tiles})
 
