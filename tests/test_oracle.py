@@ -301,11 +301,7 @@ def test_a_false_start_is_a_straight_way_up_to_what_blocks():
     row, column = "Path RIGHT g5 tree. ", "Path UP f4 free UP f3 tree. "
     rest = "Path UP f4 free RIGHT g4 free RIGHT h4 free UP h3 red tiger target. Plan UP 1 RIGHT 2 UP 1, found, done."
     start = "Me f5. Target red tiger h3. "
-    assert shown == {start + row + column + rest, start + column + row + rest}
-    some = {
-        decide({(12, 8): RED_TIGER}, trees=trees, step=step, false_starts=0.5, **looking)[0] for step in range(1, 30)
-    }
-    assert some == shown | {start + rest, start + row + rest, start + column + rest}
+    assert shown == {start + row + rest, start + column + rest}  # one at most: which were said is hard to keep
     assert decide({(12, 8): RED_TIGER}, trees=trees, **looking)[0] == start + rest
     free = decide({(12, 8): RED_TIGER}, false_starts=1.0, **looking)[0]
     assert free == (
@@ -313,27 +309,6 @@ def test_a_false_start_is_a_straight_way_up_to_what_blocks():
     )
     short = decide({(12, 8): RED_TIGER}, trees={(12, 9)}, false_starts=1.0, **{**looking, "max_path": 2})[0]
     assert "tree" not in short  # what blocks is further away than one turn walks
-
-
-def test_a_half_way_is_walked_up_to_what_blocks_and_declares_nothing():
-    trees, looking = {(11, 10), (10, 8)}, {"thought_form": "looking", "max_path": 4, "max_final_path": 4}
-    thought, calls = decide({(12, 8): RED_TIGER}, trees=trees, half_ways=1.0, **looking)
-    # along the row a tree is the first step, so nothing of it can be walked
-    start, row, column = "Me f5. Target red tiger h3. ", "Path RIGHT g5 tree. ", "Path UP f4 free UP f3 tree. "
-    assert thought == f"{start}{row}{column}Plan UP 1."
-    assert calls["move"] == {"actions": [{"direction": "UP", "steps": 1}]} and "declare_found" not in calls
-    one = decide({(12, 8): RED_TIGER}, trees={(11, 10)}, half_ways=1.0, **looking)
-    assert one == decide({(12, 8): RED_TIGER}, trees={(11, 10)}, **looking)  # the other straight way is free
-    free = decide({(12, 8): RED_TIGER}, half_ways=1.0, **looking)
-    assert free == decide({(12, 8): RED_TIGER}, **looking)  # nothing blocks
-
-
-def test_a_half_way_comes_nearer():
-    """Up to the tree it is further than from here, where the wall has its gap: the way around is walked at once."""
-    wall = {(x, 8) for x in range(7, 13)} | {(12, 9)}
-    looking = {"thought_form": "looking", "max_path": 4, "max_final_path": 4}
-    usual = decide({(10, 7): RED_TIGER}, trees=wall, **looking)
-    assert decide({(10, 7): RED_TIGER}, trees=wall, half_ways=1.0, **looking) == usual and "tree" not in usual[0]
 
 
 def test_the_target_that_is_caught_is_no_false_start():
@@ -344,10 +319,9 @@ def test_the_target_that_is_caught_is_no_false_start():
 
 
 def test_false_starts_are_refused_where_nothing_is_looked_at():
-    for name in ("false_starts", "half_ways"):
-        for share, form in ((0.5, "tiles"), (1.5, "looking"), (-0.1, "looking")):
-            with pytest.raises(ValueError, match=rf"{name} {share} with thought_form '{form}'.*use 0 to 1"):
-                SafariOracle(SafariRules(), thought_form=form, **{name: share})
+    for false_starts, form in ((0.5, "tiles"), (1.5, "looking"), (-0.1, "looking")):
+        with pytest.raises(ValueError, match=rf"false_starts {false_starts} with thought_form '{form}'.*use 0 to 1"):
+            SafariOracle(SafariRules(), thought_form=form, false_starts=false_starts)
 
 
 def test_a_notepad_from_before_the_mission_is_replaced():
@@ -395,8 +369,6 @@ def test_thoughts_announce_exactly_what_the_calls_do():
         ("catch", {"thought_form": "world"}),
         ("reach", {"thought_form": "looking", "max_path": 4, "max_final_path": 4, "false_starts": 0.5}),
         ("catch", {"thought_form": "looking", "false_starts": 0.5}),
-        ("reach", {"thought_form": "looking", "max_path": 6, "max_final_path": 6, "half_ways": 0.5}),
-        ("catch", {"thought_form": "looking", "false_starts": 0.5, "half_ways": 1.0}),
     ):
         for seed in range(6):
             steps, _ = play({**SMALL, **HARD, "rules": rules}, seed, noise=0.2, **settings)

@@ -6,9 +6,8 @@ would otherwise forget and walk into again (`heading.py`).
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 
 import numpy as np
 
@@ -52,11 +51,8 @@ class SafariOracle:
     max_path: tiles walked in a turn. max_final_path: tiles to the target in the turn that declares it; up to 3 they
     must be one straight run, which is easier to imitate. waypoints: where zones are looked at from, `centres`, or
     `borders` or `regions`, which take no sums of coordinates (`sweep.py`). false_starts: share of the straight ways through something
-    that blocks which a thought of a form that looks first goes, sees blocked, and leaves, one after the other: who is taught good ways alone
-    says that a way is free without looking. half_ways: where both straight ways
-    are blocked, the share of which one is walked up to what blocks it, if that comes nearer: who finds no way around from
-    here may find one from there, and ends the turn. Otherwise a thought may go on for ever.
-    With such a form walks may end on animals that are no targets: else every
+    that blocks which a thought of a form that looks first goes, sees blocked, and leaves: who is taught good ways alone
+    says that a way is free without looking. With such a form walks may end on animals that are no targets: else every
     walk that ends on an animal would be one that declares it, and what stands there need not be read.
     """
 
@@ -69,7 +65,6 @@ class SafariOracle:
         thought_form: str = "tiles",
         waypoints: str = "centres",
         false_starts: float = 0.0,
-        half_ways: float = 0.0,
     ):
         most = MAX_ACTIONS * MAX_STEPS
         if not (1 <= max_path <= most and 1 <= max_final_path <= most):
@@ -80,14 +75,12 @@ class SafariOracle:
         if waypoints not in WAYPOINTS:
             raise ValueError(f"waypoints {waypoints!r}: no zone could be walked to; use {', '.join(WAYPOINTS)}")
         self.form = thought_form_named(thought_form)
-        for name, share in (("false_starts", false_starts), ("half_ways", half_ways)):
-            if not 0 <= share <= 1 or (share and not self.form.looks):
-                raise ValueError(
-                    f"{name} {share} with thought_form {thought_form!r}: it is a share, and only a form that says "
-                    "what stands on a way can leave one; use 0 to 1 with thought_form=looking"
-                )
+        if not 0 <= false_starts <= 1 or (false_starts and not self.form.looks):
+            raise ValueError(
+                f"false_starts {false_starts} with thought_form {thought_form!r}: it is a share, and only a form that says "
+                "what stands on a way can leave one; use 0 to 1 with thought_form=looking"
+            )
         self.false_starts = false_starts
-        self.half_ways = half_ways
         self.rules = rules
         self.waypoints = waypoints
         self.size = (rules.width, rules.height)
@@ -114,30 +107,14 @@ class SafariOracle:
         """The reasons with what stands on the ways, and with ways that were thought of first."""
         if not self.form.looks:
             return reasons
-        rng = rng_of(scene)
-        ways = dict.fromkeys(self.blocked_ways(scene, reasons.aim or scene.me))
-        blocked = [way for way in ways if way not in ((), reasons.way) and way[-1] != reasons.aim]
-        rng.shuffle(blocked)
-        share = 1.0 if reasons.way in ways else self.false_starts  # a half way is the last resort
-        starts = list(takewhile(lambda way: rng.random() < share, blocked))
+        rng = random.Random(f"{scene.context}{scene.symbols.tobytes().hex()}")
+        straight = [way[: self.max_path] for way in straight_ways(scene.me, reasons.aim or scene.me)]
+        blocked = [
+            way for way in (upto_first(way, scene.blocked) for way in straight) if way and way[-1] != reasons.aim
+        ]
+        starts = [rng.choice(blocked)] if blocked and rng.random() < self.false_starts else []
         tiles = {tile for way in (*starts, reasons.way) for tile in way}
         return replace(reasons, false_starts=starts, contents={tile: scene.content(tile) for tile in tiles})
-
-    def blocked_ways(self, scene: Scene, aim: Tile) -> list[tuple[Tile, ...]]:
-        """The straight ways of this turn towards a tile, each up to what blocks it and with it; () where nothing does."""
-        return [upto_first(way[: self.max_path], scene.blocked) for way in straight_ways(scene.me, aim)]
-
-    def half_way(self, scene: Scene, aim: Tile, is_nearer: Callable[[Tile], bool]) -> tuple[Tile, ...]:
-        """A blocked way towards `aim` whose free part is to be walked in this turn, where the other one is blocked too;
-        mostly ()."""
-        if not self.half_ways or (rng := rng_of(scene, "half")).random() >= self.half_ways:
-            return ()
-        ways = self.blocked_ways(scene, aim)
-        if len({way for way in ways if way and way[-1] != aim}) < 2:
-            return ()
-        ways = [way for way in ways if len(way) > 1 and len(actions_of(scene.me, way[:-1])) <= MAX_ACTIONS]
-        ways = [way for way in ways if way[-2] not in scene.no_ends and is_nearer(way[-2])]
-        return rng.choice(ways) if ways else ()
 
     def decide(self, scene: Scene) -> Decision:
         if not scene.wanted:
@@ -159,12 +136,11 @@ class SafariOracle:
         way = min(ways)[-1]
         target = scene.animals[way[-1]]
         reasons = Reasons(scene.me, targets=shown_targets(scene, {target: way[-1]}), aim=way[-1])
-        half = self.half_way(scene, way[-1], lambda end: is_shorter(shortest_way(end, way[-1], scene.blocked), way))
-        if self.is_final(scene.me, way) and not half:
+        if self.is_final(scene.me, way):
             return self.declaring(scene, way, target, reasons)
         # stop where the last run starts, or at least before the target
         kept = min(last_run(scene.me, way), self.max_final_path) if self.wants_straight else 1
-        decision = walking(scene, reasons, half[:-1] or first_part(scene.me, way[:-kept], self.max_path), half)
+        decision = walking(scene, reasons, first_part(scene.me, way[:-kept], self.max_path))
         if all(in_view(scene.place(tile), scene.corner_at(decision.end)) for tile in way):
             return decision
         goal = [scene.place(way[-1])]
@@ -237,10 +213,8 @@ class SafariOracle:
         if place is None:
             return None
         go = scene.tile(place)
-        here = field.get(scene.context.position, 0)
-        half = self.half_way(scene, go, lambda end: field.get(scene.place(end), here) < here)
-        way = half[:-1] or first_part(scene.me, shortest_way(scene.me, go, scene.blocked), self.max_path)
-        return remembering(scene, walking(scene, replace(reasons, go=go, aim=go), way, half), goals, field)
+        way = first_part(scene.me, shortest_way(scene.me, go, scene.blocked), self.max_path)
+        return remembering(scene, walking(scene, replace(reasons, go=go, aim=go), way), goals, field)
 
     def calls(self, scene: Scene, decision: Decision, written: Notes | None) -> list[ToolCall]:
         """The plan as calls, after an update of the notepad if it would say something else and is still needed."""
@@ -265,22 +239,13 @@ def with_notes(scene: Scene, notes: Notes) -> Scene:
     return replace(scene, notes=notes)
 
 
-def is_shorter(way: list[Tile] | None, other: list[Tile]) -> bool:
-    return way is not None and len(way) < len(other)
-
-
-def rng_of(scene: Scene, *purpose: str) -> random.Random:
-    """The same for the same context and picture."""
-    return random.Random(f"{scene.context}{scene.symbols.tobytes().hex()}{''.join(purpose)}")
-
-
-def walking(scene: Scene, reasons: Reasons, way: Sequence[Tile], said: Sequence[Tile] = ()) -> Decision:
-    """Walk a way, not ending on an animal that the disc must not hide; the thought says it, or `said` if it goes on."""
+def walking(scene: Scene, reasons: Reasons, way: Sequence[Tile]) -> Decision:
+    """Walk a way, not ending on an animal that the disc must not hide."""
     part = list(way)
     while len(part) > 1 and part[-1] in scene.no_ends:
         part.pop()
     plan = Plan(tuple(actions_of(scene.me, part)))
-    return Decision(replace(reasons, way=tuple(said or part)), plan, scene.notes, part[-1] if part else scene.me)
+    return Decision(replace(reasons, way=tuple(part)), plan, scene.notes, part[-1] if part else scene.me)
 
 
 def remembering(scene: Scene, decision: Decision, goals: Sequence[Tile], field: Field) -> Decision:

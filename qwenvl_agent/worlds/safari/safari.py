@@ -32,7 +32,7 @@ from qwenvl_agent.worlds.world import Counterfactual, DrawnState, Labels, Metric
 
 SUITES_DIR = Path(__file__).parent / "suites"
 """Held-out suites, a set a file."""
-ORACLE_SETTINGS = ("max_path", "max_final_path", "thought_form", "waypoints", "false_starts", "half_ways")
+ORACLE_SETTINGS = ("max_path", "max_final_path", "thought_form", "waypoints", "false_starts")
 LABELS = Labels(
     goals="targets found",
     success="declare_done called, every target found, nothing declared falsely",
