@@ -120,7 +120,7 @@ def data_meanwhile(training: Training, random: random.Random) -> tuple[str, str]
     note = wrong_end(training, status)
     if status and "dataset.jsonl" not in training.said(1000) and "cache" not in training.said(1000):
         note = note or "the end names no file"
-    shutil.rmtree(data)
+    shutil.rmtree(data, ignore_errors=True)
     shutil.copytree(saved, data)
     return f"{what} meanwhile", note or resumed(training, whole)
 
