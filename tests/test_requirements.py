@@ -64,8 +64,8 @@ def test_the_lock_has_the_pins_each_with_its_hashes():
     assert here.keys() >= {canonicalize_name(requirement.name) for requirement in extras}
 
 
-PEERS = {"llamafactory", "swift", "trl"}
-"""Of benchmarks/, each with an environment and a requirements file of its own."""
+PEERS = {"llamafactory", "swift", "trl", "liger_kernel"}
+"""Of benchmarks/: what ours is measured beside where it is there, mostly in an environment of its own."""
 IMPORTED_BY_OTHERS = {"deepspeed": "accelerate", "tensorboard": "torch.utils.tensorboard"}
 
 
