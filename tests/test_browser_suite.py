@@ -103,7 +103,7 @@ def test_the_page_shows_pictures_marks_and_effects(tmp_path, width, shown_px):
         (["--policy", "oracle", "--world", 'tasks=["kittens"]'], "browser task 'kittens' does not exist"),
         (
             ["--policy", "oracle", "--oracle", "a=1"],
-            "world browser has no reference with settings ['a']: leave them out",
+            "world browser has no oracle with settings ['a']: leave them out",
         ),
     ],
 )
