@@ -256,6 +256,7 @@ class Window:
             self.page.wait_for_timeout(POLL_MS)
         self._wait_until(lambda: self._num_closed >= self._num_opened, WINDOW_MS)
         self._num_opened = self._num_closed = 0
+        self._told_windows.clear()  # of one that came under another address; it must not hide a later one
 
     def _evaluate(self, expression: str) -> object:
         """None if the page went on to another meanwhile."""
