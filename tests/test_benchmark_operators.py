@@ -1,23 +1,15 @@
 """benchmarks/operators.py at a tiny model's widths, on a CPU: every operation runs, or says why it does not."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[1]
+from loading import load_program
 
 
 @pytest.fixture(scope="module")
 def operators():
-    spec = importlib.util.spec_from_file_location("benchmark_operators", ROOT / "benchmarks" / "operators.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_program("benchmarks/operators.py")
 
 
 def test_every_operation_is_measured_or_says_why_not(operators, capsys):

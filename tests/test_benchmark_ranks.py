@@ -1,11 +1,11 @@
 """benchmarks/ranks.py: its arithmetic by hand, and two ranks of a tiny run for real."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from loading import load_program
 from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -13,10 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def ranks():
-    spec = importlib.util.spec_from_file_location("benchmark_ranks", ROOT / "benchmarks" / "ranks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("benchmarks/ranks.py")
 
 
 def step(tokens: int, wall: float, **parts: float) -> dict:

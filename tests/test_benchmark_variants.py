@@ -1,9 +1,9 @@
 """benchmarks/variants.py on a tiny model and a CPU: each variant is measured, one that fails costs itself alone."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+from loading import load_program
 from rich.console import Console
 from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 
@@ -14,10 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def variants():
-    spec = importlib.util.spec_from_file_location("benchmark_variants", ROOT / "benchmarks" / "variants.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("benchmarks/variants.py")
 
 
 def test_every_variant_is_a_config_that_loads(variants):

@@ -1,9 +1,11 @@
 """The browser world in a real headless Chromium: its edges, its judgement, its limits, and that the oracle wins."""
 
+import mmap
 import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -269,6 +271,25 @@ def test_webrtc_sends_nothing_past_the_proxy(play):
         ear.recv(1)
     ear.close()
     session.close_browsers()
+
+
+@needs_browser
+@pytest.mark.skipif(not Path("/proc/self/exe").exists(), reason="the running program is found in /proc")
+def test_the_browser_knows_every_switch_of_its_walls(play):
+    """One that it does not know it ignores without a word; a name that was changed left a wall open once."""
+    program = Path(f"/proc/{play('<p>Nothing</p>').browser.pid}/exe")
+    with open(program, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as code:
+        known = {
+            name
+            for name in map(switch_name, (*chromium.CONFINED, *chromium.NO_UDP, chromium.POPUPS))
+            if code.find(b"\0" + name + b"\0") >= 0
+        }
+    walls = set(map(switch_name, (*chromium.CONFINED, chromium.POPUPS)))
+    assert walls <= known and set(map(switch_name, chromium.NO_UDP)) & known
+
+
+def switch_name(switch: str) -> bytes:
+    return switch.removeprefix("--").partition("=")[0].encode()
 
 
 @needs_browser

@@ -1,14 +1,13 @@
 """check_gpu: its arithmetic against values worked out by hand, and the measuring itself on the tiny model, on a CPU."""
 
-import importlib.util
 import json
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from loading import load_program
 from tiny_run import save_config, save_dataset, save_tiny_checkpoint, tiny_config
 from torch import nn
 
@@ -49,11 +48,7 @@ FULL = ModelConfig(path="x", method="full")
 
 @pytest.fixture(scope="module")
 def check_gpu():
-    spec = importlib.util.spec_from_file_location("check_gpu", ROOT / "scripts" / "check_gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check_gpu"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_program("scripts/check_gpu.py")
 
 
 def test_a_tower_by_hand(check_gpu):

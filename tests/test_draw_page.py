@@ -1,12 +1,9 @@
 """Pictures of pages for the docs: what a Chromium window shows, from an element that was unfolded."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+from loading import load_program
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
 PAGE = """<!doctype html><style>body { margin: 0; background: #00f } @media (prefers-color-scheme: dark) { body { background: #f00 } }
 div { height: 900px } details { background: #0f0 } p { height: 400px; margin: 0 }</style>
 <div></div><details class="case"><summary>one</summary><p>inside</p></details><div></div>"""
@@ -15,10 +12,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("draw_page", ROOT / "scripts" / "draw_page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("scripts/draw_page.py")
 
 
 def test_the_window_begins_at_the_element_that_is_unfolded(script, tmp_path, capsys):

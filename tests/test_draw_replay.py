@@ -1,24 +1,20 @@
 """The animated picture of the README: drawn from a result's records, two pictures a turn."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+from loading import load_program
 from PIL import Image
 
 import eval as evaluation
 from qwenvl_agent.evaluation.results import read_result
 
-ROOT = Path(__file__).parents[1]
 WORLD = ("width=12", "height=12", "num_trees=4", "tile_px=16", "num_targets=[1, 0, 0]", "plain_missions=true")
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("draw_replay", ROOT / "scripts" / "draw_replay.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("scripts/draw_replay.py")
 
 
 @pytest.fixture(scope="module")

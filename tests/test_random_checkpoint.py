@@ -1,6 +1,5 @@
 """Random checkpoints: the published names and shapes, drawn one shard at a time, read by the loader of real ones."""
 
-import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from loading import load_program
 from safetensors import safe_open
 from tiny_run import save_tiny_checkpoint
 from transformers import AutoConfig, AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -18,7 +18,6 @@ from qwenvl_agent.families import FAMILIES
 from qwenvl_agent.model.build import build_model
 from qwenvl_agent.planning.vram import ARCHITECTURES, find_architecture, read_architecture
 
-ROOT = Path(__file__).parents[1]
 SHARD_GB = 0.0001
 PUBLISHED = {"2b": 2_127_532_032, "4b": 4_437_815_808, "8b": 8_767_123_696}
 PUBLISHED |= {"32b": 33_357_390_064, "30b-a3b": 31_070_754_032, "qwen3.5-9b": 9_409_813_744}
@@ -27,10 +26,7 @@ PUBLISHED |= {"32b": 33_357_390_064, "30b-a3b": 31_070_754_032, "qwen3.5-9b": 9_
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("make_random_checkpoint", ROOT / "scripts/make_random_checkpoint.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("scripts/make_random_checkpoint.py")
 
 
 @pytest.fixture(scope="module")

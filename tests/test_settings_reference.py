@@ -1,22 +1,18 @@
 """docs/CONFIG.md, the JSON schemas and --help are what the dataclasses say."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
+from loading import load_program
 
 from qwenvl_agent.config import Config, build_config
 from qwenvl_agent.settings import list_settings, read_values
 from qwenvl_agent.settings_reference import help_of
 
 ROOT = Path(__file__).parent.parent
-SPEC = importlib.util.spec_from_file_location("document_config", ROOT / "scripts" / "document_config.py")
-script = importlib.util.module_from_spec(SPEC)
-sys.modules["document_config"] = script
-SPEC.loader.exec_module(script)
+script = load_program("scripts/document_config.py")
 
 FOLDERS = ("configs", "configs/sweeps", "scripts/ablations")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.json")) if path.name != "schema.json"]

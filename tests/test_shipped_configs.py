@@ -4,7 +4,6 @@ In the model's place is a tiny checkpoint of the published dtype, in the data's 
 that asks for ZeRO runs on two ranks with real DeepSpeed, offloading too, QLoRA with real NF4; the others in one process.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loading import load_program
 from PIL import Image, ImageDraw
 from transformers import AutoTokenizer
 
@@ -38,11 +38,7 @@ STEPS = 2
 
 def script(name: str):
     """The main function of a script."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module.main
+    return load_program(f"scripts/{name}.py").main
 
 
 @pytest.fixture(scope="module")

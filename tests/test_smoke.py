@@ -1,11 +1,11 @@
 """The smoke test of the real sizes: what it counts and measures; the whole of it, on the tiny base, is slow."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from loading import load_program
 from rich.console import Console
 
 from qwenvl_agent.config import DataConfig, ModelConfig, PromptConfig, SourceConfig, load_config
@@ -20,11 +20,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def smoke():
-    spec = importlib.util.spec_from_file_location("smoke", ROOT / "scripts" / "smoke.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["smoke"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_program("scripts/smoke.py")
 
 
 @pytest.fixture

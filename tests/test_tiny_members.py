@@ -1,12 +1,12 @@
 """The small models that families are compared with, and that the comparison is on the demo's own recipe."""
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from loading import load_program
 from safetensors.torch import load_file
 from tiny_run import save_dataset, tiny_config
 
@@ -21,10 +21,7 @@ EMBEDDING = "model.language_model.embed_tokens.weight"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("make_tiny_member", ROOT / "scripts/make_tiny_member.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("scripts/make_tiny_member.py")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -39,7 +39,7 @@ FLAGS = (
     "--mute-audio",
     # The same pixels on every machine.
     "--force-color-profile=srgb",
-    "--font-render-hinting=none",
+    "--font-render-hinting=none",  # known to Playwright's headless shell; Chromium 156 has no such switch any more
 )
 CONFINED = (
     # A context has a proxy of its own; what belongs to none, such as the browser's own updates, has one that does not exist.
