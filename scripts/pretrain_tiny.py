@@ -10,9 +10,9 @@ Vision stage: the tower's output for a tile must name it through the language mo
 place, what stands on it, which neighbours are free), so that a vision token reads like a bag of words. Then the tower is
 frozen, and the language model learns short statements about pictures (perception), then exchanges in which a mission, a
 notepad and a plan become calls, in every format (calls), then ways among many trees (ways), what stands on a tile that
-is named (contents), and ways with what stands on them, so that one that is blocked is seen to be (looks). Last the tower
-learns to see three emoji fonts alike (fonts). Only what a reader of the row could know is supervised, never the random
-choice of what to ask or to do.
+is named (contents), ways with what stands on them, so that one that is blocked is seen to be (looks), and missions of
+several targets, some of which are found (lists). Last the tower learns to see three emoji fonts alike (fonts). Only what
+a reader of the row could know is supervised, never the random choice of what to ask or to do.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from qwenvl_agent.training.pretraining import (
     train_language,
 )
 from qwenvl_agent.worlds import make_env
-from qwenvl_agent.worlds.safari.missions import KIND_WORDS, write_mission
+from qwenvl_agent.worlds.safari.missions import KIND_WORDS, Mission, write_mission
 from qwenvl_agent.worlds.safari.notepad import Notes, tile_name, write_notes
 from qwenvl_agent.worlds.safari.oracle import SafariOracle
 from qwenvl_agent.worlds.safari.paths import (
@@ -78,7 +78,7 @@ TILE_PX = 16
 FEATURE_POWER = 0.05
 """Mean square of a vision feature's entries up to which it is not held back."""
 MAX_PATH = 6
-STAGES = ("vision", "perception", "calls", "ways", "contents", "looks", "fonts")
+STAGES = ("vision", "perception", "calls", "ways", "contents", "looks", "lists", "fonts")
 FONTS = (USUAL_SHEET, "twemoji", "noto_mono")
 """Sprite sheets that the tower sees; one, fluent, is kept for the suite of an unseen font."""
 FORMATS_WITH_THOUGHT = ("plain", "native", "hybrid")
@@ -173,10 +173,12 @@ class Scene:
         blocked = frozenset((int(c), int(r)) for r, c in np.argwhere(board == TREE))
         return cls((int(column), int(row)), places, blocked, board)
 
+    def animal(self, tile: Tile) -> Animal | None:
+        return symbol_animal(int(self.symbols[tile[1], tile[0]]))
+
     def content(self, tile: Tile) -> str:
         """What stands on a tile, as the oracle's thoughts say it."""
-        symbol = int(self.symbols[tile[1], tile[0]])
-        animal = symbol_animal(symbol)
+        symbol, animal = int(self.symbols[tile[1], tile[0]]), self.animal(tile)
         return animal.name if animal else {GROUND: "free", TREE: "tree"}.get(symbol, "Me")
 
     def nearest(self, animal: Animal) -> str:
@@ -268,15 +270,61 @@ def look_statement(scene: Scene, rng: random.Random, max_false_starts: int = 2) 
     ]
 
 
-def looked_pieces(scene: Scene, way: Sequence[Tile], is_learned: bool) -> list[Piece]:
-    """The steps of a way, each with what stands where it leads; the steps are learned or not."""
+def looked_pieces(scene: Scene, way: Sequence[Tile], is_learned: bool, is_declared: bool = False) -> list[Piece]:
+    """The steps of a way, each with what stands where it leads; the steps are learned or not, and that the last tile is
+    the target's, which is to be declared, is asked."""
     pieces = [Piece(" Path", is_learned)]
-    for i, (direction, tile) in enumerate(zip(directions_of(scene.me, way), way, strict=True)):
-        pieces += [
-            Piece(f" {direction} {tile_name(tile)}", is_learned),
-            Piece(f" {scene.content(tile)}{'.' * (i == len(way) - 1)}", True),
-        ]
-    return pieces
+    for direction, tile in zip(directions_of(scene.me, way), way, strict=True):
+        pieces += [Piece(f" {direction} {tile_name(tile)}", is_learned), Piece(f" {scene.content(tile)}", True)]
+    return [*pieces, *([Piece(" target", False)] if is_declared else []), Piece(".", True)]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A mission and which of its targets are not yet found."""
+
+    mission: Mission
+    wanted: tuple[Animal, ...]
+
+    @classmethod
+    def of_one(cls, scene: Scene, rng: random.Random) -> "Task":
+        """With one target."""
+        animal = asked_animal(scene, rng, absent=0.5)
+        mission = write_mission((animal,), False, rng.choice(LANGUAGES), rng, plain=rng.random() < 0.7)
+        return cls(mission, mission.targets)
+
+    @classmethod
+    def of_several(cls, scene: Scene, rng: random.Random, next_one: Animal | None = None) -> "Task":
+        """With one to three, in order or not, some of them found; `next_one` may be fetched now."""
+        num_targets = rng.choice((1, 2, 2, 3, 3))
+        drawn = [next_one or asked_animal(scene, rng, absent=0.5)]
+        drawn += [asked_animal(scene, rng, absent=0.5) for _ in range(num_targets - 1)]
+        wanted_first, *others = dict.fromkeys(drawn)
+        found, left = (others[:cut], others[cut:]) if (cut := rng.randint(0, len(others))) else ([], others)
+        if ordered := rng.random() < 0.4:
+            targets = [*found, wanted_first, *left]
+        else:
+            targets = rng.sample([wanted_first, *others], len(others) + 1)
+        mission = write_mission(tuple(targets), ordered, rng.choice(LANGUAGES), rng, plain=rng.random() < 0.7)
+        return cls(mission, tuple(target for target in targets if target not in found))
+
+    @property
+    def found_line(self) -> str:
+        """As a context says what is found."""
+        words = zip(self.mission.targets, self.mission.wordings, strict=True)
+        return f"Found Targets: {', '.join(text for target, text in words if target not in self.wanted) or '(none)'}"
+
+    def where(self, scene: Scene) -> str:
+        """The targets that may be fetched now and the nearest tile of each, as the oracle's thoughts say it."""
+        current = self.wanted[:1] if self.mission.ordered else self.wanted
+        return ", ".join(f"{animal.name} {scene.nearest(animal)}" for animal in current)
+
+
+def list_statement(scene: Scene, rng: random.Random) -> list[Piece]:
+    """Where each target of a mission is that may be fetched now."""
+    task = Task.of_several(scene, rng)
+    told = f" Mission: {task.mission.text}\n{task.found_line}\n Target"
+    return [Piece(told, False), Piece(f" {task.where(scene)}.", True)]
 
 
 def free_statement(scene: Scene, rng: random.Random) -> list[Piece]:
@@ -304,11 +352,13 @@ def tile_names(tiles: Sequence[Tile]) -> str:
     return " ".join(map(tile_name, tiles))
 
 
-def exchanges(scene: Scene, rng: random.Random, num: int = 2, looks: bool = False) -> list[Piece]:
+def exchanges(
+    scene: Scene, rng: random.Random, num: int = 2, looks: bool = False, several: bool = False
+) -> list[Piece]:
     """Chat in one format: what must be done stands in a notepad and a thought, and the calls that do it follow."""
     fmt = FORMATS[rng.choice(FORMATS_WITH_THOUGHT)]
     pieces = [Piece(f"\n\n{fmt.instructions(env_tools(rng.choice(RULES)))}<|im_end|>\n", False)]
-    return pieces + [piece for _ in range(num) for piece in exchange(scene, rng, fmt, looks)]
+    return pieces + [piece for _ in range(num) for piece in exchange(scene, rng, fmt, looks, several)]
 
 
 @cache
@@ -326,15 +376,24 @@ def last_line(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return f"Last: {moved}blocked by tree {tile}\n", f" Blocked {tile}."
 
 
-def exchange(scene: Scene, rng: random.Random, fmt: Format, looks: bool = False) -> list[Piece]:
-    """Where to go, which zones are swept and whether something is found or done is asked; the rest follows from it."""
-    way = random_way(scene, rng)
+def exchange(scene: Scene, rng: random.Random, fmt: Format, looks: bool = False, several: bool = False) -> list[Piece]:
+    """Where to go, which zones are swept and whether something is found or done is asked; the rest follows from it.
+
+    With missions of several targets the one that is found stands on the way's last tile, so that whether the mission is
+    done follows, too.
+    """
+    is_found = rng.random() < 0.4
+    way = random_way(scene, rng, to_animal=several and is_found)
     if not way:
         return []
     goal, part, walk = way
-    plan = replace(walk, found=rng.random() < 0.4, done=rng.random() < 0.3)
-    animal = asked_animal(scene, rng, absent=0.5)
-    mission = write_mission((animal,), False, rng.choice(LANGUAGES), rng, plain=rng.random() < 0.7)
+    if several:
+        declared = scene.animal(goal) if is_found and part[-1] == goal else None
+        task = Task.of_several(scene, rng, declared)
+        plan = replace(walk, found=bool(declared), done=bool(declared) and len(task.wanted) == 1)
+    else:
+        declared, task = None, Task.of_one(scene, rng)
+        plan = replace(walk, found=is_found, done=rng.random() < 0.3)
     old, swept = Notes(), []
     if rng.random() < 0.8:
         old = Notes(frozenset(zone for zone in ZONES if rng.random() < 0.4), go=rng.choice(ZONES))
@@ -345,20 +404,23 @@ def exchange(scene: Scene, rng: random.Random, fmt: Format, looks: bool = False)
         asked = "".join(f" Done {tile_name(zone)}." for zone in swept)
         asked += f" Zone {tile_name(new.go)}, go {tile_name(goal)}."
     told, blocked = last_line(scene, rng) if looks else ("", "")
+    told += f"\n{task.found_line}\n" if several else ""
     thought = [
         Piece("Me", True),
         me_piece(scene),
         Piece(blocked, True),
-        Piece(f" Target {animal.name} {scene.nearest(animal)}.", True),
+        Piece(f" Target {task.where(scene)}.", True),
         Piece(asked, False),
-        *(looked_pieces(scene, part, True) if looks else [Piece(f" Path {tile_names(part)}.", True)]),
+        *(looked_pieces(scene, part, True, bool(declared)) if looks else [Piece(f" Path {tile_names(part)}.", True)]),
         Piece(f" Plan {walk.text()}", True),
-        Piece(plan.text().removeprefix(walk.text()) + ".", False),
+        Piece(plan.text().removeprefix(walk.text()) + ".", several),
     ]
-    turn = Turn("".join(piece.text for piece in thought), tuple(calls_of(plan, old, new, mission.wordings[0])))
+    words = task.mission.wording(declared or task.wanted[0])
+    turn = Turn("".join(piece.text for piece in thought), tuple(calls_of(plan, old, new, words)))
     before, after = "".join(span.text for span in fmt.render(turn)).split(turn.thought)
     notepad = write_notes(old, 2 * VIEW, 2 * VIEW) or "(empty)"
-    user = f"<|im_start|>user\nMission: {mission.text}\n{told}\nNotepad:\n{notepad}<|im_end|>\n<|im_start|>assistant\n"
+    said = f"Mission: {task.mission.text}\n{told}\nNotepad:\n{notepad}"
+    user = f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
     return [Piece(user, False), Piece(before, True), *thought, Piece(f"{after}<|im_end|>", True), Piece("\n", False)]
 
 
@@ -544,6 +606,7 @@ def main() -> int:
     parser.add_argument("--ways-steps", type=int, default=1200)
     parser.add_argument("--contents-steps", type=int, default=500)
     parser.add_argument("--looks-steps", type=int, default=700)
+    parser.add_argument("--lists-steps", type=int, default=1500)
     parser.add_argument("--fonts-steps", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--ramp-rows", type=int, default=20_000, help="rows until perception asks for everything")
@@ -575,6 +638,7 @@ def run_stage(stage: str, model, tokenizer, args) -> dict:
         "ways": (352, args.ways_steps, 1e-3, ways_row, partial(random_board, densities=(0.1, 0.2, 0.3, 0.35))),
         "contents": (248, args.contents_steps, 1e-3, contents_row, random_board),
         "looks": (416, args.looks_steps, 1e-3, looks_row, partial(random_board, densities=(0.1, 0.12, 0.2, 0.3))),
+        "lists": (416, args.lists_steps, 1e-3, lists_row, partial(random_board, densities=(0.1, 0.12, 0.2, 0.3))),
     }[stage]
 
     def draw(rng: random.Random, row: int) -> tuple[np.ndarray, list[tuple[str, int]]]:
@@ -631,6 +695,15 @@ def looks_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
     rng.shuffle(kinds)
     pieces = [Piece("Me", False), me_piece(scene), *(piece for kind in kinds for piece in kind(scene, rng))]
     return pieces + exchanges(scene, rng, 1, looks=True) if has_calls else pieces
+
+
+def lists_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
+    """Missions of several targets, ways with what stands on them, and every other time a turn of one."""
+    has_calls = row % 2 == 0
+    kinds = [content_statement] * 3 + ([look_statement] if has_calls else [list_statement] * 3 + [look_statement] * 4)
+    rng.shuffle(kinds)
+    pieces = [Piece("Me", False), me_piece(scene), *(piece for kind in kinds for piece in kind(scene, rng))]
+    return pieces + exchanges(scene, rng, 1, looks=True, several=True) if has_calls else pieces
 
 
 def new_base(args):
