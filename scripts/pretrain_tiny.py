@@ -296,11 +296,12 @@ class Task:
     @classmethod
     def of_several(cls, scene: Scene, rng: random.Random, next_one: Animal | None = None) -> "Task":
         """With one to three, in order or not, some of them found; `next_one` may be fetched now."""
-        num_targets = rng.choice((1, 2, 2, 3, 3))
+        num_targets = rng.choice((1, 2, 2, 3, 3, 3))
         drawn = [next_one or asked_animal(scene, rng, absent=0.5)]
         drawn += [asked_animal(scene, rng, absent=0.5) for _ in range(num_targets - 1)]
         wanted_first, *others = dict.fromkeys(drawn)
-        found, left = (others[:cut], others[cut:]) if (cut := rng.randint(0, len(others))) else ([], others)
+        num_found = rng.randint(0, len(others)) if rng.random() < 0.5 else 0
+        found, left = others[:num_found], others[num_found:]
         if ordered := rng.random() < 0.4:
             targets = [*found, wanted_first, *left]
         else:
