@@ -11,7 +11,7 @@ place, what stands on it, which neighbours are free), so that a vision token rea
 frozen, and the language model learns short statements about pictures (perception), then exchanges in which a mission, a
 notepad and a plan become calls, in every format (calls), then ways among many trees (ways), what stands on a tile that
 is named (contents), ways with what stands on them, so that one that is blocked is seen to be (looks), and missions of
-several targets, some of which are found (lists). Last the tower learns to see three emoji fonts alike (fonts). Only what
+several targets: which are left, and whether one of them stands where a way ends (missions). Last the tower learns to see three emoji fonts alike (fonts). Only what
 a reader of the row could know is supervised, never the random choice of what to ask or to do.
 """
 
@@ -78,7 +78,7 @@ TILE_PX = 16
 FEATURE_POWER = 0.05
 """Mean square of a vision feature's entries up to which it is not held back."""
 MAX_PATH = 6
-STAGES = ("vision", "perception", "calls", "ways", "contents", "looks", "lists", "fonts")
+STAGES = ("vision", "perception", "calls", "ways", "contents", "looks", "missions", "fonts")
 FONTS = (USUAL_SHEET, "twemoji", "noto_mono")
 """Sprite sheets that the tower sees; one, fluent, is kept for the suite of an unseen font."""
 FORMATS_WITH_THOUGHT = ("plain", "native", "hybrid")
@@ -270,13 +270,31 @@ def look_statement(scene: Scene, rng: random.Random, max_false_starts: int = 2) 
     ]
 
 
-def looked_pieces(scene: Scene, way: Sequence[Tile], is_learned: bool, is_declared: bool = False) -> list[Piece]:
-    """The steps of a way, each with what stands where it leads; the steps are learned or not, and that the last tile is
-    the target's, which is to be declared, is asked."""
+def looked_pieces(scene: Scene, way: Sequence[Tile], is_learned: bool, task: "Task | None" = None) -> list[Piece]:
+    """The steps of a way, each with what stands where it leads; the steps are learned or not. With a task it is said
+    where the way ends on a target."""
     pieces = [Piece(" Path", is_learned)]
     for direction, tile in zip(directions_of(scene.me, way), way, strict=True):
         pieces += [Piece(f" {direction} {tile_name(tile)}", is_learned), Piece(f" {scene.content(tile)}", True)]
-    return [*pieces, *([Piece(" target", False)] if is_declared else []), Piece(".", True)]
+    mark = " target" if task and scene.animal(way[-1]) in task.current else ""
+    return [*pieces, Piece(f"{mark}.", True)]
+
+
+def walk_statement(scene: Scene, rng: random.Random) -> list[Piece]:
+    """A way that leads nowhere, with many bends: what stands on it and its moves."""
+    way = [scene.me]
+    for _ in range(rng.randint(2, MAX_PATH)):
+        column, row = way[-1]
+        ahead = [(column + dx, row + dy) for dx, dy in DIRECTIONS.values()]
+        free = [tile for tile in ahead if tile in TILES and tile not in scene.blocked and tile not in way]
+        if not free:
+            break
+        way.append(rng.choice(free))
+    part = first_part(scene.me, way[1:], MAX_PATH)
+    if not part:
+        return []
+    plan = Plan(tuple(actions_of(scene.me, part)))
+    return [*looked_pieces(scene, part, False), Piece(f" Plan {plan.text()}.", True)]
 
 
 @dataclass(frozen=True)
@@ -315,17 +333,43 @@ class Task:
         words = zip(self.mission.targets, self.mission.wordings, strict=True)
         return f"Found Targets: {', '.join(text for target, text in words if target not in self.wanted) or '(none)'}"
 
+    @property
+    def current(self) -> tuple[Animal, ...]:
+        """Those that may be fetched now."""
+        return self.wanted[:1] if self.mission.ordered else self.wanted
+
     def where(self, scene: Scene) -> str:
-        """The targets that may be fetched now and the nearest tile of each, as the oracle's thoughts say it."""
-        current = self.wanted[:1] if self.mission.ordered else self.wanted
-        return ", ".join(f"{animal.name} {scene.nearest(animal)}" for animal in current)
+        """The nearest tile of each that may be fetched now, as the oracle's thoughts say it."""
+        return ", ".join(f"{animal.name} {scene.nearest(animal)}" for animal in self.current)
+
+    def plan(self, scene: Scene, way: Sequence[Tile]) -> Plan:
+        """To walk it, and to declare what stands at its end if it is a target."""
+        is_found = scene.animal(way[-1]) in self.current
+        return Plan(tuple(actions_of(scene.me, way)), found=is_found, done=is_found and len(self.wanted) == 1)
+
+
+def task_way(scene: Scene, rng: random.Random) -> tuple[Task, Tile, list[Tile]] | None:
+    """A task, and a way that mostly ends on an animal, half of the time on one that may be fetched."""
+    way = random_way(scene, rng, to_animal=rng.random() < 0.7)
+    if not way:
+        return None
+    goal, part, _ = way
+    end = scene.animal(part[-1])
+    return Task.of_several(scene, rng, end if rng.random() < 0.5 else None), goal, part
 
 
 def list_statement(scene: Scene, rng: random.Random) -> list[Piece]:
-    """Where each target of a mission is that may be fetched now."""
-    task = Task.of_several(scene, rng)
+    """Where each target of a mission is that may be fetched now, and perhaps a way that ends on one or on something else."""
+    found = task_way(scene, rng)
+    if not found:
+        return []
+    task, goal, part = found
     told = f" Mission: {task.mission.text}\n{task.found_line}\n Target"
-    return [Piece(told, False), Piece(f" {task.where(scene)}.", True)]
+    listed = [Piece(told, False), Piece(f" {task.where(scene)}.", True)]
+    if rng.random() < 0.3:
+        return listed
+    plan = Piece(f" Plan {task.plan(scene, part).text()}.", True)
+    return [*listed, Piece(f" Go {tile_name(goal)}.", False), *looked_pieces(scene, part, True, task), plan]
 
 
 def free_statement(scene: Scene, rng: random.Random) -> list[Piece]:
@@ -347,6 +391,10 @@ def random_way(scene: Scene, rng: random.Random, to_animal: bool = False) -> tup
             part = first_part(scene.me, way, MAX_PATH)
             return goal, part, Plan(tuple(actions_of(scene.me, part)))
     return None
+
+
+def bare_path(way: Sequence[Tile]) -> Piece:
+    return Piece(f" Path {tile_names(way)}.", True)
 
 
 def tile_names(tiles: Sequence[Tile]) -> str:
@@ -380,21 +428,19 @@ def last_line(scene: Scene, rng: random.Random) -> tuple[str, str]:
 def exchange(scene: Scene, rng: random.Random, fmt: Format, looks: bool = False, several: bool = False) -> list[Piece]:
     """Where to go, which zones are swept and whether something is found or done is asked; the rest follows from it.
 
-    With missions of several targets the one that is found stands on the way's last tile, so that whether the mission is
-    done follows, too.
+    With missions of several targets something is found where the way ends on one, so that follows, too, and whether
+    the mission is done.
     """
-    is_found = rng.random() < 0.4
-    way = random_way(scene, rng, to_animal=several and is_found)
-    if not way:
-        return []
-    goal, part, walk = way
     if several:
-        declared = scene.animal(goal) if is_found and part[-1] == goal else None
-        task = Task.of_several(scene, rng, declared)
-        plan = replace(walk, found=bool(declared), done=bool(declared) and len(task.wanted) == 1)
+        drawn = task_way(scene, rng)
     else:
-        declared, task = None, Task.of_one(scene, rng)
-        plan = replace(walk, found=is_found, done=rng.random() < 0.3)
+        way = random_way(scene, rng)
+        drawn = (Task.of_one(scene, rng), *way[:2]) if way else None
+    if not drawn:
+        return []
+    task, goal, part = drawn
+    walk = Plan(tuple(actions_of(scene.me, part)))
+    plan = task.plan(scene, part) if several else replace(walk, found=rng.random() < 0.4, done=rng.random() < 0.3)
     old, swept = Notes(), []
     if rng.random() < 0.8:
         old = Notes(frozenset(zone for zone in ZONES if rng.random() < 0.4), go=rng.choice(ZONES))
@@ -412,11 +458,12 @@ def exchange(scene: Scene, rng: random.Random, fmt: Format, looks: bool = False,
         Piece(blocked, True),
         Piece(f" Target {task.where(scene)}.", True),
         Piece(asked, False),
-        *(looked_pieces(scene, part, True, bool(declared)) if looks else [Piece(f" Path {tile_names(part)}.", True)]),
+        *(looked_pieces(scene, part, True, task if several else None) if looks else [bare_path(part)]),
         Piece(f" Plan {walk.text()}", True),
         Piece(plan.text().removeprefix(walk.text()) + ".", several),
     ]
-    words = task.mission.wording(declared or task.wanted[0])
+    end = scene.animal(part[-1])
+    words = task.mission.wording(end if several and plan.found else task.wanted[0])
     turn = Turn("".join(piece.text for piece in thought), tuple(calls_of(plan, old, new, words)))
     before, after = "".join(span.text for span in fmt.render(turn)).split(turn.thought)
     notepad = write_notes(old, 2 * VIEW, 2 * VIEW) or "(empty)"
@@ -607,7 +654,7 @@ def main() -> int:
     parser.add_argument("--ways-steps", type=int, default=1200)
     parser.add_argument("--contents-steps", type=int, default=500)
     parser.add_argument("--looks-steps", type=int, default=700)
-    parser.add_argument("--lists-steps", type=int, default=1500)
+    parser.add_argument("--missions-steps", type=int, default=1500)
     parser.add_argument("--fonts-steps", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--ramp-rows", type=int, default=20_000, help="rows until perception asks for everything")
@@ -639,7 +686,13 @@ def run_stage(stage: str, model, tokenizer, args) -> dict:
         "ways": (352, args.ways_steps, 1e-3, ways_row, partial(random_board, densities=(0.1, 0.2, 0.3, 0.35))),
         "contents": (248, args.contents_steps, 1e-3, contents_row, random_board),
         "looks": (416, args.looks_steps, 1e-3, looks_row, partial(random_board, densities=(0.1, 0.12, 0.2, 0.3))),
-        "lists": (416, args.lists_steps, 1e-3, lists_row, partial(random_board, densities=(0.1, 0.12, 0.2, 0.3))),
+        "missions": (
+            416,
+            args.missions_steps,
+            1e-3,
+            missions_row,
+            partial(random_board, densities=(0.1, 0.12, 0.2, 0.3)),
+        ),
     }[stage]
 
     def draw(rng: random.Random, row: int) -> tuple[np.ndarray, list[tuple[str, int]]]:
@@ -698,10 +751,11 @@ def looks_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
     return pieces + exchanges(scene, rng, 1, looks=True) if has_calls else pieces
 
 
-def lists_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
+def missions_row(scene: Scene, rng: random.Random, row: int) -> list[Piece]:
     """Missions of several targets, ways with what stands on them, and every other time a turn of one."""
     has_calls = row % 2 == 0
-    kinds = [content_statement] * 3 + ([look_statement] if has_calls else [list_statement] * 3 + [look_statement] * 4)
+    few, many = (1, 0) if has_calls else (3, 1)
+    kinds = [content_statement] * 2 + [look_statement] * few + [list_statement] * few + [walk_statement] * many
     rng.shuffle(kinds)
     pieces = [Piece("Me", False), me_piece(scene), *(piece for kind in kinds for piece in kind(scene, rng))]
     return pieces + exchanges(scene, rng, 1, looks=True, several=True) if has_calls else pieces
