@@ -252,22 +252,28 @@ def content_statement(scene: Scene, rng: random.Random) -> list[Piece]:
     return [Piece(f" Tile {tile_name(tile)}", False), Piece(f" {scene.content(tile)}.", True)]
 
 
-def look_statement(scene: Scene, rng: random.Random, max_false_starts: int = 2) -> list[Piece]:
-    """A way to a tile with what stands on it, perhaps after ways that turned out to be blocked: those are not learned,
-    but what stands on them is."""
+def look_statement(scene: Scene, rng: random.Random) -> list[Piece]:
+    """A way to a tile with what stands on it, perhaps after others that are blocked."""
     way = random_way(scene, rng, rng.random() < 0.4)
     if not way:
         return []
     goal, part, plan = way
     asked = rng.choice((f" Go {tile_name(goal)}.", f" Zone {tile_name(rng.choice(TILES))}, go {tile_name(goal)}."))
-    blocked = [upto_first(start[:MAX_PATH], scene.blocked) for start in straight_ways(scene.me, goal)]
-    blocked = [start for start in rng.sample(blocked, 2) if start][: rng.randint(0, max_false_starts)]
     return [
         Piece(asked, False),
-        *(piece for start in blocked for piece in looked_pieces(scene, start, False)),
+        *false_starts(scene, rng, goal),
         *looked_pieces(scene, part, True),
         Piece(f" Plan {plan.text()}.", True),
     ]
+
+
+def false_starts(scene: Scene, rng: random.Random, goal: Tile) -> list[Piece]:
+    """Straight ways that are blocked: they are not learned, but what stands on them is. The same one may be said again
+    and again, as an agent does that gets stuck in its thought; what is learned is how to leave it."""
+    straight = [upto_first(way[:MAX_PATH], scene.blocked) for way in straight_ways(scene.me, goal)]
+    blocked = [way for way in straight if way]
+    ways = rng.choices(blocked, k=rng.choice((0, 0, 1, 1, 2, 3))) if blocked else []
+    return [piece for way in ways for piece in looked_pieces(scene, way, False)]
 
 
 def looked_pieces(scene: Scene, way: Sequence[Tile], is_learned: bool, task: "Task | None" = None) -> list[Piece]:
@@ -369,7 +375,8 @@ def list_statement(scene: Scene, rng: random.Random) -> list[Piece]:
     if rng.random() < 0.3:
         return listed
     plan = Piece(f" Plan {task.plan(scene, part).text()}.", True)
-    return [*listed, Piece(f" Go {tile_name(goal)}.", False), *looked_pieces(scene, part, True, task), plan]
+    go = Piece(f" Go {tile_name(goal)}.", False)
+    return [*listed, go, *false_starts(scene, rng, goal), *looked_pieces(scene, part, True, task), plan]
 
 
 def free_statement(scene: Scene, rng: random.Random) -> list[Piece]:
@@ -458,6 +465,7 @@ def exchange(scene: Scene, rng: random.Random, fmt: Format, looks: bool = False,
         Piece(blocked, True),
         Piece(f" Target {task.where(scene)}.", True),
         Piece(asked, False),
+        *(false_starts(scene, rng, goal) if several else []),
         *(looked_pieces(scene, part, True, task if several else None) if looks else [bare_path(part)]),
         Piece(f" Plan {walk.text()}", True),
         Piece(plan.text().removeprefix(walk.text()) + ".", several),

@@ -26,7 +26,7 @@ from qwenvl_agent.worlds.safari.paths import actions_of, first_part, last_run, s
 from qwenvl_agent.worlds.safari.render import animal_symbol, read_view, view_symbols
 from qwenvl_agent.worlds.safari.scene import read_scene
 from qwenvl_agent.worlds.safari.sweep import waypoint_goals, zone_place
-from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, Animal, World, in_view, view_corner
+from qwenvl_agent.worlds.safari.world import REPORT_SEEDS, VIEW, Animal, World, in_view, view_corner
 
 SMALL = {"width": 20, "height": 20, "num_trees": 48, "num_animals": 10, "max_turns": 40, "tile_px": 16}
 FULL = {"tile_px": 16}
@@ -214,7 +214,8 @@ def test_zones_inside_of_a_large_world_are_looked_at_from_their_centres():
 
 
 def test_a_region_is_left_as_soon_as_the_view_ends_with_its_zone():
-    """Coming from above or from the left the first place of a region shows the whole zone; at the border all of it does."""
+    """Coming from above or from the left the first place of a region shows the whole zone; at the border it is told by
+    the player's tile, which is off the view's middle."""
     rules = SafariRules.from_json({**FULL, "num_trees": 0, "num_animals": 1})
 
     def goals(zone: str) -> list:
@@ -224,8 +225,12 @@ def test_a_region_is_left_as_soon_as_the_view_ends_with_its_zone():
         return waypoint_goals(replace(scene, waypoints="regions"))
 
     assert goals("b2") == [(x, y) for y in (25, 26, 27) for x in (15, 16, 17)]
-    assert goals("a0") == [(x, y) for y in range(6) for x in range(6)]
-    assert goals("e4") == [(x, y) for y in range(45, 50) for x in range(45, 50)]
+    assert goals("a0") == [(x, y) for y in range(5) for x in range(5)]
+    assert goals("e4") == [(x, y) for y in range(46, 50) for x in range(46, 50)]
+    for places in (goals("a0"), goals("e4")):
+        for place in places:
+            corner = view_corner(place, 50, 50)
+            assert all(at - edge != VIEW // 2 for at, edge in zip(place, corner, strict=True))
 
 
 def test_the_zone_to_go_to_is_kept_without_writing():

@@ -3,8 +3,9 @@
 Three ways to say where to stand. `centres`: in the middle of the zone, which is the shortest way, and takes sums of world
 coordinates to know. `borders`: towards the world's border until the player's tile leaves the middle of the view, which
 then shows the border's zones whole: whoever sees his own tile knows where to go and when he is there. Zones that touch no
-border have their centres either way. `regions`: anywhere in a square of three tiles a side from the centre on, at the
-world's border anywhere from where the border is in view: coordinates are only compared. The next zone is the nearest, or
+border have their centres either way. `regions`: anywhere in a square of three tiles a side from the centre on, where
+coordinates are only compared; at the world's border anywhere from where the player's tile is off the middle of the view,
+which tells it without coordinates. The next zone is the nearest, or
 without `centres` the next on the way to and fro through the rows, which the zone just seen tells alone.
 """
 
@@ -88,11 +89,13 @@ def region(scene: Scene) -> list[Tile]:
 
 
 def _region_along(zone: int, num_zones: int, size: int, centre: int) -> range:
-    """Along one axis; where the view reaches the border it shows the border's zone whole."""
+    """Along one axis; where the player is nearer to the border than to the view's middle it shows the border's zone whole."""
+    if num_zones == 1:
+        return range(size)
     if zone == 0:
-        return range(0, min(VIEW // 2 + 1, size))
+        return range(VIEW // 2)
     if zone == num_zones - 1:
-        return range(max(0, size - VIEW // 2), size)
+        return range(size - VIEW // 2 + 1, size)
     return range(centre, centre + REGION)
 
 
