@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -233,14 +233,24 @@ def attack_all(works: list[Work], num_jobs: int, console: Console) -> None:
     for group, jobs in ((together, num_jobs), ([w for w in works if w.attack.alone], 1)):
         with ThreadPoolExecutor(jobs) as pool:
             left = [pool.submit(carry_out, work) for work in group]
-            started = shown = time.monotonic()
-            while not all(one.done() for one in left):
-                time.sleep(0.2)
-                if time.monotonic() > shown + SHOWN_EVERY_S:
-                    shown = time.monotonic()
-                    console.print(progress(group, shown - started), highlight=False)
-            for one in left:
-                one.result()
+            try:
+                follow(left, group, console)
+            except BaseException:  # asked to end: no case in hand is waited for
+                for work in works:
+                    work.deadline = 0.0
+                raise
+
+
+def follow(left: list[Future], group: list[Work], console: Console) -> None:
+    """Show how far they are until all are done."""
+    started = shown = time.monotonic()
+    while not all(one.done() for one in left):
+        time.sleep(0.2)
+        if time.monotonic() > shown + SHOWN_EVERY_S:
+            shown = time.monotonic()
+            console.print(progress(group, shown - started), highlight=False)
+    for one in left:
+        one.result()
 
 
 def progress(works: list[Work], seconds: float) -> str:

@@ -1,12 +1,16 @@
 """The runner of attacks counts what held, what fell and what was not tried; and the attacks' first cases hold."""
 
-import importlib.util
+import io
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from loading import load_program
 
 pytestmark = pytest.mark.loopback
 
@@ -14,18 +18,9 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "torture.py"
 
 
-def load(folder: Path | None = None):
-    """scripts/torture.py as a module; `folder`: where it looks for attacks."""
-    spec = importlib.util.spec_from_file_location("torture_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    before = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = [*before, str(module.FOLDER)]
-    return module
-
-
-torture = load()
+PATHS = list(sys.path)
+torture = load_program("scripts/torture.py")
+sys.path[:] = [*PATHS, str(torture.FOLDER)]
 ATTACKS = sorted(torture.find_attacks())
 
 EXAMPLES = """
@@ -112,6 +107,41 @@ def test_what_time_does_not_suffice_for_is_not_tried_and_never_held(copy):
     attack.write_text(EXAMPLES.replace("case == 6", "case == 0").replace("patience=3", "patience=30"))
     done = run(copy, "--quick", "--seconds", "4")
     assert done.returncode == 4 and "not tried for want of time: 2 of examples" in done.stdout
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_end_it_waits_for_no_case_and_leaves_no_attack(copy, number, status):
+    attack = copy / "tests" / "torture" / "examples.py"
+    code = EXAMPLES.replace("case == 6", "case == 1").replace("patience=3", "patience=300")
+    attack.write_text(code.replace("time.sleep(60)", 'open("hangs", "w").write(str(os.getpid())); time.sleep(300)'))
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    process = subprocess.Popen([sys.executable, "scripts/torture.py"], cwd=copy, env=environment)
+    try:
+        eventually(lambda: (copy / "hangs").exists() and (copy / "hangs").read_text())
+        process.send_signal(number)
+        assert process.wait(timeout=30) == status
+    finally:
+        process.kill()
+    child = int((copy / "hangs").read_text())
+    eventually(lambda: not Path(f"/proc/{child}").exists())
+    assert outcomes(copy) == [(0, "even", True)]
+
+
+def eventually(is_so, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_training_whose_number_another_had_is_not_taken_as_ended():
+    """Process numbers go round; a resumed run was started beside the one that it should go on from."""
+    warm = object.__new__(load_program("tests/torture/trainings.py").Warm)
+    lines = [{"started": 7}, {"ended": 7, "status": 2}, {"started": 7}]
+    warm.process = SimpleNamespace(stdin=io.StringIO(), stdout=io.StringIO("\n".join(map(json.dumps, lines))))
+    warm.ended = {}
+    assert warm.start([], Path("log")) == 7 and not warm.ended
+    assert warm.start([], Path("log")) == 7 and not warm.ended
 
 
 @pytest.mark.parametrize(("case", "status", "said"), [("0", 0, "held: even"), ("1", 3, "FELL: odd: it is one")])

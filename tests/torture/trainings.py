@@ -107,6 +107,8 @@ class Warm:
         while True:
             answer = self._read()
             if "started" in answer:
+                # Its number may have been another training's, whose end is not this one's.
+                self.ended.pop(answer["started"], None)
                 return answer["started"]
             self.ended[answer["ended"]] = answer["status"]
 
