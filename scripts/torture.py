@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -53,7 +53,7 @@ SHOWN_EVERY_S = 30
 
 @dataclass
 class Work:
-    """One attack of this run: its cases, those of them that are done, and where their outcomes are."""
+    """One attack of this run or a part of it: its cases, those of them that are done, and where their outcomes are."""
 
     attack: Attack
     cases: Sequence[int]
@@ -87,6 +87,14 @@ class Work:
             elif entry["case"] in self.cases:
                 self.done[entry["case"]] = entry
 
+    def parts(self) -> "list[Work]":
+        """Those of its processes, each with its share of the cases."""
+        num = 1 if len(self.cases) < self.attack.full else self.attack.processes
+        parts = [replace(self, cases=self.cases[i::num], done={}, num_read=0) for i in range(num)]
+        for part in parts:
+            part.read()
+        return parts
+
     def left(self) -> list[int]:
         return [case for case in self.cases if case not in self.done]
 
@@ -105,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seconds", type=bounded(float, 1), help=f"for all together; default {FULL_S}, quick {QUICK_S}"
     )
     parser.add_argument(
-        "--jobs", type=bounded(int, 1), default=3, help="attacks at a time; most of an attack is waiting"
+        "--jobs", type=bounded(int, 1), default=5, help="processes at a time; most of an attack is waiting"
     )
     parser.add_argument("--out", type=Path, default=Path("generated/torture"), help="outcomes and the summary")
     parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout, in place of the table")
@@ -125,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     works = begin(chosen, args)
     console = Console(stderr=args.json)
     attack_all(works, args.jobs, console)
+    for work in works:
+        work.read()
     summary = summarise(works, args)
     write_json(args.out / "summary.json", summary)
     if args.json:
@@ -229,15 +239,16 @@ def attack_all(works: list[Work], num_jobs: int, console: Console) -> None:
             console.print(
                 f"{work.attack.name}: {work.num_forgotten} outcomes of other code or another seed do not count"
             )
-    together = sorted((w for w in works if not w.attack.alone), key=lambda work: -work.attack.seconds)
-    for group, jobs in ((together, num_jobs), ([w for w in works if w.attack.alone], 1)):
+    parts = [part for work in works for part in work.parts()]
+    together = sorted((part for part in parts if not part.attack.alone), key=lambda part: -part.attack.seconds)
+    for group, jobs in ((together, num_jobs), ([part for part in parts if part.attack.alone], 1)):
         with ThreadPoolExecutor(jobs) as pool:
             left = [pool.submit(carry_out, work) for work in group]
             try:
                 follow(left, group, console)
             except BaseException:  # asked to end: no case in hand is waited for
-                for work in works:
-                    work.deadline = 0.0
+                for part in parts:
+                    part.deadline = 0.0
                 raise
 
 
@@ -254,7 +265,12 @@ def follow(left: list[Future], group: list[Work], console: Console) -> None:
 
 
 def progress(works: list[Work], seconds: float) -> str:
-    words = [f"{w.attack.name} {len(w.done)}/{len(w.cases)}" for w in works if w.is_under_way]
+    done, cases = Counter[str](), Counter[str]()
+    for work in works:
+        done[work.attack.name] += len(work.done)
+        cases[work.attack.name] += len(work.cases)
+    under_way = dict.fromkeys(work.attack.name for work in works if work.is_under_way)
+    words = [f"{name} {done[name]}/{cases[name]}" for name in under_way]
     limit = max(work.deadline for work in works) - time.monotonic()
     return f"{seconds:.0f} s, at most {max(0.0, limit):.0f} s left: {', '.join(words)}"
 

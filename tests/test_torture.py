@@ -109,6 +109,25 @@ def test_what_time_does_not_suffice_for_is_not_tried_and_never_held(copy):
     assert done.returncode == 4 and "not tried for want of time: 2 of examples" in done.stdout
 
 
+def test_cases_that_are_dealt_to_processes_are_each_tried_once(copy):
+    """In the full form; each process has an empty folder, and one that dies costs its own case in hand alone."""
+    attack = copy / "tests" / "torture" / "examples.py"
+    code = EXAMPLES.replace("seconds=60,", "seconds=60, processes=3,").replace("time.sleep(60)", "time.sleep(0)")
+    attack.write_text(code.replace("case == 4", "False"))
+    done = run(copy, "--json")
+    assert done.returncode == 3, done.stderr
+    assert sorted(case for case, *_ in outcomes(copy)) == list(range(8))
+    assert [(case, kind) for case, kind, held in sorted(outcomes(copy)) if not held] == [
+        (1, "odd"),
+        (2, "ends the attack itself"),
+    ]
+    counted = json.loads(done.stdout)["attacks"]["examples"]
+    assert (counted["asked"], counted["tried"], counted["held"]) == (8, 71, 69)
+    assert run(copy).returncode == 3 and len(outcomes(copy)) == 8
+    (copy / "train.py").write_text("# other code\n")
+    assert "8 outcomes of other code" in run(copy).stdout and len(outcomes(copy)) == 16
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_end_it_waits_for_no_case_and_leaves_no_attack(copy, number, status):
     attack = copy / "tests" / "torture" / "examples.py"

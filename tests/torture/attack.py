@@ -54,6 +54,9 @@ class Attack:
     """(seed, cases, an empty folder of the attack's own) to their outcomes, in that order."""
     patience: int = 300
     """Seconds without an outcome after which the case in hand has fallen: it hangs."""
+    processes: int = 1
+    """In the full form the cases are dealt to so many, each with a scratch folder of its own: for an attack that waits
+    more than it works."""
     alone: bool = False
     """Whether it measures time or memory of its own, so that no other attack may run beside it."""
 

@@ -751,5 +751,6 @@ ATTACK = Attack(
     full=5000,
     quick=90,
     seconds=3000,
+    processes=2,
     run=run,
 )

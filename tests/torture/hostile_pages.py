@@ -718,6 +718,7 @@ ATTACKS = (
         full=len(plan()),
         quick=24,
         seconds=3600,
+        processes=3,
         run=attack_walls,
     ),
     Attack(
@@ -726,6 +727,7 @@ ATTACKS = (
         full=len(walls()) * len(TRAPS),
         quick=3,
         seconds=3600,
+        processes=3,
         run=attack_limits,
     ),
 )
