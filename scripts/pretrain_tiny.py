@@ -4,15 +4,16 @@
 
 The base brings what a pre-trained Qwen3-VL brings along and random weights learn late (docs/LOG.md): it sees what
 stands where, compares it with a name in three languages, finds its way around trees in a view, and writes a plan that it
-has made as calls. It has never played: what to plan is random in its rows and never supervised. `make demo` teaches that.
+has made as calls. It has never played: where to go is random in its rows and never supervised. `make demo` teaches that.
 
 Vision stage: the tower's output for a tile must name it through the language model's own embedding table (the tile's
 place, what stands on it, which neighbours are free), so that a vision token reads like a bag of words. Then the tower is
 frozen, and the language model learns short statements about pictures (perception), then exchanges in which a mission, a
 notepad and a plan become calls, in every format (calls), then ways among many trees (ways), what stands on a tile that
 is named (contents), ways with what stands on them, so that one that is blocked is seen to be (looks), and missions of
-several targets: which are left, and whether one of them stands where a way ends (missions). Last the tower learns to see three emoji fonts alike (fonts). Only what
-a reader of the row could know is supervised, never the random choice of what to ask or to do.
+several targets: which are left, and whether one of them stands where a way ends (missions). Last the tower learns to see
+three emoji fonts alike (fonts). Only what a reader of the row could know is supervised, never the random choice of what
+to ask or where to go.
 """
 
 import argparse
@@ -662,7 +663,7 @@ def main() -> int:
     parser.add_argument("--ways-steps", type=int, default=1200)
     parser.add_argument("--contents-steps", type=int, default=500)
     parser.add_argument("--looks-steps", type=int, default=700)
-    parser.add_argument("--missions-steps", type=int, default=1500)
+    parser.add_argument("--missions-steps", type=int, default=2200)
     parser.add_argument("--fonts-steps", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--ramp-rows", type=int, default=20_000, help="rows until perception asks for everything")
