@@ -383,8 +383,10 @@ def try_way(ears: Ears, wall: str, way: Way, host: str, spelling: str) -> Outcom
         env.close()
     if ears.heard:
         return Outcome(kind, False, f"heard: {ears.heard[0]}")
+    # `fetch` takes no address with a user (Fetch Standard, constructor of Request): nothing is sent that could be told of.
+    is_sent = way.is_told and not ("@" in url and "fetch(" in way.body)
     is_told = any(event.startswith(("blocked", "new window")) for event in told)
-    if way.is_told and not is_told:
+    if is_sent and not is_told:
         return Outcome(kind, False, f"nothing was told of it: {told}")
     return Outcome(kind, True)
 
