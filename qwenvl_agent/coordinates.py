@@ -12,7 +12,7 @@ Three spaces, told apart by the ending of a name:
 The grid is Qwen3-VL's: its own computer-use example tells the model of a 1000x1000 screen and decodes v / 1000 * size.
 """
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -97,7 +97,7 @@ class Screen:
     def __post_init__(self):
         if self.width_px < 1 or self.height_px < 1:
             raise ValueError(f"screen of {self.width_px}x{self.height_px} px: no position is on it; give its real size")
-        if not (math.isfinite(self.scale) and self.scale > 0):
+        if not (is_finite(self.scale) and self.scale > 0):
             raise ValueError(f"device scale is {self.scale}: pixels have no place on the page; give a number above 0")
 
     @classmethod
@@ -136,9 +136,14 @@ class Screen:
         return 0 <= x_px < self.width_px and 0 <= y_px < self.height_px
 
 
+def is_finite(value: float) -> bool:
+    """Whether a float holds it: no NaN, no infinity, and no whole number so large that math.isfinite raises."""
+    return abs(value) <= sys.float_info.max
+
+
 def check_finite(value: float) -> None:
     """ValueError for NaN and infinities, which no clamp could place."""
-    if not math.isfinite(value):
+    if not is_finite(value):
         raise ValueError(f"position {value} is nowhere on the screen: nothing can be clicked; give a finite number")
 
 

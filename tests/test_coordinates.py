@@ -73,7 +73,7 @@ def test_what_lies_outside_is_clamped_onto_the_screen():
     assert screen.to_pixel(639.9, 0.2) == (639, 0)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, -(10**400)])
 def test_no_position_is_made_of_nan(value):
     screen = Screen(640, 480)
     for convert in (screen.to_norm, screen.to_px):

@@ -836,7 +836,7 @@ def test_the_documentation_says_of_every_layout_what_it_was_tried_on_and_where_i
 
 # Bad input
 
-WRONG = (None, True, 0, -7, 1e300, float("nan"), "", "x", "{", [], {}, [1], [None], {"a": 1}, [[]], ["x", {}])
+WRONG = (None, True, 0, -7, 1e300, 10**400, float("nan"), "", "x", "{", [], {}, [1], [None], {"a": 1}, [[]], ["x", {}])
 
 
 def places(value: object, path: tuple = ()) -> list[tuple]:
@@ -871,8 +871,8 @@ def test_any_wrong_value_anywhere_gives_a_reject_or_a_right_row(converted, layou
     bare = [(actions, None) for actions, _ in rights]
     for path in places(ROWS[layout]):
         for wrong in WRONG:
-            if is_number(wrong) and is_number(value_in(ROWS[layout], path)):
-                continue  # no wrong type
+            if wrong in (0, -7) and is_number(value_in(ROWS[layout], path)):
+                continue  # a number like another
             row = replaced(ROWS[layout], path, wrong)
             try:
                 items = converted(layout, row, is_list=True)

@@ -38,7 +38,7 @@ def run(seed, cases, scratch):
             time.sleep(60)
         yield Outcome("odd" if case % 2 else "even", held=case != 1, note="it is one" if case == 1 else "", tried=10)
 
-ATTACK = Attack("examples", "what cases can come to", full=8, quick=2, seconds=60, run=run, patience=3)
+ATTACK = Attack("examples", "what cases can come to", full=8, quick=2, seconds=120, run=run, patience=10)
 """
 
 
@@ -104,7 +104,7 @@ def test_a_run_goes_on_where_it_was_and_other_code_begins_anew(copy):
 
 def test_what_time_does_not_suffice_for_is_not_tried_and_never_held(copy):
     attack = copy / "tests" / "torture" / "examples.py"
-    attack.write_text(EXAMPLES.replace("case == 6", "case == 0").replace("patience=3", "patience=30"))
+    attack.write_text(EXAMPLES.replace("case == 6", "case == 0").replace("patience=10", "patience=30"))
     done = run(copy, "--quick", "--seconds", "4")
     assert done.returncode == 4 and "not tried for want of time: 2 of examples" in done.stdout
 
@@ -112,7 +112,7 @@ def test_what_time_does_not_suffice_for_is_not_tried_and_never_held(copy):
 def test_cases_that_are_dealt_to_processes_are_each_tried_once(copy):
     """In the full form; each process has an empty folder, and one that dies costs its own case in hand alone."""
     attack = copy / "tests" / "torture" / "examples.py"
-    code = EXAMPLES.replace("seconds=60,", "seconds=60, processes=3,").replace("time.sleep(60)", "time.sleep(0)")
+    code = EXAMPLES.replace("seconds=120,", "seconds=120, processes=3,").replace("time.sleep(60)", "time.sleep(0)")
     attack.write_text(code.replace("case == 4", "False"))
     done = run(copy, "--json")
     assert done.returncode == 3, done.stderr
@@ -131,10 +131,14 @@ def test_cases_that_are_dealt_to_processes_are_each_tried_once(copy):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_end_it_waits_for_no_case_and_leaves_no_attack(copy, number, status):
     attack = copy / "tests" / "torture" / "examples.py"
-    code = EXAMPLES.replace("case == 6", "case == 1").replace("patience=3", "patience=300")
+    code = EXAMPLES.replace("case == 6", "case == 1").replace("patience=10", "patience=300")
     attack.write_text(code.replace("time.sleep(60)", 'open("hangs", "w").write(str(os.getpid())); time.sleep(300)'))
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    process = subprocess.Popen([sys.executable, "scripts/torture.py"], cwd=copy, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "scripts/torture.py"],
+        **{"cwd": copy, "env": environment},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background would ignore it
+    )
     try:
         eventually(lambda: (copy / "hangs").exists() and (copy / "hangs").read_text())
         process.send_signal(number)

@@ -8,7 +8,6 @@
 What is read here is strictly the tool's; what people and other models write instead is read by `dialects`.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from qwenvl_agent.computer.tool import (
     STATUSES,
     argument_error,
 )
-from qwenvl_agent.coordinates import GRID, Screen
+from qwenvl_agent.coordinates import GRID, Screen, is_finite
 from qwenvl_agent.schema import ToolCall, Turn
 
 FIELDS = {
@@ -86,7 +85,7 @@ class Action:
     def _check_values(self) -> None:
         for name in ("x_px", "y_px", "scroll_px", "seconds"):
             value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
+            if value is not None and not is_finite(value):
                 raise ActionError("bad_argument", f"{name} is {value}: nothing can be done there; give a finite number")
         if self.seconds is not None and not 0 <= self.seconds <= MAX_WAIT_SECONDS:
             raise ActionError("bad_argument", f"wait of {self.seconds} s: give 0 to {MAX_WAIT_SECONDS} seconds")

@@ -125,7 +125,7 @@ class Policy:
             ("light", self.lights[1], self.lights[0], 2.0),
             ("share of turned themes", self.turned, 0.0, 1.0),
         ):
-            if not (math.isfinite(value) and least <= value <= most):
+            if not least <= value <= most:
                 raise ValueError(f"{name} is {value}: no view can be drawn; give {least} to {most}")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from qwenvl_agent.computer import Action
 from qwenvl_agent.computer.dialects import Reading, read
-from qwenvl_agent.computer.places import numbers_of
+from qwenvl_agent.computer.places import MAX_NUMBER, is_number, numbers_of
 from qwenvl_agent.coordinates import Screen, centre
 from qwenvl_agent.curation.gestures import GESTURES
 from qwenvl_agent.curation.layout import ANY, OF_BOX, REFUSE, Layout
@@ -203,7 +203,7 @@ def _four(value: Any) -> Any:
 def _in_corners(value: Any, layout: Layout, picture: Picture) -> Any:
     """x1, y1, x2, y2 of four numbers in the layout's order; RecordError for those below a cropped screenshot."""
     is_box = isinstance(value, list) and len(value) == 4
-    if not is_box or any(isinstance(n, bool) or not isinstance(n, int | float) for n in value):
+    if not is_box or not all(is_number(n) and abs(n) <= MAX_NUMBER for n in value):
         return value  # read_box says what is wrong with it
     if layout.box_order.startswith("y"):
         value = [value[1], value[0], value[3], value[2]]

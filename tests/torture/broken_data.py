@@ -286,9 +286,11 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, *more: bytes, depth: int = 8, colours: int = 2, fill: int = 0) -> bytes:
-    """A small file of so many pixels, if they are all alike."""
-    packer, row = zlib.compressobj(9), bytes([fill]) * (1 + width * {0: 1, 2: 3, 6: 4}[colours] * depth // 8)
-    stream = b"".join([packer.compress(row) for _ in range(min(height, 40_000))] + [packer.flush()])
+    """A small file of so many pixels, all alike; of half a gigabyte of them at most, whatever its header says."""
+    row = 1 + width * {0: 1, 2: 3, 6: 4}[colours] * depth // 8
+    packer, piece = zlib.compressobj(9), bytes([fill]) * 2**20
+    whole, rest = divmod(min(row * height, 2**29), len(piece))
+    stream = b"".join([packer.compress(part) for part in [piece] * whole + [piece[:rest]]] + [packer.flush()])
     head = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
     return b"".join((b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", head), *more, chunk(b"IDAT", stream), chunk(b"IEND", b"")))
 
