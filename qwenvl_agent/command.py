@@ -157,6 +157,8 @@ def reason(error: Exception) -> str | None:
         return of_the_system(error, text)
     if isinstance(error, ValueError):
         return text
+    if isinstance(error, RecursionError) and "JSON" in text:
+        return "a JSON text that was given is nested too deep to be read: nothing was done with it; flatten it"
     if isinstance(error, ImportError) and not (error.name or "").startswith("qwenvl_agent"):
         return f"{text}: a package is missing or broken; install it, or leave out what asks for it"
     if is_of(error, "playwright"):

@@ -63,6 +63,8 @@ def read_json(path: Path) -> dict:
         ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8: it is damaged; restore the file") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested without end
+        raise ValueError(f"{path}: no JSON of ours ({error}): it is damaged; restore the file") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, no object: it is none of our files; name another")
     return values

@@ -250,7 +250,10 @@ def _items(values: list, key: str, override: str) -> list:
 
 def parse(text: str) -> object:
     """JSON in which no key is given twice and every number is one; ValueError says what is not so."""
-    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("JSON nested too deep for any setting") from None
 
 
 def _refuse_constant(name: str) -> object:

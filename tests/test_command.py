@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import socket
 import subprocess
 import sys
@@ -121,6 +122,13 @@ def main():
 
 sys.exit(main())
 """
+
+
+def test_json_nested_without_end_is_the_texts_fault():
+    with pytest.raises(RecursionError) as raised:
+        json.loads("[" * 100_000)
+    assert reason(raised.value).startswith("a JSON text that was given is nested too deep")
+    assert reason(RecursionError("maximum recursion depth exceeded")) is None  # of this code
 
 
 def test_the_end_of_a_reader_is_no_traceback():

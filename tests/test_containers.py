@@ -165,6 +165,10 @@ def test_a_cell_without_a_plain_value_costs_its_row_and_damage_the_rest(tmp_path
     path.write_bytes(path.read_bytes()[:-20])
     (fault,) = values_of(path)
     assert str(fault).startswith("the table is damaged")
+    path = save_table(tmp_path / "c.parquet", [{"column": 1}])
+    path.write_bytes(path.read_bytes().replace(b"column", b"\xed" * 6))
+    (fault,) = values_of(path)
+    assert str(fault).startswith("the table is damaged")
     path = save_table(tmp_path / "b.parquet", [{"a": "x" * 50 + str(i)} for i in range(100)], compression="none")
     path.write_bytes(path.read_bytes().replace(b"x" * 50 + b"9", b"\xff" * 51))
     assert len(values_of(path)) == 100  # no text, and no reader's fault

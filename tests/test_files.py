@@ -26,6 +26,8 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path):
         (b'{"a": 1,\n', "a.json:2: not JSON .*: it is damaged, and what it said is lost; restore the file"),
         (b"\xff", "a.json: byte 0 is not UTF-8"),
         (b"[1]", "a.json holds list, no object"),
+        (b"[" * 100_000, "a.json: no JSON of ours .*it is damaged; restore the file"),
+        (b"1" * 5_000, "a.json: no JSON of ours .*it is damaged; restore the file"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, content, message):

@@ -31,7 +31,7 @@ def read_rows(path: Path, note: Note = ignore) -> Iterator[tuple[str, object]]:
                     number += 1
                     yield f"{path}:{number}", _row(batch, i)
                 note(size * number // num_rows)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last one: of a damaged column's name
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the machine's fault, not the file's
         fault = f"the table is damaged ({error}): the rest of the file is not read; write or fetch it again"
@@ -45,7 +45,7 @@ def num_rows(path: Path) -> int:
 
     try:
         return pyarrow.parquet.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return 0
 
 

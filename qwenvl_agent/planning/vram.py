@@ -110,7 +110,7 @@ def find_architecture(model_path: str, config_dir: str | Path | None = None) -> 
             f"model {str(path)!r} is no folder with a config.json and not in the table "
             f"({', '.join(ARCHITECTURES)}): its sizes are unknown; give its config's folder with --model-config"
         ) from None
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"{file} is not a model's config ({type(error).__name__}: {error}): its sizes are unknown; give the "
             f"config.json of a {' or '.join(family.title for family in FAMILIES.values())} checkpoint"

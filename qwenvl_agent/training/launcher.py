@@ -96,7 +96,7 @@ def refuse_file(path: Path) -> None:
     try:
         values = as_object(json.loads(path.read_text(encoding="utf-8")))
         sets = dict.fromkeys(settings_of(values))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: DeepSpeed's settings cannot be read ({error}); launch with --use_deepspeed alone"
         ) from None
