@@ -1,4 +1,3 @@
-import json
 import math
 import time
 from dataclasses import replace
@@ -210,9 +209,10 @@ def test_a_result_survives_its_folder(tmp_path):
 def test_what_is_no_result_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         results.read_result(tmp_path)
-    (tmp_path / "metrics.json").write_text(json.dumps({"loss": 1}))
-    with pytest.raises(ValueError, match="not a result of eval.py"):
-        results.read_result(tmp_path)
+    for content in ('{"loss": 1}', "[]", "{", "[" * 100_000, "1" * 5_000):
+        (tmp_path / "metrics.json").write_text(content)
+        with pytest.raises(ValueError, match="metrics.json: not a result of eval.py"):
+            results.read_result(tmp_path)
 
 
 def test_prompt_hash_is_of_the_words_alone():

@@ -123,6 +123,10 @@ def test_an_unknown_model_is_one_clear_error(tmp_path):
     )
     with pytest.raises(ValueError, match="is not a model's config .KeyError: 'hidden_size'."):
         find_architecture(str(tmp_path))
+    for content in ("[]", "{", "[" * 100_000, "1" * 5_000):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match="config.json[ :]"):
+            find_architecture(str(tmp_path))
 
 
 # rows

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import TypeGuard
 
 from qwenvl_agent.computer.actions import ActionError
 from qwenvl_agent.computer.synonyms import plain
@@ -28,7 +29,7 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -167,7 +168,7 @@ class Places:
                 raise ActionError("bad_argument", f"{short(value)} is no number: give one") from None
             self.note("string_number")
             value = number
-        if not is_number(value) or not abs(value) <= MAX_NUMBER:  # type: ignore[arg-type]
+        if not is_number(value) or not abs(value) <= MAX_NUMBER:
             raise ActionError("bad_argument", f"{short(value)} is no number that could be used: give a finite one")
         return value  # type: ignore[return-value]
 

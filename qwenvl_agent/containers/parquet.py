@@ -45,7 +45,7 @@ def num_rows(path: Path) -> int:
 
     try:
         return pyarrow.parquet.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError, UnicodeDecodeError):
+    except (pa.ArrowException, OSError):
         return 0
 
 

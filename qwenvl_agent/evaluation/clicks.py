@@ -14,6 +14,7 @@ import numpy as np
 
 from qwenvl_agent.computer import Action
 from qwenvl_agent.computer.dialects import Reading, read_turn, to_seed
+from qwenvl_agent.computer.places import is_number
 from qwenvl_agent.coordinates import Screen, is_finite
 from qwenvl_agent.evaluation.screens import ScreenTask, refusal
 from qwenvl_agent.schema import Answer, Policy
@@ -218,7 +219,7 @@ def _label(value: object, index: int) -> dict:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
+    return is_number(value) and is_finite(value)
 
 
 def _is_near(made: dict, due: dict) -> bool:

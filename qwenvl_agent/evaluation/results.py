@@ -56,7 +56,7 @@ def read_result(directory: Path) -> tuple[dict, list, Suite]:
         name = result["about"]["suite"]
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file, so {directory} is no result of eval.py; name another folder") from None
-    except (json.JSONDecodeError, RecursionError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a result of eval.py ({error!r}); evaluate again") from None
     try:
         suite = suite_of(result["about"])

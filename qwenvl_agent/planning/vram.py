@@ -11,7 +11,6 @@ Legend of the formulas: bytes a token; h hidden size, q and kv width of the quer
 What no trace shows (the CUDA context, fragmentation) is the category `slack`, an assumption: see SLACK_SHARE.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from qwenvl_agent.config import (
     to_json,
 )
 from qwenvl_agent.families import FAMILIES, Architecture, find_family, published_architectures
+from qwenvl_agent.files import read_json
 from qwenvl_agent.formats import formats_of
 from qwenvl_agent.model.logits import head_rows
 from qwenvl_agent.prompt import as_asked, render_row
@@ -104,13 +104,15 @@ def find_architecture(model_path: str, config_dir: str | Path | None = None) -> 
         path = Path(__file__).parents[1] / "assets" / model_path
     file = path / "config.json" if path.is_dir() else path
     try:
-        return read_architecture(json.loads(file.read_text(encoding="utf-8")), f"model {str(file)!r}")
+        values = read_json(file)
     except OSError:
         raise ValueError(
             f"model {str(path)!r} is no folder with a config.json and not in the table "
             f"({', '.join(ARCHITECTURES)}): its sizes are unknown; give its config's folder with --model-config"
         ) from None
-    except (KeyError, json.JSONDecodeError, RecursionError) as error:
+    try:
+        return read_architecture(values, f"model {str(file)!r}")
+    except KeyError as error:
         raise ValueError(
             f"{file} is not a model's config ({type(error).__name__}: {error}): its sizes are unknown; give the "
             f"config.json of a {' or '.join(family.title for family in FAMILIES.values())} checkpoint"

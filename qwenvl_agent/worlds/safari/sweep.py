@@ -89,7 +89,7 @@ def region(scene: Scene) -> list[Tile]:
 
 
 def _region_along(zone: int, num_zones: int, size: int, centre: int) -> range:
-    """Along one axis; where the player is nearer to the border than to the view's middle it shows the border's zone whole."""
+    """Along one axis; at the world's border where the player's tile is off the view's middle: the view then ends there."""
     if num_zones == 1:
         return range(size)
     if zone == 0:
